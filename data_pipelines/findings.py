@@ -1,0 +1,19 @@
+"""The names of the findings of ChestX-ray14, in the order that every array and file of this project uses."""
+
+NIH_FINDINGS = (
+    "Atelectasis",
+    "Consolidation",
+    "Infiltration",
+    "Pneumothorax",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Effusion",
+    "Pneumonia",
+    "Pleural_Thickening",
+    "Cardiomegaly",
+    "Nodule",
+    "Mass",
+    "Hernia",
+)
+NO_FINDING = "No Finding"
