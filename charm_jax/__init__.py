@@ -1,0 +1,1 @@
+"""CHARM-Xray as pure functions over explicit state, in JAX and Flax."""

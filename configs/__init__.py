@@ -1,0 +1,1 @@
+"""Recipes: one file a config, each with ``get_config()``."""

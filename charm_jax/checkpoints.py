@@ -1,0 +1,211 @@
+"""Checkpoints: save, verify, restore, the best and the newest. The one file that knows Orbax."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from charm_jax.state import TrainState
+from data_pipelines.errors import InputError
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read or whose numbers are not those that were saved."""
+
+
+@dataclasses.dataclass
+class _KeepNewestAndBest:
+    """Orbax's preservation policy: the newest ``keep`` steps and the best one."""
+
+    keep: int
+    best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = {info.step for info in checkpoints[-self.keep :]}
+        return [info.step in newest or info.step == self.best_step for info in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of a run, ``<directory>/<stage>/<step>``.
+
+    Saving is asynchronous: the state is copied at once and written in the background. Each leaf's
+    digest is saved beside it and compared on restore, because Orbax hands a flipped byte back
+    silently.
+
+    Attributes:
+        directory: of the run's checkpoints.
+        stages: names in the order of training.
+        keep: how many of the newest of each stage remain, beside the best.
+    """
+
+    def __init__(self, directory: Path, stages: Sequence[str], keep: int = 2):
+        self.directory = Path(directory).resolve()
+        self.stages = tuple(stages)
+        self._keep = keep
+        self._managers: dict[str, ocp.CheckpointManager] = {}
+        self._policies = {stage: _KeepNewestAndBest(keep) for stage in stages}
+
+    def save(
+        self, stage: str, state: TrainState, meta: dict[str, Any], best_step: int | None
+    ) -> None:
+        """Begins to save ``state`` under its step; an earlier save is finished first.
+
+        Args:
+            stage: name of the stage.
+            state: of the run; it may be donated as soon as this returns.
+            meta: JSON of everything else that a restart needs.
+            best_step: the step to keep beside the newest.
+
+        Raises:
+            OSError: the disk is full or may not be written.
+        """
+        leaves = _leaves(state)
+        meta = meta | {"leaves": {name: _describe(value) for name, value in leaves.items()}}
+        self._policies[stage].best_step = best_step
+        manager, step = self._manager(stage), int(state.step)
+        if step in manager.all_steps():  # a damaged one that the run went back behind
+            manager.delete(step)
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+            ),
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk; raises what went wrong there."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes the saves and lets go of the folder."""
+        for manager in self._managers.values():
+            manager.close()
+        self._managers.clear()
+
+    def newest_first(self) -> Iterator[tuple[str, int]]:
+        """All complete checkpoints, (stage, step), the youngest first."""
+        for stage in reversed(self.stages):
+            for step in self._steps(stage):
+                yield stage, step
+
+    def meta(self, stage: str, step: int) -> dict[str, Any]:
+        """The JSON saved with a checkpoint.
+
+        Raises:
+            DamagedCheckpoint: it cannot be read.
+        """
+        try:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return self._manager(stage).restore(step, args=args)["meta"]
+        except Exception as error:  # Orbax raises many kinds for a damaged file
+            raise DamagedCheckpoint(f"{self._path(stage, step)} is damaged: {error}") from error
+
+    def restore(self, stage: str, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """A state and its JSON, every leaf verified.
+
+        Args: stage: name of the stage. step: of the checkpoint. like: a state of the same network
+            (arrays or shapes). The optimizer's state may differ, as it is taken
+                from the file only where ``like`` has one.
+
+        Raises:
+            InputError: the checkpoint is of another architecture.
+            DamagedCheckpoint: it is truncated or a byte of it changed.
+        """
+        meta = self.meta(stage, step)
+        where = self._path(stage, step)
+        wanted = jax.eval_shape(lambda s: s.replace(rng=jax.random.key_data(s.rng)), like)
+        names, tree = _names(wanted)
+        _check_architecture(where, meta["leaves"], names)
+        saved = {k: np.empty(v["shape"], v["dtype"]) for k, v in meta["leaves"].items()}
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(saved))
+            leaves = self._manager(stage).restore(step, args=args)["state"]
+        except Exception as error:
+            raise DamagedCheckpoint(f"{where} is damaged: {error}") from error
+        for name in names:
+            if _describe(np.asarray(leaves[name])) != meta["leaves"][name]:
+                raise DamagedCheckpoint(f"{where} is damaged: {name} is not what was saved.")
+        # Copies, so that a later donation cannot reach into the restored arrays.
+        state = jax.tree.unflatten(tree, [jnp.array(leaves[name]) for name in names])
+        return state.replace(rng=jax.random.wrap_key_data(state.rng)), meta
+
+    def exists(self, stage: str, step: int) -> bool:
+        """Whether that checkpoint is there."""
+        return stage in self.stages and step in self._steps(stage)
+
+    def _path(self, stage: str, step: int) -> Path:
+        return self.directory / stage / str(step)
+
+    def _steps(self, stage: str) -> list[int]:
+        if not (self.directory / stage).is_dir():
+            return []
+        return sorted(self._manager(stage).all_steps(), reverse=True)
+
+    def _manager(self, stage: str) -> ocp.CheckpointManager:
+        if stage not in self._managers:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._policies[stage],
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            )
+            self._managers[stage] = ocp.CheckpointManager(
+                self.directory / stage, options=options, item_names=("state", "meta")
+            )
+        return self._managers[stage]
+
+
+def tree_sha256(tree: PyTree) -> str:
+    """Digest of all leaves with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ):
+        described = _describe(np.asarray(leaf))
+        digest.update(f"{path} {described}".encode())
+    return digest.hexdigest()
+
+
+def _names(tree: PyTree) -> tuple[dict[str, Any], Any]:
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths
+    }, structure
+
+
+def _leaves(state: TrainState) -> dict[str, np.ndarray]:
+    """Host copies of all leaves by name; a mere view would change when the state is donated."""
+    names, _ = _names(state.replace(rng=jax.random.key_data(state.rng)))
+    return {name: np.array(value, copy=True) for name, value in jax.device_get(names).items()}
+
+
+def _describe(value: np.ndarray) -> dict[str, Any]:
+    return {
+        "shape": list(value.shape),
+        "dtype": str(value.dtype),
+        "sha256": hashlib.sha256(value.tobytes()).hexdigest(),
+    }
+
+
+def _check_architecture(where: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, like in wanted.items():
+        if name not in saved:
+            raise InputError(
+                f"{where} is a checkpoint of another architecture, it has no {name}: use the config "
+                "that it was trained with."
+            )
+        if tuple(saved[name]["shape"]) != like.shape:
+            raise InputError(
+                f"{where} is a checkpoint of another architecture, {name} has shape "
+                f"{saved[name]['shape']} and not {list(like.shape)}: use the config that it was "
+                "trained with."
+            )

@@ -1,0 +1,166 @@
+"""What the commands share: the config and its overrides, and how an error leaves."""
+
+import difflib
+import errno
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from charm_jax import recipe
+from data_pipelines.errors import InputError
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+
+
+def run(command: Callable[[list[str]], int]) -> None:
+    """Runs a command on the process's arguments and leaves with its exit code.
+
+    Bad input becomes one sentence on standard error and exit code 2; so does a disk that is full or
+    may not be written. What is wrong with the program itself keeps its traceback.
+    """
+    sys.exit(guarded(command, sys.argv[1:]))
+
+
+def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """The command's exit code, or 2 after a sentence."""
+    try:
+        return command(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        sentence = _sentence_of(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _sentence_of(error: OSError) -> str | None:
+    where = error.filename or "the run's folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{where}: no space is left on the disk: free some and start the command again, it "
+            "continues from the last complete checkpoint."
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{where} may not be written: choose another folder with --config.runs_dir."
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{where} is not a folder: move it away or choose another with --config.runs_dir."
+    return None
+
+
+def say(text: str) -> None:
+    """Prints a notice; results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_config(path: Path) -> ConfigDict:
+    """The recipe with the changes that a config file states.
+
+    Raises: InputError: the file is missing, has no ``get_config``, or names a key or type that the
+        recipe does not
+            have.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no config file {path}: name one, such as configs/effv2s.py.")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path} has no function get_config(): see configs/effv2s.py for one.")
+    config = recipe.defaults()
+    merge(config, module.get_config().to_dict(), str(path))
+    if not config.name:
+        config.name = path.stem
+    return config
+
+
+def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "config") -> None:
+    """Writes ``changes`` into ``config``, key by key.
+
+    Raises:
+        InputError: a key that ``config`` lacks, or a value of another type.
+    """
+    for key, value in changes.items():
+        name = f"{prefix}.{key}"
+        if key not in config:
+            raise InputError(f"{where}: {_unknown(name, config, prefix)}")
+        if isinstance(config[key], ConfigDict):
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{where}: {name} is a group of keys, not {value!r}: set one of them."
+                )
+            merge(config[key], value, where, name)
+            continue
+        try:
+            config[key] = value
+        except TypeError:
+            kind = type(config[key]).__name__
+            raise InputError(f"{where}: {name} is {value!r} but must be of type {kind}.") from None
+
+
+def _unknown(name: str, config: ConfigDict, prefix: str) -> str:
+    known = [f"{prefix}.{key}" for key in config]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"there is no key {name}: did you mean {near[0]}?"
+
+
+def split_config_flag(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``--config FILE`` or ``--config=FILE`` out of the arguments."""
+    path, rest = None, []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument in ("--config", "-config"):
+            path = next(arguments, None)
+            if path is None:
+                raise InputError("--config needs the path of a config file after it.")
+        elif argument.startswith(("--config=", "-config=")):
+            path = argument.split("=", 1)[1]
+        else:
+            rest.append(argument)
+    return path, rest
+
+
+def parse(
+    argv: Sequence[str], config: ConfigDict, define: Callable[[flags.FlagValues], None]
+) -> flags.FlagValues:
+    """Parses ``--config.a.b=value`` overrides into ``config`` and the command's own flags.
+
+    Args:
+        argv: arguments without the program's name.
+        config: changed in place; every override needs a key of it and a value of its type.
+        define: defines the command's flags on the given FlagValues.
+
+    Raises:
+        InputError: an unknown key or flag (the nearest is named) or a value of another type.
+    """
+    _check_keys(argv, config)
+    values = flags.FlagValues()
+    define(values)
+    argv = ["charm_jax", *argv]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise InputError(f"{str(error).rstrip('.')}; --help lists the flags.") from None
+    if len(rest) > 1:
+        raise InputError(f"The argument {rest[1]!r} means nothing here: flags begin with --.")
+    return values
+
+
+def _check_keys(argv: Sequence[str], config: ConfigDict) -> None:
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        node, prefix = config, "config"
+        for key in argument.removeprefix("--config.").split("=", 1)[0].split("."):
+            if not isinstance(node, ConfigDict) or key not in node:
+                nearest = node if isinstance(node, ConfigDict) else config
+                raise InputError(
+                    f"The command line: {_unknown(f'{prefix}.{key}', nearest, prefix)}"
+                )
+            node, prefix = node[key], f"{prefix}.{key}"

@@ -1,0 +1,312 @@
+"""From a config to the parts of a run: data, network, plans. Below this, no code sees a config."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from charm_jax import optim, state
+from charm_jax.backbones import BACKBONES
+from charm_jax.evaluation import logits_of
+from charm_jax.fusion import MultiScaleAttention
+from charm_jax.losses import LOSSES
+from charm_jax.memory_bank import SELECTION_RULES, resolve_threshold, select
+from charm_jax.metrics import summarise
+from charm_jax.model import Charm, Head
+from charm_jax.stages import Plan
+from charm_jax.state import TrainState
+from charm_jax.steps import jit_eval_step, jit_train_step
+from data_pipelines import augment, loader, phantom, quarantine, sources, splits
+from data_pipelines.case_table import CaseTable
+from data_pipelines.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads.
+
+    Attributes:
+        table: of the source.
+        split: parts, without bad images.
+        quarantined: (image, reason) of those.
+    """
+
+    table: CaseTable
+    split: splits.Split
+    quarantined: list[tuple[str, str]]
+
+
+def check(config: ConfigDict) -> None:
+    """Looks at every value that can be judged without data.
+
+    Raises:
+        InputError: with the key, its value and what it may be.
+    """
+    _one_of("config.resume", config.resume, ("auto", "force"))
+    _one_of("config.model.backbone", config.model.backbone, BACKBONES)
+    _one_of("config.model.rarity", config.model.rarity, SELECTION_RULES)
+    try:
+        resolve_threshold(config.model.rarity, config.model.rarity_threshold)
+    except ValueError as error:
+        raise InputError(f"config.model.rarity_threshold: {error}.") from None
+    _at_least("config.data.image_size", config.data.image_size, 32)
+    for key in ("retrieval_k", "bank_size"):
+        _at_least(f"config.model.{key}", config.model[key], 1)
+    for key in ("momentum", "stochastic_depth"):
+        if not 0 <= config.model[key] <= 1 or (
+            key == "stochastic_depth" and config.model[key] == 1
+        ):
+            raise InputError(
+                f"config.model.{key} is {config.model[key]}: set it from 0 to below 1."
+            )
+    _at_least("config.checkpoint.every_steps", config.checkpoint.every_steps, 1)
+    _at_least("config.checkpoint.keep", config.checkpoint.keep, 1)
+    _at_least("config.log.every_steps", config.log.every_steps, 1)
+    for name, stage in config.stages.items():
+        _check_stage(f"config.stages.{name}", stage)
+    if not any(stage.epochs for stage in config.stages.values()):
+        raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")
+
+
+def _check_stage(key: str, stage: ConfigDict) -> None:
+    _one_of(f"{key}.images", stage.images, splits.IMAGES)
+    _one_of(f"{key}.loss", stage.loss, LOSSES)
+    _at_least(f"{key}.epochs", stage.epochs, 0)
+    _at_least(f"{key}.batch_size", stage.batch_size, 2)
+    _at_least(f"{key}.patience", stage.patience, 1)
+    if not 0 < stage.peak_lr < math.inf:
+        raise InputError(f"{key}.peak_lr is {stage.peak_lr}: set it above 0.")
+    if stage.frozen_epochs:
+        raise InputError(f"{key}.frozen_epochs is {stage.frozen_epochs}: only 0 is supported yet.")
+    if stage.find_lr:
+        raise InputError(f"{key}.find_lr is True: only False is supported yet; set {key}.peak_lr.")
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
+        raise InputError(f"{key} is {value!r}: did you mean {near!r}? (known: {', '.join(known)})")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{key} is {value}: set it to {least} or more.")
+
+
+def load_data(config: ConfigDict) -> Data:
+    """Reads the source's table, divides it and looks at the image files.
+
+    Raises:
+        InputError: whatever is wrong with the data, or a batch that a part cannot fill.
+    """
+    data = config.data
+    if data.source == "phantom":
+        phantom.ensure_phantoms(
+            Path(data.dir),
+            train_images=data.phantom.train_images,
+            test_images=data.phantom.test_images,
+            image_size=data.image_size,
+            seed=data.phantom.seed,
+        )
+    table = sources.load(data.source, Path(data.dir), data.csv)
+    images = {name: config.stages[name].images for name in stage_names(config)}
+    split = splits.make_split(table, data.split, images, data.split_seed)
+    split, quarantined = quarantine.apply_policy(table, split, data.missing)
+    return Data(table, split, quarantined)
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+    """The stages that have an epoch, in the order of training."""
+    return [name for name in ("bce", "focal") if config.stages[name].epochs]
+
+
+def check_batches(config: ConfigDict, data: Data) -> None:
+    """Looks whether each stage can fill a batch and has images to validate on.
+
+    Raises:
+        InputError: with the key or part.
+    """
+    for name in stage_names(config):
+        n, batch = len(data.split.rows(name, "train")), config.stages[name].batch_size
+        data.split.rows(name, "val")
+        if batch > n:
+            raise InputError(
+                f"config.stages.{name}.batch_size is {batch} but the training part has {n} "
+                f"images: set it to at most {n}."
+            )
+
+
+def describe_split(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """The content of ``split.json``: rule, leak, counts and hashes of every part."""
+    stages = {
+        name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
+        for name, parts in data.split.stages.items()
+    }
+    for name, parts in stages.items():
+        batch = config.stages[name].batch_size
+        parts["steps_per_epoch"] = loader.steps_per_epoch(parts["train"]["images"], batch)
+    present = int(data.table.present.sum())
+    return {
+        "source": data.table.source,
+        "simulated": data.table.simulated,
+        "rule": data.split.rule,
+        "split_seed": data.split.split_seed,
+        "leak_images": data.split.leak_images,
+        "leak_of": data.split.leak_of,
+        "images_present": present,
+        "images_missing": len(data.table.images) - present,
+        "quarantined": len(data.quarantined),
+        "parameters": parameters(build_model(config, data), config),
+        "stages": stages,
+    }
+
+
+def describe_leak(data: Data) -> str:
+    """One sentence on the patients that test shares with training."""
+    split = data.split
+    if not split.leak_images:
+        return "No patient is in two parts."
+    return (
+        f"LEAK: {split.leak_images:,} of the {split.leak_of:,} abnormal test images of the last "
+        f"stage belong to patients that an earlier stage trained or validated on (rule '{split.rule}')."
+    )
+
+
+def build_model(config: ConfigDict, data: Data) -> Charm:
+    """The network; bfloat16 on a GPU, float32 elsewhere; parameters are float32 everywhere."""
+    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    backbone = BACKBONES[config.model.backbone]
+    rows = list(data.split.stages.values())[-1]["train"]
+    prevalence = (data.table.labels[rows] == 1).mean(axis=0)
+    return Charm(
+        trunk=backbone.trunk(drop_rate=config.model.stochastic_depth, dtype=dtype),
+        expansion=backbone.expansion(dtype=dtype),
+        fusion=MultiScaleAttention(dtype),
+        head=Head(len(data.table.findings)),
+        retrieval_k=config.model.retrieval_k,
+        select=partial(
+            select,
+            rule=config.model.rarity,
+            threshold=config.model.rarity_threshold,
+            prevalence=tuple(float(p) for p in prevalence),
+        ),
+    )
+
+
+def new_state(model: Charm, config: ConfigDict) -> TrainState:
+    """A state before the first stage."""
+    return state.create(
+        model,
+        jax.random.fold_in(jax.random.key(config.seed), 0),
+        image_size=config.data.image_size,
+        bank_size=config.model.bank_size,
+        feature_dim=BACKBONES[config.model.backbone].feature_dim,
+        num_findings=model.head.num_findings,
+    )
+
+
+def parameters(model: Charm, config: ConfigDict) -> int:
+    """Numbers that training changes by gradients."""
+    shapes = jax.eval_shape(lambda: new_state(model, config).params)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def plan(config: ConfigDict, data: Data, stage: str) -> Plan:
+    """The numbers of a stage."""
+    keys = config.stages[stage]
+    steps = loader.steps_per_epoch(len(data.split.rows(stage, "train")), keys.batch_size)
+    return Plan(
+        stage=stage,
+        epochs=keys.epochs,
+        steps_per_epoch=steps,
+        batch_size=keys.batch_size,
+        peak_step=optim.peak_step(keys.epochs * steps),
+        patience=keys.patience,
+        min_delta=keys.min_delta,
+        save_every=config.checkpoint.every_steps,
+    )
+
+
+def optimizer(config: ConfigDict, stage: Plan) -> Any:
+    """AdamW, one cycle over all epochs of the stage."""
+    steps = stage.epochs * stage.steps_per_epoch
+    return optim.adamw_one_cycle(config.stages[stage.stage].peak_lr, steps)
+
+
+def train_step(config: ConfigDict, model: Charm, stage: Plan) -> Callable:
+    """The jitted step of a stage."""
+    return jit_train_step(
+        model=model,
+        optimizer=optimizer(config, stage),
+        loss=LOSSES[config.stages[stage.stage].loss],
+        augment=augment.training_images,
+        momentum_decay=config.model.momentum,
+    )
+
+
+def eval_step(model: Charm) -> Callable:
+    """The jitted evaluation step."""
+    return jit_eval_step(model=model, prepare=augment.evaluation_images)
+
+
+def training_batches(
+    config: ConfigDict, data: Data, stage: Plan, start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The stream of a stage from a step on; its order follows ``config.seed`` and the stage."""
+    return loader.training_batches(
+        data.table,
+        data.split.rows(stage.stage, "train"),
+        image_size=config.data.image_size,
+        batch_size=stage.batch_size,
+        seed=2 * config.seed + (stage.stage == "focal"),
+        epochs=stage.epochs,
+        batch_key=f"config.stages.{stage.stage}.batch_size",
+        start_step=start_step,
+    )
+
+
+def logits(
+    config: ConfigDict,
+    data: Data,
+    rows: np.ndarray,
+    batch_size: int,
+    step: Callable,
+    network: TrainState,
+    title: str,
+) -> np.ndarray:
+    """``[n, F]`` logits of the given rows, with a progress bar."""
+    batches = loader.evaluation_batches(
+        data.table, rows, image_size=config.data.image_size, batch_size=batch_size
+    )
+    with tqdm(total=len(rows), desc=title, unit=" images", dynamic_ncols=True, leave=False) as bar:
+        return logits_of(network, batches, step, rows, bar.update)
+
+
+def validator(
+    config: ConfigDict, data: Data, stage: Plan, step: Callable
+) -> Callable[[TrainState], tuple[float, float | None]]:
+    """A function from a state to the loss and macro AUROC on the stage's validation part."""
+    rows = data.split.rows(stage.stage, "val")
+    labels = data.table.labels[rows]
+    loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.stage].loss]
+
+    def validate(network: TrainState) -> tuple[float, float | None]:
+        z = logits(config, data, rows, stage.batch_size, step, network, "validation")
+        value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
+        # Without a finite loss the run stops: ranking logits that are not numbers would raise
+        # first.
+        if not math.isfinite(value):
+            return value, None
+        return value, summarise(z, labels, data.table.findings)["macro_auroc"]
+
+    return validate

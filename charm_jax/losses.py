@@ -1,0 +1,129 @@
+"""Multi-label losses on logits; labels are 1, 0 or -1 (unknown), and unknown entries do not count.
+
+Everything is computed from log-sigmoids, so losses and gradients are finite for any logit that
+float32 holds comfortably (|z| of 80 and more).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int32, Num
+
+Loss = Callable[[Float[Array, "batch findings"], Num[Array, "batch findings"]], Float[Array, ""]]
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "batch findings"], labels: Num[Array, "batch findings"]
+) -> Float[Array, ""]:
+    """Computes the mean binary cross-entropy over known entries, in nats (0 if none is known)."""
+    known, targets = _split(logits, labels)
+    return _mean(optax.losses.sigmoid_binary_cross_entropy(logits, targets), known)
+
+
+def focal(
+    logits: Float[Array, "batch findings"],
+    labels: Num[Array, "batch findings"],
+    *,
+    gamma: float = 2.0,
+) -> Float[Array, ""]:
+    """Computes the mean of (1 - p_t)^γ · BCE over known entries (0 if none is known).
+
+    Source: arXiv 1708.02002, equation 4; α = 1 on both classes, as in the reference.
+    """
+    known, targets = _split(logits, labels)
+    # optax: alpha=None is no weighting; alpha=1 would drop the negatives.
+    values = optax.losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=gamma)
+    return _mean(values, known)
+
+
+def asymmetric(
+    logits: Float[Array, "batch findings"],
+    labels: Num[Array, "batch findings"],
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    shift: float = 0.05,
+) -> Float[Array, ""]:
+    """Computes the asymmetric loss as published: probability shift, *sum* over known entries.
+
+    -Σ [y log p (1 - p)^γ₊ + (1 - y) log(1 - p_m) p_m^γ₋] with p_m = max(p - shift, 0).
+
+    Source: arXiv 2009.14119, equations 5 to 7.
+    Differs: the reference takes the mean and no shift; that is `asymmetric_reference`.
+    """
+    known, targets = _split(logits, labels)
+    shifted = jnp.maximum(jax.nn.sigmoid(logits) - shift, 0.0)
+    # 1 - p_m, from the other tail: at least `shift`, so the log stays finite.
+    log_not_shifted = jnp.log(jnp.minimum(jax.nn.sigmoid(-logits) + shift, 1.0))
+    negative = -log_not_shifted * shifted**gamma_neg
+    values = targets * _positive(logits, gamma_pos) + (1.0 - targets) * negative
+    return jnp.sum(jnp.where(known, values, 0.0))
+
+
+def asymmetric_reference(
+    logits: Float[Array, "batch findings"],
+    labels: Num[Array, "batch findings"],
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+) -> Float[Array, ""]:
+    """Computes the reference's asymmetric loss: no probability shift, *mean* over known entries.
+
+    Differs: the reference clamps p to [1e-8, 1 - 1e-8] before the logarithm, which in float32
+    leaves 1 - p = 0 from a logit of 17 on (infinite or NaN). Here the arithmetic is exact; where
+    the reference is finite and |z| is at most 10 only its own rounding of 1 - p differs.
+    """
+    known, targets = _split(logits, labels)
+    negative = _positive(-logits, gamma_neg)
+    values = targets * _positive(logits, gamma_pos) + (1.0 - targets) * negative
+    return _mean(values, known)
+
+
+LOSSES: dict[str, Loss] = {
+    "bce": binary_cross_entropy,
+    "focal": focal,
+    "asymmetric": asymmetric,
+    "asymmetric_reference": asymmetric_reference,
+}
+
+
+def select_loss(
+    names: tuple[str, ...],
+) -> Callable[
+    [Int32[Array, ""], Float[Array, "batch findings"], Num[Array, "batch findings"]],
+    Float[Array, ""],
+]:
+    """Makes one function of (index, logits, labels) that runs the index-th of the named losses.
+
+    The index may be traced: a step that takes it is compiled once for all the losses.
+
+    Raises:
+        KeyError: If a name is not in `LOSSES`.
+    """
+    branches = [LOSSES[name] for name in names]
+    return lambda index, logits, labels: jax.lax.switch(index, branches, logits, labels)
+
+
+def _split(
+    logits: Float[Array, "batch findings"], labels: Num[Array, "batch findings"]
+) -> tuple[Bool[Array, "batch findings"], Float[Array, "batch findings"]]:
+    # An unknown label becomes 0 before the loss sees it: -1 would give NaN in focal's logarithm,
+    # and a NaN that is masked afterwards still poisons the gradient.
+    known = labels >= 0
+    return known, jnp.where(known, labels, 0).astype(logits.dtype)
+
+
+def _mean(
+    values: Float[Array, "batch findings"], known: Bool[Array, "batch findings"]
+) -> Float[Array, ""]:
+    count = jnp.sum(known, dtype=values.dtype)
+    return jnp.sum(jnp.where(known, values, 0.0)) / jnp.maximum(count, 1.0)
+
+
+def _positive(
+    logits: Float[Array, "batch findings"], gamma: float
+) -> Float[Array, "batch findings"]:
+    """Computes -log(p) (1 - p)^gamma; of negated logits, a negative's -log(1 - p) p^gamma."""
+    return -jax.nn.log_sigmoid(logits) * jnp.exp(gamma * jax.nn.log_sigmoid(-logits))

@@ -1,0 +1,171 @@
+"""Charm: the parts put together; the only place that knows the order of the forward pass."""
+
+import typing
+from collections.abc import Callable
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int8, Int32
+
+from charm_jax import memory_bank
+from charm_jax import momentum as momentum_branch
+from charm_jax.batch_norm import BatchNorm
+from charm_jax.convolution import torch_bias_init, torch_kernel_init
+from charm_jax.memory_bank import MemoryBank, Retrieved
+from charm_jax.momentum import Momentum
+
+_HIDDEN = 512
+
+
+@typing.no_type_check  # JAX rebuilds it with leaves of other types
+@flax.struct.dataclass
+class Cases:
+    """What is known of the images of a batch beside their pixels.
+
+    Attributes:
+        labels: 1 present, 0 absent, -1 unknown.
+        case_ids: rank of the image's name in its source's full table; -1 for an image of no source.
+        patient_ids: patient number; -1 for unknown.
+    """
+
+    labels: Int8[Array, "batch findings"]
+    case_ids: Int32[Array, " batch"]
+    patient_ids: Int32[Array, " batch"]
+
+
+@typing.no_type_check  # JAX rebuilds it with leaves of other types
+@flax.struct.dataclass
+class CharmOutput:
+    """Everything that a forward pass makes, by its name in the equations.
+
+    Attributes:
+        logits: one a finding, float32.
+        main: f, the expansion block's features.
+        momentum_features: f̄, the momentum branch's.
+        attention: a, in (0, 1).
+        fused: q.
+        retrieved: r, with the slots and similarities that it came from.
+        enhanced: h = q + r.
+        selected: which rows were written to the bank (none in evaluation).
+        memory: the bank after this pass.
+        momentum: the momentum branch after this pass: running statistics updated, parameters not.
+    """
+
+    logits: Float[Array, "batch findings"]
+    main: Float[Array, "batch height width dim"]
+    momentum_features: Float[Array, "batch height width dim"]
+    attention: Float[Array, "batch height width 1"]
+    fused: Float[Array, "batch dim"]
+    retrieved: Retrieved
+    enhanced: Float[Array, "batch dim"]
+    selected: Bool[Array, " batch"]
+    memory: MemoryBank
+    momentum: Momentum
+
+
+class Head(nn.Module):
+    """Batch norm, hidden layer of 512, dropout, one logit a finding; float32.
+
+    Source: the reference's ``classifier``.
+    """
+
+    num_findings: int
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(
+        self, enhanced: Float[Array, "batch dim"], *, train: bool
+    ) -> Float[Array, "batch findings"]:
+        """Maps enhanced features to logits."""
+        x = BatchNorm(name="norm")(enhanced, train=train)
+        x = nn.relu(_dense(_HIDDEN, x.shape[-1], "hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return _dense(self.num_findings, _HIDDEN, "logits")(x)
+
+
+def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
+    return nn.Dense(
+        features, kernel_init=torch_kernel_init, bias_init=torch_bias_init(fan_in), name=name
+    )
+
+
+class Charm(nn.Module):
+    """The network of CHARM-Xray as a function of images, momentum branch and memory bank.
+
+    Attributes:
+        trunk: the backbone up to its last block.
+        expansion: the backbone's last block.
+        fusion: the attention over its features.
+        head: enhanced features to logits.
+        retrieval_k: how many stored cases are read.
+        select: which rows of a batch are written: ``(features, labels) -> bool[batch]``.
+    """
+
+    trunk: nn.Module
+    expansion: nn.Module
+    fusion: nn.Module
+    head: nn.Module
+    retrieval_k: int
+    select: Callable[[Array, Array], Array]
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        cases: Cases,
+        momentum: Momentum,
+        memory: MemoryBank,
+        *,
+        train: bool,
+    ) -> CharmOutput:
+        """One pass over a batch of normalised images.
+
+        With ``train`` the batch norms use and update batch statistics, dropout draws from the
+        random stream ``dropout``, and selected rows are written to the bank before it is read. A
+        query never reads its own case, nor, outside training, any case of its own patient.
+
+        Differs: the reference masks stored rows whose float32 cosine with the query is exactly 1,
+        which depends on rounding; here the own case is left out by its id.
+        """
+        trunk = self.trunk(images, train=train)
+        main = self.expansion(trunk, train=train)
+        anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
+        attention = self.fusion(main)
+        pooled = (main.astype(jnp.float32) * attention).mean((1, 2))
+        fused = pooled + anchor.astype(jnp.float32).mean((1, 2))
+
+        stored = jax.lax.stop_gradient(fused)
+        if train:
+            selected = self.select(stored, cases.labels)
+            memory = memory_bank.write(
+                memory, stored, cases.labels, cases.case_ids, cases.patient_ids, selected
+            )
+        else:
+            selected = jnp.zeros(len(images), bool)
+        retrieved = memory_bank.retrieve(
+            memory,
+            fused,
+            self.retrieval_k,
+            exclude_case_ids=cases.case_ids,
+            exclude_patient_ids=None if train else cases.patient_ids,
+        )
+        enhanced = fused + retrieved.features
+        return CharmOutput(
+            logits=self.head(enhanced, train=train),
+            main=main,
+            momentum_features=anchor,
+            attention=attention,
+            fused=fused,
+            retrieved=retrieved,
+            enhanced=enhanced,
+            selected=selected,
+            memory=memory,
+            momentum=momentum,
+        )
+
+    def initialise(self, images: Float[Array, "batch height width 3"]) -> None:
+        """Touches every parameter once, before there is a momentum branch to run."""
+        main = self.expansion(self.trunk(images, train=False), train=False)
+        self.fusion(main)
+        self.head(main.mean((1, 2)).astype(jnp.float32), train=False)

@@ -1,0 +1,69 @@
+"""The momentum branch: an exponential moving average of the expansion block."""
+
+import typing
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+
+@typing.no_type_check  # JAX rebuilds it with leaves of other types
+@flax.struct.dataclass
+class Momentum:
+    """State of the momentum branch.
+
+    Attributes:
+        params: θ̄, shaped as the expansion block's parameters.
+        batch_stats: running statistics of the branch's own batch norms.
+    """
+
+    params: PyTree[Float[Array, "..."]]
+    batch_stats: PyTree[Float[Array, "..."]]
+
+
+def copy_of(params: PyTree[Array], batch_stats: PyTree[Array]) -> Momentum:
+    """A momentum branch that starts where the expansion block stands.
+
+    The buffers are real copies: a step that donates its state may not see one buffer twice.
+    """
+    return Momentum(
+        params=jax.tree.map(jnp.copy, params), batch_stats=jax.tree.map(jnp.copy, batch_stats)
+    )
+
+
+def update(momentum: Momentum, params: PyTree[Array], decay: float) -> Momentum:
+    """θ̄ ← m·θ̄ + (1 - m)·θ; parameters only, the statistics follow their own batches.
+
+    Args:
+        momentum: the state before.
+        params: θ, as it was before the optimizer's update of this step.
+        decay: m in [0, 1].
+    """
+    return momentum.replace(params=optax.incremental_update(params, momentum.params, 1 - decay))
+
+
+def apply(
+    expansion: nn.Module,
+    momentum: Momentum,
+    features: Float[Array, "batch h w channels"],
+    *,
+    train: bool,
+) -> tuple[Float[Array, "batch h w dim"], Momentum]:
+    """Runs the expansion block with θ̄; no gradient passes.
+
+    Source: the reference, whose momentum block stays in train mode while training, so that its
+    batch norms use the batch's statistics and update their own running ones.
+
+    Returns: The features f̄ and the state with its running statistics updated (unchanged unless
+        ``train``).
+    """
+    variables = {"params": momentum.params, "batch_stats": momentum.batch_stats}
+    features, variables = jax.lax.stop_gradient((features, variables))
+    block = expansion.clone(parent=None)
+    if not train:
+        return block.apply(variables, features, train=False), momentum
+    out, updated = block.apply(variables, features, train=True, mutable=["batch_stats"])
+    return jax.lax.stop_gradient(out), momentum.replace(batch_stats=updated["batch_stats"])

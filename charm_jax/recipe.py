@@ -1,0 +1,67 @@
+"""Every key of a config with its published value; a config file states what it changes."""
+
+import os
+
+from ml_collections import ConfigDict
+
+
+def defaults() -> ConfigDict:
+    """The two-stage recipe of CHARM-Xray, locked, so that a misspelt key is an error."""
+    config = ConfigDict()
+    config.name = ""  # of the run; the config file's stem when empty
+    config.runs_dir = "runs"  # holds a folder a run
+    config.seed = 0  # of parameters, augmentation, dropout and the order of the images
+    config.resume = "auto"  # "force" continues a run although its config has changed
+    config.deterministic = False  # the same bits from run to run on CUDA too; slower
+
+    config.data = data = ConfigDict()
+    data.source = "nih_chest_xray14"
+    data.dir = os.environ.get("CHARM_DATA", "data/nih_chest_xray14")
+    data.csv = ""  # another table than the source's own
+    data.split = "official"  # or patient, notebook
+    data.split_seed = 0  # independent of config.seed: runs with other seeds share their parts
+    data.image_size = 224  # pixels, square
+    data.missing = "error"  # "skip" uses the images that are there
+    # Of the source "phantom" alone: what is drawn on first use.
+    data.phantom = ConfigDict({"train_images": 2000, "test_images": 600, "seed": 0})
+
+    config.model = model = ConfigDict()
+    model.backbone = "efficientnet_v2_s"
+    model.stochastic_depth = 0.2  # drop rate of the last block, rising linearly from 0
+    model.momentum = 0.99  # m of the momentum branch
+    model.retrieval_k = 5
+    model.rarity = "norm_inlier"  # or norm_outlier, angle_outlier, rare_finding
+    model.rarity_threshold = -1.0  # the rule's default
+    model.bank_size = 512
+
+    config.stages = ConfigDict()
+    config.stages.bce = ConfigDict(
+        {
+            "images": "abnormal",
+            "loss": "bce",
+            "epochs": 20,
+            "frozen_epochs": 0,
+            "batch_size": 64,
+            "peak_lr": 2e-4,
+            "find_lr": False,
+            "patience": 3,  # epochs without a better validation loss, counted after the rate's peak
+            "min_delta": 1e-3,
+        }
+    )
+    config.stages.focal = ConfigDict(
+        {
+            "images": "all",
+            "loss": "focal",
+            "epochs": 10,
+            "frozen_epochs": 0,
+            "batch_size": 128,
+            "peak_lr": 8e-5,
+            "find_lr": False,
+            "patience": 3,
+            "min_delta": 1e-4,
+        }
+    )
+
+    config.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
+    config.log = ConfigDict({"every_steps": 20})
+    return config.lock()

@@ -1,0 +1,111 @@
+"""What a run says while it goes on: progress bar, metrics.jsonl and TensorBoard events."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from charm_jax.stages import Plan
+
+
+class RunLog:
+    """One line an interval and an epoch, and a bar an epoch.
+
+    Attributes:
+        every_steps: steps of an interval.
+    """
+
+    def __init__(
+        self, directory: Path, stages: Sequence[str], position: tuple[str, int], every_steps: int
+    ):
+        """Opens the log; lines beyond ``position`` are of a run that was cut off, and are dropped.
+
+        Args:
+            directory: of the run.
+            stages: names in the order of training.
+            position: stage and step from which the run goes on.
+            every_steps: steps of an interval.
+        """
+        self.every_steps = every_steps
+        path = directory / "metrics.jsonl"
+        _truncate(path, position, list(stages))
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(directory / "tensorboard"))
+        self._bar: tqdm | None = None
+        self._steps, self._since = 0, time.perf_counter()
+
+    def begin_epoch(self, plan: Plan, epoch: int, done: int) -> None:
+        """Starts the bar of an epoch of which ``done`` steps are done."""
+        self._bar = tqdm(
+            total=plan.steps_per_epoch * plan.batch_size,
+            initial=done * plan.batch_size,
+            desc=f"stage {plan.stage}, epoch {epoch + 1}/{plan.epochs}",
+            unit=" images",
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        self._steps, self._since = 0, time.perf_counter()
+
+    def step(self, plan: Plan, step: int, metrics: dict[str, float]) -> None:
+        """Moves the bar; every so many steps it writes a line."""
+        self._steps += 1
+        self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+        self._bar.update(plan.batch_size)
+        if self._bar.n >= self._bar.total:
+            self._bar.close()
+        if step % self.every_steps == 0:
+            now = time.perf_counter()
+            rate = self._steps * plan.batch_size / (now - self._since)
+            self._steps, self._since = 0, now
+            self._write("interval", plan, step, metrics | {"images_per_second": rate})
+
+    def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
+        """Writes the epoch's line and says it."""
+        auroc = values["val_macro_auroc"]
+        shown = "undefined" if auroc is None else f"{auroc:.4f}"
+        tqdm.write(
+            f"  training loss {values['train_loss']:.4f}, "
+            f"validation loss {values['val_loss']:.4f}, macro AUROC {shown}",
+            file=sys.stderr,
+        )
+        self._write("epoch", plan, step, values)
+
+    def close(self) -> None:
+        """Ends bar and files."""
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        self._events.close()
+
+    def _write(self, kind: str, plan: Plan, step: int, values: dict[str, Any]) -> None:
+        finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
+        line = {"kind": kind, "stage": plan.stage, "step": step} | finite
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in finite.items():
+            if value is not None:
+                self._events.add_scalar(f"{plan.stage}/{kind}/{name}", value, step)
+
+
+def _truncate(path: Path, position: tuple[str, int], stages: list[str]) -> None:
+    if not path.exists():
+        return
+    stage, step = position
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that a killed run did not finish
+            continue
+        if (stages.index(entry["stage"]), entry["step"]) <= (stages.index(stage), step):
+            kept.append(line + "\n")
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text("".join(kept), encoding="utf-8")
+    os.replace(draft, path)

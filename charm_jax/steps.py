@@ -1,0 +1,126 @@
+"""The jitted steps: pure functions of a state and a batch."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from charm_jax import momentum as momentum_branch
+from charm_jax.model import Cases, Charm, CharmOutput
+from charm_jax.state import TrainState
+
+Batch = Mapping[str, Array]
+Loss = Callable[[Array, Array], Array]
+
+
+def cases_of(batch: Batch) -> Cases:
+    """The part of a batch that is not pixels."""
+    return Cases(batch["labels"], batch["case_id"], batch["patient_id"])
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Charm,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    augment: Callable[[Key[Array, ""], Array], Array],
+    momentum_decay: float,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One step of training.
+
+    Args: state: the state before. batch: ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B,
+        F]``, ``case_id`` and ``patient_id`` int32
+            ``[B]``.
+        model: the network.
+        optimizer: of the stage.
+        loss: ``(logits, labels) -> scalar``.
+        augment: ``(key, uint8 images) -> float32 [B, S, S, 3]``.
+        momentum_decay: m of the momentum branch.
+
+    Returns: The state after, and scalars: ``loss``, ``grad_norm`` (global, before the optimizer),
+        ``selected`` (share of the batch that was written), ``bank_count``, ``similarity`` (mean
+        cosine of what was retrieved), ``rate`` and ``b1`` (of the optimizer, which must come from
+        ``optim``).
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    images = augment(augment_key, batch["image"])
+
+    def objective(params: PyTree) -> tuple[Array, tuple[CharmOutput, PyTree]]:
+        output, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            cases_of(batch),
+            state.momentum,
+            state.memory,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        return loss(output.logits, batch["labels"]), (output, updated["batch_stats"])
+
+    grads, value, output, batch_stats = _gradient(objective, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    new_state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        momentum=momentum_branch.update(output.momentum, state.params["expansion"], momentum_decay),
+        memory=output.memory,
+        opt_state=opt_state,
+    )
+    valid = output.retrieved.valid
+    metrics = {
+        "loss": value,
+        "grad_norm": optax.tree.norm(grads),
+        "selected": output.selected.mean(),
+        "bank_count": output.memory.count.astype(jnp.float32),
+        "similarity": (output.retrieved.similarities * valid).sum() / jnp.maximum(valid.sum(), 1),
+        "rate": opt_state.hyperparams["learning_rate"],
+        "b1": opt_state.hyperparams["b1"],
+    }
+    return new_state, metrics
+
+
+def _gradient(
+    objective: Callable, params: PyTree
+) -> tuple[PyTree, Float[Array, ""], CharmOutput, PyTree]:
+    (value, (output, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    return grads, value, output, batch_stats
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, model: Charm, prepare: Callable[[Array], Array]
+) -> Float[Array, "batch findings"]:
+    """Logits of a batch; nothing changes. ``prepare`` maps uint8 images to normalised float32."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    output = model.apply(
+        variables,
+        prepare(batch["image"]),
+        cases_of(batch),
+        state.momentum,
+        state.memory,
+        train=False,
+    )
+    return output.logits
+
+
+def jit_train_step(**parts: object) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+    """``train_step`` with its keyword arguments bound, compiled, the state donated."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        return train_step(state, batch, **parts)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def jit_eval_step(**parts: object) -> Callable[[TrainState, Batch], Array]:
+    """``eval_step`` with its keyword arguments bound, compiled."""
+
+    def step(state: TrainState, batch: Batch) -> Array:
+        return eval_step(state, batch, **parts)
+
+    return jax.jit(step)

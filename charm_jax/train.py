@@ -1,0 +1,218 @@
+"""``python -m charm_jax.train``: both stages, from a config to checkpoints and a summary."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from charm_jax import command_line, experiment, runs
+from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
+from charm_jax.command_line import say
+from charm_jax.run_log import RunLog
+from charm_jax.stages import Hooks, Interrupted, NonFiniteLoss, Plan, Progress, run_stage
+from charm_jax.state import TrainState, begin_stage
+from data_pipelines import quarantine
+
+
+def main(argv: list[str]) -> int:
+    """Trains, or with ``--dry_run`` checks everything; returns the exit code.
+
+    Raises:
+        InputError: whatever is wrong with config, data or run.
+    """
+    path, rest = command_line.split_config_flag(argv)
+    config = command_line.load_config(Path(path) if path else command_line.DEMO)
+    values = command_line.parse(rest, config, _define_flags)
+    experiment.check(config)
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
+    directory = Path(config.runs_dir) / config.name
+    runs.check_config(directory, config, force=config.resume == "force")
+    if (directory / "summary.json").exists() and not values.dry_run:
+        say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
+        return 0
+    data = experiment.load_data(config)
+    experiment.check_batches(config, data)
+    description = experiment.describe_split(config, data)
+    if values.dry_run:
+        print(json.dumps(description, indent=2))
+        return 0
+    _announce(config, data, description)
+    with runs.locked(directory):
+        runs.check_config(directory, config, force=config.resume == "force")
+        runs.write_json(directory / "config.json", config.to_dict())
+        runs.write_json(directory / "environment.json", runs.environment())
+        runs.write_json(directory / "split.json", description)
+        runs.write_cases(directory / "cases.csv", data.table)
+        if data.quarantined:
+            quarantine.write_quarantine(directory / "quarantine.csv", data.quarantined)
+        return _Training(config, data, directory, description).run()
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Check everything, print one JSON object, train nothing.",
+        flag_values=values,
+    )
+
+
+def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, Any]) -> None:
+    say(
+        f"{config.model.backbone} with CHARM, {description['parameters']:,} parameters, on "
+        f"{jax.devices()[0].device_kind}; {description['images_present']:,} images of "
+        f"{data.table.source}"
+        + (" (SIMULATED)" if data.table.simulated else "")
+        + (f", {description['images_missing']:,} missing" if description["images_missing"] else "")
+    )
+    say(f"Split rule '{data.split.rule}'. {experiment.describe_leak(data)}")
+    for stage, parts in description["stages"].items():
+        sizes = ", ".join(f"{part} {parts[part]['images']:,}" for part in data.split.stages[stage])
+        say(f"  stage {stage}: {sizes} images; train sha256 {parts['train']['sha256'][:12]}")
+
+
+class _Training:
+    """The two stages of one run, from where its checkpoints stand."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        data: experiment.Data,
+        directory: Path,
+        description: dict[str, Any],
+    ):
+        self.config, self.data, self.directory = config, data, directory
+        self.names = experiment.stage_names(config)
+        self.model = experiment.build_model(config, data)
+        self.eval_step = experiment.eval_step(self.model)
+        self.checkpoints = Checkpoints(
+            directory / "checkpoints", self.names, config.checkpoint.keep
+        )
+        self.hashes = {
+            stage: {part: parts[part]["sha256"] for part in data.split.stages[stage]}
+            for stage, parts in description["stages"].items()
+        }
+        self.ending: int | None = None
+
+    def run(self) -> int:
+        """Trains to the end; returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        state, progress = self._where_it_stands()
+        log = RunLog(
+            self.directory,
+            self.names,
+            (progress.stage, int(state.step)),
+            self.config.log.every_steps,
+        )
+        try:
+            for name in self.names[self.names.index(progress.stage) :]:
+                if name != progress.stage:
+                    best, _ = self.checkpoints.restore(progress.stage, progress.best_step, state)
+                    state, progress = self._begin(name, best), Progress(name)
+                state, progress = self._stage(name, state, progress, log)
+                self.checkpoints.wait()
+        except NonFiniteLoss as error:
+            self.checkpoints.wait()
+            say(f"error: {error}. {self._last_good()}")
+            return 3
+        except Interrupted:
+            self.checkpoints.wait()
+            say(f"Asked to end: {self._last_good()} The same command continues from there.")
+            return 128 + self.ending
+        finally:
+            log.close()
+            self.checkpoints.close()
+        self._summarise(state)
+        return 0
+
+    def _end(self, number: int, frame: object) -> None:
+        self.ending = number
+
+    def _where_it_stands(self) -> tuple[TrainState, Progress]:
+        """The newest state that can be read, or a new one."""
+        new = experiment.new_state(self.model, self.config)
+        for stage, step in self.checkpoints.newest_first():
+            try:
+                state, meta = self.checkpoints.restore(stage, step, self._begin(stage, new))
+            except DamagedCheckpoint as error:
+                say(f"warning: {error} The one before it is used.")
+                continue
+            say(f"Continuing {self.directory} from step {step} of stage {stage}.")
+            return state, Progress(**meta["progress"])
+        return self._begin(self.names[0], new), Progress(self.names[0])
+
+    def _begin(self, stage: str, state: TrainState) -> TrainState:
+        plan = experiment.plan(self.config, self.data, stage)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + runs.STAGES.index(stage))
+        return begin_stage(state, experiment.optimizer(self.config, plan), key)
+
+    def _stage(
+        self, name: str, state: TrainState, progress: Progress, log: RunLog
+    ) -> tuple[TrainState, Progress]:
+        plan: Plan = experiment.plan(self.config, self.data, name)
+        hooks = Hooks(
+            train_step=experiment.train_step(self.config, self.model, plan),
+            batches=experiment.training_batches(self.config, self.data, plan, int(state.step)),
+            validate=experiment.validator(self.config, self.data, plan, self.eval_step),
+            log=log,
+            save=self._save,
+            asked_to_end=lambda: self.ending is not None,
+        )
+        return run_stage(state, progress, plan, hooks)
+
+    def _save(self, state: TrainState, progress: Progress) -> None:
+        meta = {
+            "progress": dataclasses.asdict(progress),
+            "next_index": int(state.step),
+            "config": self.config.to_dict(),
+            "split": {"rule": self.data.split.rule, "sha256": self.hashes},
+        }
+        self.checkpoints.save(progress.stage, state, meta, progress.best_step)
+
+    def _last_good(self) -> str:
+        last = next(self.checkpoints.newest_first(), None)
+        if last is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."
+
+    def _summarise(self, state: TrainState) -> None:
+        newest = dict(reversed(list(self.checkpoints.newest_first())))
+        stages = {}
+        for name in self.names:
+            progress = Progress(**self.checkpoints.meta(name, newest[name])["progress"])
+            stages[name] = {
+                "epochs": progress.epoch,
+                "steps": newest[name],
+                "best_epoch": progress.best_epoch,
+                "best_step": progress.best_step,
+                "best_val_loss": progress.best_loss,
+                "best_val_macro_auroc": progress.best_macro_auroc,
+                "stopped_early": progress.stopped_early,
+                "seconds": round(progress.seconds, 3),
+            }
+        summary = {
+            "simulated": self.data.table.simulated,
+            "leak_images": self.data.split.leak_images,
+            "stages": stages,
+            "seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
+            "params_sha256": tree_sha256(state.params),
+        }
+        runs.write_json(self.directory / "summary.json", summary)
+        say(
+            f"Done in {summary['seconds']:.0f} s. Evaluate it: "
+            f"python -m charm_jax.eval --run {self.config.name}"
+        )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,25 @@
+"""A few minutes on a CPU without any data: simulated chest X-rays, a small network, both stages.
+
+    python -m charm_jax.train
+
+Draws phantoms (see data_pipelines/phantom.py) into data/phantom on first use. About three minutes
+on 2 cores; macro AUROC about 0.9 on the simulated test images, which says nothing of real X-rays.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe at a size for a laptop."""
+    config = ConfigDict()
+    config.name = "demo"
+    config.data = ConfigDict({"source": "phantom", "dir": "data/phantom", "image_size": 64})
+    config.model = ConfigDict({"backbone": "efficientnet_v2_nano"})
+    config.stages = ConfigDict(
+        {
+            "bce": {"epochs": 12, "batch_size": 32, "peak_lr": 2e-3},
+            "focal": {"epochs": 6, "batch_size": 64, "peak_lr": 1e-3},
+        }
+    )
+    config.checkpoint = ConfigDict({"every_steps": 50})
+    return config
