@@ -200,8 +200,8 @@ def _check_architecture(where: Path, saved: dict[str, Any], wanted: dict[str, An
     for name, like in wanted.items():
         if name not in saved:
             raise InputError(
-                f"{where} is a checkpoint of another architecture, it has no {name}: use the config "
-                "that it was trained with."
+                f"{where} is a checkpoint of another architecture, it has no {name}: use the "
+                "config that it was trained with."
             )
         if tuple(saved[name]["shape"]) != like.shape:
             raise InputError(

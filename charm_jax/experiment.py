@@ -26,7 +26,7 @@ from charm_jax.model import Charm, Head
 from charm_jax.stages import Plan
 from charm_jax.state import TrainState
 from charm_jax.steps import jit_eval_step, jit_train_step
-from data_pipelines import augment, loader, phantom, quarantine, sources, splits
+from data_pipelines import augment, loader, quarantine, sources, splits
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
 
@@ -110,15 +110,8 @@ def load_data(config: ConfigDict) -> Data:
         InputError: whatever is wrong with the data, or a batch that a part cannot fill.
     """
     data = config.data
-    if data.source == "phantom":
-        phantom.ensure_phantoms(
-            Path(data.dir),
-            train_images=data.phantom.train_images,
-            test_images=data.phantom.test_images,
-            image_size=data.image_size,
-            seed=data.phantom.seed,
-        )
-    table = sources.load(data.source, Path(data.dir), data.csv)
+    options = data.get(data.source, {})
+    table = sources.load(data.source, Path(data.dir), data.csv, **options)
     images = {name: config.stages[name].images for name in stage_names(config)}
     split = splits.make_split(table, data.split, images, data.split_seed)
     split, quarantined = quarantine.apply_policy(table, split, data.missing)
@@ -178,7 +171,8 @@ def describe_leak(data: Data) -> str:
         return "No patient is in two parts."
     return (
         f"LEAK: {split.leak_images:,} of the {split.leak_of:,} abnormal test images of the last "
-        f"stage belong to patients that an earlier stage trained or validated on (rule '{split.rule}')."
+        "stage belong to patients that a stage trained or validated on "
+        f"(rule '{split.rule}')."
     )
 
 

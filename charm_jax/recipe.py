@@ -23,7 +23,9 @@ def defaults() -> ConfigDict:
     data.image_size = 224  # pixels, square
     data.missing = "error"  # "skip" uses the images that are there
     # Of the source "phantom" alone: what is drawn on first use.
-    data.phantom = ConfigDict({"train_images": 2000, "test_images": 600, "seed": 0})
+    data.phantom = ConfigDict(
+        {"train_images": 2400, "test_images": 800, "image_size": 64, "seed": 0}
+    )
 
     config.model = model = ConfigDict()
     model.backbone = "efficientnet_v2_s"

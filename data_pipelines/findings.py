@@ -1,4 +1,4 @@
-"""The names of the findings of ChestX-ray14, in the order that every array and file of this project uses."""
+"""The findings of ChestX-ray14, in the order that every array and file of this project uses."""
 
 NIH_FINDINGS = (
     "Atelectasis",

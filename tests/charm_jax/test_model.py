@@ -133,7 +133,9 @@ def test_losses_and_gradients_equal_the_original(train_pass, index):
     close(value, stored[f"{key}/loss"], ARCH, f"charm/train/tol/{loss}/loss")
     norms = {reference_name(n): np.linalg.norm(g.astype(np.float64)) for n, g in grads.items()}
     total = np.sqrt(sum(n**2 for n in norms.values()))
-    close(total, stored[f"{key}/grad_global_norm"], ARCH, f"charm/train/tol/{loss}/grad_global_norm")
+    close(
+        total, stored[f"{key}/grad_global_norm"], ARCH, f"charm/train/tol/{loss}/grad_global_norm"
+    )
     assert set(norms) == set(stored[f"{key}/grad_names"])
     tolerance = max(1e-5, 10 * noise[f"charm/train/tol/{loss}/grad_norms"]) * total
     for name, norm in zip(stored[f"{key}/grad_names"], stored[f"{key}/grad_norms"], strict=True):

@@ -1,0 +1,74 @@
+"""Augmentation and normalisation on the device, in float32."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+# Of ImageNet, for red, green and blue at 0..1: the pretrained backbones expect them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Grey = Float[Array, "batch height width 1"]
+
+
+def training_images(
+    key: PRNGKeyArray, images: UInt8[Array, "batch height width 1"]
+) -> Float[Array, "batch height width 3"]:
+    """Flipped, rotated and normalised images of a training batch."""
+    flip_key, rotate_key = jax.random.split(key)
+    grey = images.astype(jnp.float32)
+    return normalise(rotate(rotate_key, flip(flip_key, grey)))
+
+
+def evaluation_images(
+    images: UInt8[Array, "batch height width 1"],
+) -> Float[Array, "batch height width 3"]:
+    """Normalised images, unchanged otherwise."""
+    return normalise(images.astype(jnp.float32))
+
+
+def normalise(images: Grey) -> Float[Array, "batch height width 3"]:
+    """Grey 0..255 in three equal channels, less ImageNet's mean, over its standard deviation."""
+    mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(1, 1, 1, 3)
+    std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(1, 1, 1, 3)
+    return (images / 255.0 - mean) / std
+
+
+def flip(key: PRNGKeyArray, images: Grey, p: float = 0.5) -> Grey:
+    """Each image left-right mirrored with probability ``p``."""
+    chosen = jax.random.bernoulli(key, p, (images.shape[0], 1, 1, 1))
+    return jnp.where(chosen, images[:, :, ::-1], images)
+
+
+def rotate(key: PRNGKeyArray, images: Grey, degrees: float = 10.0, p: float = 0.5) -> Grey:
+    """Each image turned about its centre with probability ``p``.
+
+    The angle is uniform in ±``degrees``; values between pixels are bilinear; beyond the border the
+    image is mirrored at the centres of its outermost pixels (torch's ``grid_sample`` with
+    ``padding_mode="reflection", align_corners=True``, which fastai uses; SciPy's ``mirror``).
+    """
+    angle_key, chosen_key = jax.random.split(key)
+    n = (images.shape[0],)
+    angles = jax.random.uniform(angle_key, n, minval=-degrees, maxval=degrees)
+    chosen = jax.random.bernoulli(chosen_key, p, n)
+    return rotate_by(jnp.where(chosen, angles, 0.0), images)
+
+
+def rotate_by(degrees: Float[Array, " batch"], images: Grey) -> Grey:
+    """Each image turned about its centre by its own angle, counter-clockwise, as in ``rotate``."""
+    turned = jax.vmap(_rotate_one)(jnp.deg2rad(degrees), images[..., 0])
+    return turned[..., None]
+
+
+def _rotate_one(
+    angle: Float[Array, ""], image: Float[Array, "height width"]
+) -> Float[Array, "height width"]:
+    height, width = image.shape
+    y = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2).reshape(-1, 1)
+    x = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2).reshape(1, -1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    # Where each output pixel comes from; y points down.
+    source_y = cos * y + sin * x + (height - 1) / 2
+    source_x = cos * x - sin * y + (width - 1) / 2
+    return map_coordinates(image, [source_y, source_x], order=1, mode="mirror")

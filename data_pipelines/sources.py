@@ -1,0 +1,35 @@
+"""The registry of data sources: a new one is a file with a loader and one line here."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines import nih_chest_xray14, phantom
+from data_pipelines.case_table import CaseTable
+from data_pipelines.errors import InputError
+
+SOURCES: dict[str, Callable[..., CaseTable]] = {
+    "nih_chest_xray14": nih_chest_xray14.load,
+    "phantom": phantom.load,
+}
+
+
+def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTable:
+    """Reads the table of a source.
+
+    Args:
+        source: a name of ``SOURCES``.
+        directory: folder of the data.
+        csv: file to read in place of the source's own table; empty for the source's own.
+        **options: what this source alone takes, the keys of ``config.data.<source>``.
+
+    Raises:
+        InputError: unknown source, or whatever the source's loader finds wrong.
+    """
+    if source not in SOURCES:
+        near = difflib.get_close_matches(source, SOURCES, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"config.data.source is {source!r}, which is no known source: did you mean {near!r}? "
+            f"(known: {', '.join(SOURCES)})"
+        )
+    return SOURCES[source](Path(directory), csv, **options)

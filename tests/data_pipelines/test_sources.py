@@ -1,0 +1,20 @@
+import pytest
+
+from data_pipelines import sources
+from data_pipelines.errors import InputError
+
+
+def test_registered_source_loads(nih):
+    table = sources.load("nih_chest_xray14", nih.path)
+    assert table.source == "nih_chest_xray14"
+    assert table.images.tolist() == nih.names
+
+
+def test_csv_reaches_the_source(nih):
+    with pytest.raises(InputError, match=r"gone\.csv"):
+        sources.load("nih_chest_xray14", nih.path, "gone.csv")
+
+
+def test_unknown_source_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match=r"config\.data\.source is 'nih_xray'.*'nih_chest_xray14'"):
+        sources.load("nih_xray", tmp_path)
