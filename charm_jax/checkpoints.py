@@ -1,7 +1,9 @@
 """Checkpoints: save, verify, restore, the best and the newest. The one file that knows Orbax."""
 
 import dataclasses
+import errno
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from jaxtyping import PyTree
 
 from charm_jax.state import TrainState
 from data_pipelines.errors import InputError
+
+_HEADROOM = 2**20  # bytes for what is not arrays: names, digests, indices
 
 
 class DamagedCheckpoint(Exception):
@@ -67,6 +71,7 @@ class Checkpoints:
             OSError: the disk is full or may not be written.
         """
         leaves = _leaves(state)
+        self._check_space(sum(leaf.nbytes for leaf in leaves.values()))
         meta = meta | {"leaves": {name: _describe(value) for name, value in leaves.items()}}
         self._policies[stage].best_step = best_step
         manager, step = self._manager(stage), int(state.step)
@@ -141,6 +146,13 @@ class Checkpoints:
     def exists(self, stage: str, step: int) -> bool:
         """Whether that checkpoint is there."""
         return stage in self.stages and step in self._steps(stage)
+
+    def _check_space(self, needed: int) -> None:
+        """Looks before it writes: a save that fails in the background may leave rubbish."""
+        self.wait()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.directory).free < needed + _HEADROOM:
+            raise OSError(errno.ENOSPC, "no space left", str(self.directory))
 
     def _path(self, stage: str, step: int) -> Path:
         return self.directory / stage / str(step)

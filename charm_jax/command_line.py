@@ -3,10 +3,12 @@
 import difflib
 import errno
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -21,7 +23,13 @@ def run(command: Callable[[list[str]], int]) -> None:
 
     Bad input becomes one sentence on standard error and exit code 2; so does a disk that is full or
     may not be written. What is wrong with the program itself keeps its traceback.
+
+    Compiled steps are kept in the user's cache folder, so that a second start is quick;
+    JAX_COMPILATION_CACHE_DIR names another folder.
     """
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "charm_jax" / "xla"))
     sys.exit(guarded(command, sys.argv[1:]))
 
 

@@ -88,9 +88,8 @@ def _restore(
     checkpoints = Checkpoints(run / "checkpoints", runs.STAGES)
     stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
     model = experiment.build_model(config, data)
-    like = jax.eval_shape(lambda: experiment.new_state(model, config))
     try:
-        state, _ = checkpoints.restore(stage, step, like)
+        state, _ = checkpoints.restore(stage, step, experiment.state_shapes(model, config))
     except DamagedCheckpoint as error:
         raise InputError(f"{error} Choose another with --checkpoint.") from error
     finally:

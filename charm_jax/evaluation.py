@@ -34,8 +34,9 @@ def logits_of(
     """
     logits, seen = [], []
     for batch in batches:
-        mask = batch.pop("mask")
-        logits.append(np.asarray(jax.device_get(eval_step(state, batch)))[mask])
+        mask = batch["mask"]
+        cases = {name: value for name, value in batch.items() if name != "mask"}
+        logits.append(jax.device_get(eval_step(state, cases))[mask])
         seen.append(batch["case_id"][mask])
         on_batch(int(mask.sum()))
     if not np.array_equal(np.concatenate(seen), case_ids):

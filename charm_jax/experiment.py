@@ -199,9 +199,21 @@ def build_model(config: ConfigDict, data: Data) -> Charm:
 
 def new_state(model: Charm, config: ConfigDict) -> TrainState:
     """A state before the first stage."""
-    return state.create(
+    # It runs once: optimising hundreds of random draws would take longer than the draws.
+    options = {"xla_backend_optimization_level": 0}
+    create = jax.jit(_creation(model, config), compiler_options=options)
+    return create(jax.random.fold_in(jax.random.key(config.seed), 0))
+
+
+def state_shapes(model: Charm, config: ConfigDict) -> TrainState:
+    """The same as shapes and types."""
+    return jax.eval_shape(_creation(model, config), jax.random.key(0))
+
+
+def _creation(model: Charm, config: ConfigDict) -> Callable[[Array], TrainState]:
+    return partial(
+        state.create,
         model,
-        jax.random.fold_in(jax.random.key(config.seed), 0),
         image_size=config.data.image_size,
         bank_size=config.model.bank_size,
         feature_dim=BACKBONES[config.model.backbone].feature_dim,
@@ -211,8 +223,8 @@ def new_state(model: Charm, config: ConfigDict) -> TrainState:
 
 def parameters(model: Charm, config: ConfigDict) -> int:
     """Numbers that training changes by gradients."""
-    shapes = jax.eval_shape(lambda: new_state(model, config).params)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    params = state_shapes(model, config).params
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def plan(config: ConfigDict, data: Data, stage: str) -> Plan:

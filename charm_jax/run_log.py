@@ -77,8 +77,10 @@ class RunLog:
         )
         self._write("epoch", plan, step, values)
 
-    def close(self) -> None:
-        """Ends bar and files."""
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
         self._file.close()

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -97,6 +97,7 @@ class Progress:
         )
 
 
+@runtime_checkable
 class Log(Protocol):
     """What a stage reports to."""
 

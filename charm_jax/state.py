@@ -3,7 +3,6 @@
 import typing
 
 import flax
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32, Key, PyTree
@@ -58,7 +57,7 @@ def create(
         num_findings: F.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
-    variables = jax.jit(model.init, static_argnames="method")(key, images, method="initialise")
+    variables = model.init(key, images, method="initialise")
     params, batch_stats = variables["params"], variables["batch_stats"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

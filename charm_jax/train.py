@@ -107,33 +107,30 @@ class _Training:
         """Trains to the end; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
-        state, progress = self._where_it_stands()
-        log = RunLog(
-            self.directory,
-            self.names,
-            (progress.stage, int(state.step)),
-            self.config.log.every_steps,
-        )
         try:
+            state = self._stages()
+        except NonFiniteLoss as error:
+            say(f"error: {error}. {self._last_good()}")
+            return 3
+        except Interrupted:
+            say(f"Asked to end: {self._last_good()} The same command continues from there.")
+            return 128 + self.ending
+        finally:
+            self.checkpoints.close()
+        self._summarise(state)
+        return 0
+
+    def _stages(self) -> TrainState:
+        """Goes through the stages that are left; returns the last state."""
+        state, progress = self._where_it_stands()
+        position = (progress.stage, int(state.step))
+        with RunLog(self.directory, self.names, position, self.config.log.every_steps) as log:
             for name in self.names[self.names.index(progress.stage) :]:
                 if name != progress.stage:
                     best, _ = self.checkpoints.restore(progress.stage, progress.best_step, state)
                     state, progress = self._begin(name, best), Progress(name)
                 state, progress = self._stage(name, state, progress, log)
-                self.checkpoints.wait()
-        except NonFiniteLoss as error:
-            self.checkpoints.wait()
-            say(f"error: {error}. {self._last_good()}")
-            return 3
-        except Interrupted:
-            self.checkpoints.wait()
-            say(f"Asked to end: {self._last_good()} The same command continues from there.")
-            return 128 + self.ending
-        finally:
-            log.close()
-            self.checkpoints.close()
-        self._summarise(state)
-        return 0
+        return state
 
     def _end(self, number: int, frame: object) -> None:
         self.ending = number
@@ -180,6 +177,7 @@ class _Training:
         self.checkpoints.save(progress.stage, state, meta, progress.best_step)
 
     def _last_good(self) -> str:
+        self.checkpoints.wait()
         last = next(self.checkpoints.newest_first(), None)
         if last is None:
             return "There is no checkpoint yet."

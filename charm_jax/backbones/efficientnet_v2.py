@@ -151,7 +151,7 @@ class Trunk(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Maps normalised images to the trunk's features, 1/32 of the side."""
+        """Maps normalised images to the trunk's features; each stride of 2 halves the side."""
         x = ConvNormAct(self.stem, 3, 2, dtype=self.dtype, name="stem")(images, train=train)
         self.sow("intermediates", "features.0", x)
         total, done = sum(stage.blocks for stage in self.stages), 0

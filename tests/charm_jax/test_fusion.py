@@ -1,18 +1,25 @@
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from charm_jax.fusion import MultiScaleAttention
 
 
-@functools.cache
 def started(dim):
-    features = jax.random.normal(jax.random.key(1), (2, 9, 9, dim))
-    return jax.jit(MultiScaleAttention().init)(jax.random.key(0), features), features
+    """Parameters of about unit gain, and features."""
+    rng = np.random.default_rng(dim)
+    features = rng.standard_normal((1, 9, 9, dim))
+    layer = MultiScaleAttention()
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros((1, 9, 9, dim))))
+
+    def draw(leaf):
+        scale = np.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw, shapes), jnp.asarray(features, jnp.float32)
 
 
 @jax.jit
@@ -21,11 +28,12 @@ def attend(variables, features):
 
 
 def conv(x, params):
-    """At stride 1 and odd sizes torch's padding is 'SAME'."""
-    y = lax.conv_general_dilated(
-        x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return np.asarray(y, np.float64) + np.asarray(params["bias"], np.float64)
+    """The definition, in float64."""
+    x, kernel, bias = (np.asarray(a, np.float64) for a in (x, params["kernel"], params["bias"]))
+    size, (_, height, width, _) = kernel.shape[0], x.shape
+    padded = np.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    taps = itertools.product(range(size), repeat=2)
+    return bias + sum(padded[:, i : i + height, j : j + width] @ kernel[i, j] for i, j in taps)
 
 
 @pytest.mark.parametrize("dim", [16, 80])
@@ -33,8 +41,7 @@ def test_it_is_the_composition_of_the_equation(dim):
     variables, features = started(dim)
     params = variables["params"]
     branches = [conv(features, params[f"conv{size}"]) for size in (1, 3, 5)]
-    merge = np.asarray(params["merge"]["kernel"], np.float64)[0, 0]
-    merged = np.concatenate(branches, -1) @ merge + np.asarray(params["merge"]["bias"])
+    merged = conv(np.concatenate(branches, -1), params["merge"])
     expected = 1 / (1 + np.exp(-merged))
     np.testing.assert_allclose(attend(variables, features), expected, rtol=1e-5)
 
@@ -53,7 +60,7 @@ def test_the_branches_are_an_eighth_as_wide_but_at_least_8(dim, width):
 def test_every_value_is_between_0_and_1_and_they_differ():
     variables, features = started(16)
     attention = np.asarray(attend(variables, 5 * features))
-    assert attention.shape == (2, 9, 9, 1)
+    assert attention.shape == (1, 9, 9, 1)
     assert attention.min() > 0
     assert attention.max() < 1
     assert attention.std() > 0.01

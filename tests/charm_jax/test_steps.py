@@ -1,0 +1,357 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from charm_jax import memory_bank, optim, state, steps
+from charm_jax import momentum as momentum_branch
+from charm_jax.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
+from charm_jax.fusion import MultiScaleAttention
+from charm_jax.losses import binary_cross_entropy
+from charm_jax.memory_bank import Retrieved
+from charm_jax.model import Charm, CharmOutput, Head
+from data_pipelines.augment import evaluation_images, training_images
+
+BATCH, SIDE, FINDINGS, SLOTS, DECAY = 8, 32, 3, 12, 0.9
+DIM = 32
+# The smallest network with every kind of block and with stochastic depth: quick to compile.
+STAGES = (Stage(True, 4, 2, 12, 1), Stage(False, 4, 2, 16, 2))
+METRICS = {"loss", "grad_norm", "selected", "bank_count", "similarity", "rate", "b1"}
+
+
+def network(dtype=jnp.float32):
+    return Charm(
+        trunk=Trunk(8, STAGES, drop_rate=0.2, dtype=dtype),
+        expansion=ConvNormAct(DIM, 1, dtype=dtype),
+        fusion=MultiScaleAttention(dtype=dtype),
+        head=Head(FINDINGS),
+        retrieval_k=2,
+        # The labels alone decide what is written: whoever has the first finding.
+        select=functools.partial(
+            memory_bank.select, rule="rare_finding", threshold=0.02, prevalence=(0.01, 0.5, 0.5)
+        ),
+    )
+
+
+OPTIMIZER = optim.adamw_one_cycle(2e-3, 40)
+
+
+def jitted(model):
+    chex.clear_trace_counter()
+    return steps.jit_train_step(
+        model=model,
+        optimizer=OPTIMIZER,
+        loss=binary_cross_entropy,
+        augment=chex.assert_max_traces(training_images, n=1),
+        momentum_decay=DECAY,
+    )
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    """Compiled once for the whole file; a second trace is an error. It keeps the state it gets."""
+    step = jitted(network())
+    return lambda state, batch: step(copied(state), batch)
+
+
+@pytest.fixture(scope="module")
+def eval_step():
+    prepare = chex.assert_max_traces(evaluation_images, n=1)
+    return steps.jit_eval_step(model=network(), prepare=prepare)
+
+
+def copied(tree):
+    """A step is given its state for good."""
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+
+
+def batch_of(seed, first_case=0):
+    """Images whose brightness tells their labels; four rows have the first finding."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((BATCH, FINDINGS)) < 0.5).astype(np.int8)
+    labels[:, 0] = rng.permutation([1, 1, 1, 0, 0, 0, 0, 1])
+    image = rng.integers(0, 60, (BATCH, SIDE, SIDE, 1))
+    for i in range(FINDINGS):
+        image[:, 10 * i : 10 * i + 10] += 190 * labels[:, i].astype(int).reshape(-1, 1, 1, 1)
+    ids = np.arange(first_case, first_case + BATCH, dtype=np.int32)
+    return {
+        "image": image.astype(np.uint8),
+        "labels": labels,
+        "case_id": ids,
+        "patient_id": 500 + ids,
+    }
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    new = state.create(
+        network(),
+        jax.random.key(0),
+        image_size=SIDE,
+        bank_size=SLOTS,
+        feature_dim=DIM,
+        num_findings=FINDINGS,
+    )
+    return state.begin_stage(new, OPTIMIZER, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def run(train_step, fresh):
+    """States and metrics of 20 steps on one batch."""
+    states, metrics = [fresh], []
+    for _ in range(20):
+        after, values = train_step(states[-1], batch_of(0))
+        states.append(after)
+        metrics.append(jax.device_get(values))
+    return states, metrics
+
+
+def plain(state):
+    return state.replace(rng=jax.random.key_data(state.rng))
+
+
+def changed(one, other):
+    """Which leaves differ."""
+    return [
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    ]
+
+
+def test_the_loss_of_a_repeated_batch_falls(run):
+    losses = [values["loss"] for values in run[1]]
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+
+def test_a_step_is_a_pure_function(train_step, run):
+    before, after = run[0][3:5]
+    again, metrics = train_step(before, batch_of(0))
+    chex.assert_trees_all_equal(plain(again), plain(after))
+    chex.assert_trees_all_equal(jax.device_get(metrics), run[1][3])
+
+
+def test_the_metrics_are_finite_scalars_of_their_names(run):
+    for values in run[1]:
+        assert set(values) == METRICS
+        assert all(value.shape == () and np.isfinite(value) for value in values.values())
+
+
+def test_the_metrics_follow_the_schedule(run):
+    for i, values in enumerate(run[1]):
+        np.testing.assert_allclose(values["rate"], optim.one_cycle_rate(2e-3, 40)(i), rtol=1e-5)
+        np.testing.assert_allclose(values["b1"], optim.one_cycle_b1(40)(i), rtol=1e-5)
+
+
+def test_the_step_counts_and_the_key_stays(run):
+    assert [int(state.step) for state in run[0]] == list(range(21))
+    assert all(state.rng == run[0][0].rng for state in run[0])
+
+
+def test_every_parameter_learns(run):
+    assert all(changed(run[0][0].params, run[0][20].params))
+
+
+def test_the_momentum_branch_averages_the_parameters_before_their_update(run):
+    before, after = run[0][9:11]
+
+    def average(params):
+        return jax.tree.map(
+            lambda old, new: DECAY * old + (1 - DECAY) * new, before.momentum.params, params
+        )
+
+    expected = average(before.params["expansion"])
+    chex.assert_trees_all_close(after.momentum.params, expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(AssertionError):
+        late = average(after.params["expansion"])
+        chex.assert_trees_all_close(after.momentum.params, late, rtol=1e-5, atol=1e-7)
+
+
+def test_both_branches_keep_statistics_of_their_own(run):
+    before, after = run[0][9:11]
+    assert all(changed(before.batch_stats, after.batch_stats))
+    assert all(changed(before.momentum.batch_stats, after.momentum.batch_stats))
+    assert all(changed(after.batch_stats["expansion"], after.momentum.batch_stats))
+
+
+def test_the_bank_takes_the_selected_rows_in_order(train_step, run):
+    now, cursor, count = run[0][1], 4, 4
+    expected = list(batch_of(0)["case_id"][batch_of(0)["labels"][:, 0] == 1])
+    for seed in (1, 2, 3):
+        batch = batch_of(seed, first_case=100 * seed)
+        chosen = batch["labels"][:, 0] == 1
+        now, metrics = train_step(now, batch)
+        cursor, count = (cursor + chosen.sum()) % SLOTS, min(SLOTS, count + chosen.sum())
+        assert (int(now.memory.cursor), int(now.memory.count)) == (cursor, count)
+        assert float(metrics["selected"]) == chosen.mean()
+        assert float(metrics["bank_count"]) == count
+        expected += list(batch["case_id"][chosen])
+    # 16 rows went into 12 slots: the first four were written over.
+    order = [*expected[SLOTS:], *expected[len(expected) - SLOTS : SLOTS]]
+    np.testing.assert_array_equal(now.memory.case_ids, order)
+    np.testing.assert_array_equal(now.memory.patient_ids, np.array(order) + 500)
+    chex.assert_tree_all_finite(now.memory.features)
+
+
+def test_the_number_of_the_step_changes_the_draws(train_step, run):
+    before = run[0][3]
+    _, later = train_step(before.replace(step=before.step + 1), batch_of(0))
+    assert float(later["loss"]) != run[1][3]["loss"]
+    _, other_key = train_step(before.replace(rng=jax.random.key(2)), batch_of(0))
+    assert float(other_key["loss"]) != run[1][3]["loss"]
+
+
+def test_augmentation_and_dropout_draw_anew_in_every_step(monkeypatch):
+    drawn = []
+
+    def note(key):
+        drawn.append(tuple(np.asarray(jax.random.key_data(key))))
+
+    def apply(self, variables, images, cases, momentum, memory, *, train, mutable, rngs):
+        """Stands for the network: logits that depend on one parameter."""
+        note(rngs["dropout"])
+        rows = len(images)
+        fused = jnp.zeros((rows, DIM))
+        nearest = jnp.zeros((rows, 1))
+        output = CharmOutput(
+            logits=variables["params"]["expansion"]["kernel"] * jnp.ones((rows, FINDINGS)),
+            main=images,
+            momentum_features=images,
+            attention=images,
+            fused=fused,
+            retrieved=Retrieved(fused, nearest.astype(jnp.int32), nearest, nearest > 0),
+            enhanced=fused,
+            selected=jnp.zeros(rows, bool),
+            memory=memory,
+            momentum=momentum,
+        )
+        return output, {"batch_stats": variables["batch_stats"]}
+
+    def augment(key, images):
+        note(key)
+        return evaluation_images(images)
+
+    monkeypatch.setattr(Charm, "apply", apply)
+    params = {"expansion": {"kernel": jnp.zeros((1, 1))}}
+    now = state.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats={},
+        momentum=momentum_branch.copy_of(params["expansion"], {}),
+        memory=memory_bank.empty(2, DIM, FINDINGS),
+        opt_state=OPTIMIZER.init(params),
+        rng=jax.random.key(0),
+    )
+    for _ in range(2):
+        now, _ = steps.train_step(
+            now,
+            jax.tree.map(jnp.asarray, batch_of(0)),
+            model=network(),
+            optimizer=OPTIMIZER,
+            loss=binary_cross_entropy,
+            augment=augment,
+            momentum_decay=DECAY,
+        )
+    assert len(drawn) == len(set(drawn)) == 4
+
+
+# Evaluation
+
+
+def bank_with(run, *ids):
+    """The last state with a bank of two slots for each (case, patient).
+
+    The two hold opposite features, so that every query is similar to one of them.
+    """
+    rows = 2 * len(ids)
+    features = 3 * np.random.default_rng(0).standard_normal((len(ids), DIM))
+    case_ids, patient_ids = (np.repeat(column, 2) for column in zip(*ids, strict=True))
+    bank = memory_bank.empty(SLOTS, DIM, FINDINGS)
+    bank = bank.replace(
+        features=bank.features.at[:rows].set(np.stack([features, -features], 1).reshape(rows, DIM)),
+        case_ids=bank.case_ids.at[:rows].set(case_ids),
+        patient_ids=bank.patient_ids.at[:rows].set(patient_ids),
+        count=jnp.int32(rows),
+    )
+    return run[0][20].replace(memory=bank)
+
+
+def test_evaluation_changes_nothing(eval_step, run):
+    now = run[0][20]
+    before = copied(plain(now))
+    logits = eval_step(now, batch_of(0))
+    assert logits.shape == (BATCH, FINDINGS)
+    chex.assert_trees_all_equal(plain(now), before)
+    chex.assert_trees_all_equal(eval_step(now, batch_of(0)), logits)
+
+
+def test_padding_does_not_reach_the_other_rows(eval_step, run):
+    real, other = batch_of(4), batch_of(5, first_case=50)
+    expected = eval_step(run[0][20], real)[:5]
+    for filling in (other, {name: np.zeros_like(value) for name, value in other.items()}):
+        padded = {name: np.concatenate([real[name][:5], filling[name][5:]]) for name in real}
+        np.testing.assert_allclose(
+            eval_step(run[0][20], padded)[:5], expected, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("own", ["case", "patient"])
+def test_an_image_reads_neither_its_own_case_nor_its_patient(eval_step, run, own):
+    batch = batch_of(0)
+    query = 2
+    stranger, acquaintance = (900, 9000), (901, 9001)
+    known = {
+        "case": (batch["case_id"][query], 9001),
+        "patient": (901, batch["patient_id"][query]),
+    }[own]
+    with_own = eval_step(bank_with(run, stranger, known), batch)
+    without = eval_step(bank_with(run, stranger), batch)
+    read_by_all = eval_step(bank_with(run, stranger, acquaintance), batch)
+    np.testing.assert_allclose(with_own[query], without[query], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(with_own[query], read_by_all[query], rtol=1e-3, atol=1e-3)
+    others = np.arange(BATCH) != query
+    np.testing.assert_allclose(with_own[others], read_by_all[others], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(with_own[others], without[others], rtol=1e-3, atol=1e-3)
+
+
+# bfloat16
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(run):
+    """The step after 20 others, computed in bfloat16; its state and metrics."""
+    return jitted(network(jnp.bfloat16))(copied(run[0][20]), batch_of(0))
+
+
+def test_bfloat16_leaves_the_state_in_float32(in_bfloat16, run):
+    after, metrics = in_bfloat16
+    expected = jax.tree.map(lambda leaf: leaf.dtype, run[0][20])
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == expected
+    floating = (after.params, after.batch_stats, after.momentum, after.memory.features)
+    assert {leaf.dtype for leaf in jax.tree.leaves(floating)} == {jnp.dtype(jnp.float32)}
+    chex.assert_tree_all_finite((floating, metrics))
+
+
+def test_bfloat16_gives_nearly_the_loss_of_float32(train_step, in_bfloat16, run):
+    _, exact = train_step(run[0][20], batch_of(0))
+    loss = float(in_bfloat16[1]["loss"])
+    np.testing.assert_allclose(loss, float(exact["loss"]), rtol=0.03)
+    assert loss != float(exact["loss"])
+
+
+def test_bfloat16_gives_float32_logits(eval_step, run):
+    step = steps.jit_eval_step(model=network(jnp.bfloat16), prepare=evaluation_images)
+    logits = step(run[0][20], batch_of(0))
+    assert logits.dtype == jnp.float32
+    chex.assert_tree_all_finite(logits)
+    np.testing.assert_allclose(logits, eval_step(run[0][20], batch_of(0)), rtol=0.1, atol=0.1)
+
+
+def test_the_gradient_norm_is_that_before_the_optimizer(run):
+    """Adam's first moment after the first step is (1 - b1) times the gradient."""
+    moments = jax.tree.leaves(optax.tree.get(run[0][1].opt_state, "mu"))
+    norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in moments)) / (1 - 0.95)
+    np.testing.assert_allclose(run[1][0]["grad_norm"], norm, rtol=1e-4)
