@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, experiment, recipe, runs
+from charm_jax import command_line, config_check, experiment, recipe, runs
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
 from charm_jax.command_line import say
 from charm_jax.metrics import summarise
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         InputError: no such run, checkpoint or part, or bad data.
     """
     run, config, values = _parse(argv)
-    experiment.check(config)
+    config_check.check(config)
     data = experiment.load_data(config)
     rows = data.split.rows(experiment.stage_names(config)[-1], values.split)
     state, name, model = _restore(run, config, data, values.checkpoint)

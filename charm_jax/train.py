@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, experiment, runs
+from charm_jax import command_line, config_check, experiment, runs
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.command_line import say
 from charm_jax.run_log import RunLog
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     path, rest = command_line.split_config_flag(argv)
     config = command_line.load_config(Path(path) if path else command_line.DEMO)
     values = command_line.parse(rest, config, _define_flags)
-    experiment.check(config)
+    config_check.check(config)
     if config.deterministic:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"

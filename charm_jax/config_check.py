@@ -1,0 +1,70 @@
+"""What can be said of a config before any data are read."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from charm_jax.backbones import BACKBONES
+from charm_jax.losses import LOSSES
+from charm_jax.memory_bank import SELECTION_RULES, resolve_threshold
+from data_pipelines import splits
+from data_pipelines.errors import InputError
+
+
+def check(config: ConfigDict) -> None:
+    """Looks at every value that can be judged without data.
+
+    Raises:
+        InputError: with the key, its value and what it may be.
+    """
+    _one_of("config.resume", config.resume, ("auto", "force"))
+    _one_of("config.model.backbone", config.model.backbone, BACKBONES)
+    _one_of("config.model.rarity", config.model.rarity, SELECTION_RULES)
+    try:
+        resolve_threshold(config.model.rarity, config.model.rarity_threshold)
+    except ValueError as error:
+        raise InputError(f"config.model.rarity_threshold: {error}.") from None
+    _at_least("config.data.image_size", config.data.image_size, 32)
+    for key in ("retrieval_k", "bank_size"):
+        _at_least(f"config.model.{key}", config.model[key], 1)
+    for key in ("momentum", "stochastic_depth"):
+        if not 0 <= config.model[key] <= 1 or (
+            key == "stochastic_depth" and config.model[key] == 1
+        ):
+            raise InputError(
+                f"config.model.{key} is {config.model[key]}: set it from 0 to below 1."
+            )
+    _at_least("config.checkpoint.every_steps", config.checkpoint.every_steps, 1)
+    _at_least("config.checkpoint.keep", config.checkpoint.keep, 1)
+    _at_least("config.log.every_steps", config.log.every_steps, 1)
+    for name, stage in config.stages.items():
+        _check_stage(f"config.stages.{name}", stage)
+    if not any(stage.epochs for stage in config.stages.values()):
+        raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")
+
+
+def _check_stage(key: str, stage: ConfigDict) -> None:
+    _one_of(f"{key}.images", stage.images, splits.IMAGES)
+    _one_of(f"{key}.loss", stage.loss, LOSSES)
+    _at_least(f"{key}.epochs", stage.epochs, 0)
+    _at_least(f"{key}.batch_size", stage.batch_size, 2)
+    _at_least(f"{key}.patience", stage.patience, 1)
+    if not 0 < stage.peak_lr < math.inf:
+        raise InputError(f"{key}.peak_lr is {stage.peak_lr}: set it above 0.")
+    if stage.frozen_epochs:
+        raise InputError(f"{key}.frozen_epochs is {stage.frozen_epochs}: only 0 is supported yet.")
+    if stage.find_lr:
+        raise InputError(f"{key}.find_lr is True: only False is supported yet; set {key}.peak_lr.")
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
+        raise InputError(f"{key} is {value!r}: did you mean {near!r}? (known: {', '.join(known)})")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{key} is {value}: set it to {least} or more.")
