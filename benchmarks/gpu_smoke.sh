@@ -13,7 +13,7 @@ export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 "$python" -c "import jax; assert jax.default_backend() == 'gpu', 'no CUDA device'; print(jax.devices())"
 
 echo "== parity and GPU tests"
-JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest -m gpu
+JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest -m gpu tests
 JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest tests/charm_jax/test_model.py \
     tests/charm_jax/test_momentum.py tests/charm_jax/backbones
 
@@ -21,10 +21,14 @@ echo "== a run without a break, and one that is killed"
 cd "$work"
 train() { "$python" -m charm_jax.train --config.deterministic "--config.name=$1"; }
 train whole
-train killed &
-until [ -d runs/killed/checkpoints/bce/50 ]; do sleep 0.2; done
-kill -9 $!
-wait || true
+"$python" -m charm_jax.train --config.deterministic --config.name=killed &
+process=$!
+until [ -d runs/killed/checkpoints/bce/50 ]; do
+    kill -0 "$process"
+    sleep 0.2
+done
+kill -9 "$process"
+wait "$process" || true
 train killed
 for name in whole killed; do "$python" -m charm_jax.eval --run "$name"; done
 "$python" - <<'PY'

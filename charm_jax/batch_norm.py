@@ -37,10 +37,12 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         x = x.astype(jnp.float32)
+        ones = (1,) * (x.ndim - 1)
         if train:
             axes = tuple(range(x.ndim - 1))
             mean = x.mean(axes)
-            var = jnp.maximum((x * x).mean(axes) - mean * mean, 0.0)
+            # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head.
+            var = jnp.square(x - mean.reshape(ones + channels)).mean(axes)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))
@@ -49,6 +51,5 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale / jnp.sqrt(var + self.epsilon)
-        ones = (1,) * (x.ndim - 1)
         y = x * factor.reshape(ones + channels) + (bias - mean * factor).reshape(ones + channels)
         return y.astype(self.dtype)

@@ -46,15 +46,22 @@ class Checkpoints:
     Attributes:
         directory: of the run's checkpoints.
         stages: names in the order of training.
-        keep: how many of the newest of each stage remain, beside the best.
     """
 
-    def __init__(self, directory: Path, stages: Sequence[str], keep: int = 2):
+    def __init__(self, directory: Path, stages: Sequence[str], keep: int | None = None):
+        """Opens the checkpoints.
+
+        Args:
+            directory: of the run's checkpoints.
+            stages: names in the order of training.
+            keep: how many of the newest of each stage remain, beside the best; None to read only,
+                which leaves what another process is writing alone.
+        """
         self.directory = Path(directory).resolve()
         self.stages = tuple(stages)
-        self._keep = keep
+        self._read_only = keep is None
         self._managers: dict[str, ocp.CheckpointManager] = {}
-        self._policies = {stage: _KeepNewestAndBest(keep) for stage in stages}
+        self._policies = {stage: _KeepNewestAndBest(keep or 1) for stage in stages}
 
     def save(
         self, stage: str, state: TrainState, meta: dict[str, Any], best_step: int | None
@@ -99,7 +106,7 @@ class Checkpoints:
     def newest_first(self) -> Iterator[tuple[str, int]]:
         """All complete checkpoints, (stage, step), the youngest first."""
         for stage in reversed(self.stages):
-            for step in self._steps(stage):
+            for step in self.steps(stage):
                 yield stage, step
 
     def meta(self, stage: str, step: int) -> dict[str, Any]:
@@ -117,9 +124,11 @@ class Checkpoints:
     def restore(self, stage: str, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """A state and its JSON, every leaf verified.
 
-        Args: stage: name of the stage. step: of the checkpoint. like: a state of the same network
-            (arrays or shapes). The optimizer's state may differ, as it is taken
-                from the file only where ``like`` has one.
+        Args:
+            stage: name of the stage.
+            step: of the checkpoint.
+            like: a state of the same network (arrays or shapes). The optimizer's state may differ,
+                as it is taken from the file only where ``like`` has one.
 
         Raises:
             InputError: the checkpoint is of another architecture.
@@ -143,9 +152,11 @@ class Checkpoints:
         state = jax.tree.unflatten(tree, [jnp.array(leaves[name]) for name in names])
         return state.replace(rng=jax.random.wrap_key_data(state.rng)), meta
 
-    def exists(self, stage: str, step: int) -> bool:
-        """Whether that checkpoint is there."""
-        return stage in self.stages and step in self._steps(stage)
+    def steps(self, stage: str) -> list[int]:
+        """Steps of a stage's complete checkpoints, the youngest first."""
+        if not (self.directory / stage).is_dir():
+            return []
+        return sorted(self._manager(stage).all_steps(), reverse=True)
 
     def _check_space(self, needed: int) -> None:
         """Looks before it writes: a save that fails in the background may leave rubbish."""
@@ -157,16 +168,12 @@ class Checkpoints:
     def _path(self, stage: str, step: int) -> Path:
         return self.directory / stage / str(step)
 
-    def _steps(self, stage: str) -> list[int]:
-        if not (self.directory / stage).is_dir():
-            return []
-        return sorted(self._manager(stage).all_steps(), reverse=True)
-
     def _manager(self, stage: str) -> ocp.CheckpointManager:
         if stage not in self._managers:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._policies[stage],
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
                 save_root_metadata=False,
             )
             self._managers[stage] = ocp.CheckpointManager(

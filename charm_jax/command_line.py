@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -55,9 +56,10 @@ def _sentence_of(error: OSError) -> str | None:
             "continues from the last complete checkpoint."
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{where} may not be written: choose another folder with --config.runs_dir."
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"{where} is not a folder: move it away or choose another with --config.runs_dir."
+        return (
+            f"{where} may not be read or written ({error.strerror}): change its permissions, or "
+            "for the folder of a run choose another with --config.runs_dir."
+        )
     return None
 
 
@@ -69,22 +71,39 @@ def say(text: str) -> None:
 def load_config(path: Path) -> ConfigDict:
     """The recipe with the changes that a config file states.
 
-    Raises: InputError: the file is missing, has no ``get_config``, or names a key or type that the
-        recipe does not
-            have.
+    Raises:
+        InputError: the file is missing, has no ``get_config``, or names a key or type that the
+            recipe does not have.
     """
     if not path.is_file():
         raise InputError(f"There is no config file {path}: name one, such as configs/effv2s.py.")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path} has no function get_config(): see configs/effv2s.py for one.")
     config = recipe.defaults()
-    merge(config, module.get_config().to_dict(), str(path))
+    merge(config, _changes(path).to_dict(), str(path))
     if not config.name:
         config.name = path.stem
     return config
+
+
+def _changes(path: Path) -> ConfigDict:
+    """What the file's ``get_config()`` returns."""
+    spec = importlib.util.spec_from_loader(
+        f"config_{path.stem}",
+        importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path)),
+    )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        changes = module.get_config()
+    except Exception as error:  # whatever a user's file may do
+        raise InputError(
+            f"{path} is no config ({type(error).__name__}: {error}): see configs/effv2s.py for one."
+        ) from error
+    if not isinstance(changes, ConfigDict):
+        raise InputError(
+            f"{path}: get_config() returns {type(changes).__name__} and not an ml_collections "
+            "ConfigDict: see configs/effv2s.py."
+        )
+    return changes
 
 
 def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "config") -> None:
@@ -104,11 +123,12 @@ def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "config")
                 )
             merge(config[key], value, where, name)
             continue
-        try:
-            config[key] = value
-        except TypeError:
-            kind = type(config[key]).__name__
-            raise InputError(f"{where}: {name} is {value!r} but must be of type {kind}.") from None
+        kind = type(config[key])
+        if type(value) is int and kind is float:
+            value = float(value)
+        if type(value) is not kind:
+            raise InputError(f"{where}: {name} is {value!r} but must be of type {kind.__name__}.")
+        config[key] = value
 
 
 def _unknown(name: str, config: ConfigDict, prefix: str) -> str:
@@ -120,16 +140,17 @@ def _unknown(name: str, config: ConfigDict, prefix: str) -> str:
 def split_config_flag(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Takes ``--config FILE`` or ``--config=FILE`` out of the arguments."""
     path, rest = None, []
-    arguments = iter(argv)
+    # absl takes one dash as well as two.
+    arguments = iter(f"-{a}" if a.startswith("-config") else a for a in argv)
     for argument in arguments:
-        if argument in ("--config", "-config"):
-            path = next(arguments, None)
-            if path is None:
-                raise InputError("--config needs the path of a config file after it.")
-        elif argument.startswith(("--config=", "-config=")):
+        if argument == "--config":
+            path = next(arguments, "")
+        elif argument.startswith("--config="):
             path = argument.split("=", 1)[1]
         else:
             rest.append(argument)
+    if path == "":
+        raise InputError("--config needs the path of a config file.")
     return path, rest
 
 
@@ -149,6 +170,9 @@ def parse(
     _check_keys(argv, config)
     values = flags.FlagValues()
     define(values)
+    if {"--help", "-help", "-h"} & set(argv):
+        print(f"{values.get_help()}\nKeys (--config.key=value) and their values:\n\n{config}")
+        sys.exit(0)
     argv = ["charm_jax", *argv]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -166,9 +190,13 @@ def _check_keys(argv: Sequence[str], config: ConfigDict) -> None:
             continue
         node, prefix = config, "config"
         for key in argument.removeprefix("--config.").split("=", 1)[0].split("."):
-            if not isinstance(node, ConfigDict) or key not in node:
-                nearest = node if isinstance(node, ConfigDict) else config
-                raise InputError(
-                    f"The command line: {_unknown(f'{prefix}.{key}', nearest, prefix)}"
-                )
+            if not isinstance(node, ConfigDict):
+                raise InputError(f"The command line: {prefix} is a value and has no key {key!r}.")
+            if key not in node:
+                raise InputError(f"The command line: {_unknown(f'{prefix}.{key}', node, prefix)}")
             node, prefix = node[key], f"{prefix}.{key}"
+        if isinstance(node, ConfigDict):
+            raise InputError(
+                f"The command line: {prefix} is a group of keys: set one of them, such as "
+                f"{prefix}.{next(iter(node))}."
+            )

@@ -1,7 +1,7 @@
 """What can be said of a config before any data are read."""
 
-import difflib
 import math
+import re
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from charm_jax.backbones import BACKBONES
 from charm_jax.losses import LOSSES
 from charm_jax.memory_bank import SELECTION_RULES, resolve_threshold
 from data_pipelines import splits
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, did_you_mean
 
 
 def check(config: ConfigDict) -> None:
@@ -19,23 +19,10 @@ def check(config: ConfigDict) -> None:
     Raises:
         InputError: with the key, its value and what it may be.
     """
+    _check_run(config)
+    _check_model(config.model)
     _one_of("config.resume", config.resume, ("auto", "force"))
-    _one_of("config.model.backbone", config.model.backbone, BACKBONES)
-    _one_of("config.model.rarity", config.model.rarity, SELECTION_RULES)
-    try:
-        resolve_threshold(config.model.rarity, config.model.rarity_threshold)
-    except ValueError as error:
-        raise InputError(f"config.model.rarity_threshold: {error}.") from None
     _at_least("config.data.image_size", config.data.image_size, 32)
-    for key in ("retrieval_k", "bank_size"):
-        _at_least(f"config.model.{key}", config.model[key], 1)
-    for key in ("momentum", "stochastic_depth"):
-        if not 0 <= config.model[key] <= 1 or (
-            key == "stochastic_depth" and config.model[key] == 1
-        ):
-            raise InputError(
-                f"config.model.{key} is {config.model[key]}: set it from 0 to below 1."
-            )
     _at_least("config.checkpoint.every_steps", config.checkpoint.every_steps, 1)
     _at_least("config.checkpoint.keep", config.checkpoint.keep, 1)
     _at_least("config.log.every_steps", config.log.every_steps, 1)
@@ -43,6 +30,38 @@ def check(config: ConfigDict) -> None:
         _check_stage(f"config.stages.{name}", stage)
     if not any(stage.epochs for stage in config.stages.values()):
         raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")
+
+
+def _check_run(config: ConfigDict) -> None:
+    if not re.fullmatch(r"[\w.+-]+", config.name) or not config.name.strip("."):
+        raise InputError(
+            f"config.name is {config.name!r}: set it to a folder's name, made of "
+            "letters, digits and . + - _."
+        )
+    for key, seed in (("seed", config.seed), ("data.split_seed", config.data.split_seed)):
+        if not 0 <= seed < 2**31:
+            raise InputError(f"config.{key} is {seed}: set it from 0 to {2**31 - 1}.")
+    if config.data.resident:
+        raise InputError("config.data.resident is True: only False is supported yet.")
+
+
+def _check_model(model: ConfigDict) -> None:
+    _one_of("config.model.backbone", model.backbone, BACKBONES)
+    _one_of("config.model.rarity", model.rarity, SELECTION_RULES)
+    try:
+        resolve_threshold(model.rarity, model.rarity_threshold)
+    except ValueError as error:
+        raise InputError(f"config.model.rarity_threshold: {error}.") from None
+    if model.channels not in (1, 3):
+        raise InputError(f"config.model.channels is {model.channels}: set it to 3 or 1.")
+    for key in ("retrieval_k", "bank_size"):
+        _at_least(f"config.model.{key}", model[key], 1)
+    if not 0 <= model.momentum <= 1:
+        raise InputError(f"config.model.momentum is {model.momentum}: set it from 0 to 1.")
+    if not 0 <= model.stochastic_depth < 1:
+        raise InputError(
+            f"config.model.stochastic_depth is {model.stochastic_depth}: set it from 0 to below 1."
+        )
 
 
 def _check_stage(key: str, stage: ConfigDict) -> None:
@@ -53,6 +72,8 @@ def _check_stage(key: str, stage: ConfigDict) -> None:
     _at_least(f"{key}.patience", stage.patience, 1)
     if not 0 < stage.peak_lr < math.inf:
         raise InputError(f"{key}.peak_lr is {stage.peak_lr}: set it above 0.")
+    if not 0 <= stage.min_delta < math.inf:
+        raise InputError(f"{key}.min_delta is {stage.min_delta}: set it to 0 or more.")
     if stage.frozen_epochs:
         raise InputError(f"{key}.frozen_epochs is {stage.frozen_epochs}: only 0 is supported yet.")
     if stage.find_lr:
@@ -61,8 +82,7 @@ def _check_stage(key: str, stage: ConfigDict) -> None:
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
-        raise InputError(f"{key} is {value!r}: did you mean {near!r}? (known: {', '.join(known)})")
+        raise InputError(f"{key} is {value!r}: {did_you_mean(value, known)}")
 
 
 def _at_least(key: str, value: int, least: int) -> None:

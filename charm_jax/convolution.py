@@ -6,16 +6,21 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_LARGEST_BY_TAPS = 5
+_SMALL_MAP = 9  # pixels
 
 # torch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # torchvision's for the convolutions of its backbones: N(0, 2/fan_out), groups not divided out.
 backbone_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# N(0, 2/fan_in), where a kernel of a depthwise convolution has k² inputs.
+fan_in_kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def torch_bias_init(fan_in: int) -> Callable[..., Array]:
@@ -37,7 +42,9 @@ class Conv(nn.Module):
         strides: step in both directions.
         depthwise: one kernel a channel; ``features`` must equal the input's channels.
         use_bias: whether a bias is added.
+        dilation: distance between the pixels that a depthwise kernel reads; dense ones have 1.
         kernel_init: initialiser of the kernel ``[k, k, in, out]`` (depthwise ``[k, k, 1, out]``).
+        bias_init: initialiser of the bias; torch's default if None.
         dtype: type that it computes in; parameters are float32.
     """
 
@@ -46,7 +53,9 @@ class Conv(nn.Module):
     strides: int = 1
     depthwise: bool = False
     use_bias: bool = False
+    dilation: int = 1
     kernel_init: Callable[..., Array] = backbone_kernel_init
+    bias_init: Callable[..., Array] | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -59,13 +68,14 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.depthwise:
-            y = depthwise_conv(x, kernel, self.strides)
+            y = depthwise_conv(x, kernel, self.strides, self.dilation)
         elif self.kernel_size == 1:
             y = x[:, :: self.strides, :: self.strides] @ kernel[0, 0]
         else:
             y = dense_conv(x, kernel, self.strides)
         if self.use_bias:
-            bias = self.param("bias", torch_bias_init(kernel[..., 0].size), (self.features,))
+            init = self.bias_init or torch_bias_init(kernel[..., 0].size)
+            bias = self.param("bias", init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -78,12 +88,16 @@ def dense_conv(
     """Convolution over all channels, padded by k // 2 on every side.
 
     On CPU the gradient of the kernel is computed as one matrix product a tap, because XLA's own
-    form is about twice as slow there; the result is the same up to the order of summation.
+    form is about twice as slow there, except for large kernels, which are those of stems with few
+    channels; where the output has few pixels, XLA's is 30 times as slow in all directions, and each
+    is computed so. The result is the same up to the order of summation.
     """
+    if kernel.shape[0] > _LARGEST_BY_TAPS:
+        return _native(x, kernel, strides, groups=1)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_dense_by_taps, strides=strides),
+        cpu=partial(_dense_on_cpu, strides=strides),
         default=partial(_native, strides=strides, groups=1),
     )
 
@@ -92,8 +106,9 @@ def depthwise_conv(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "k k 1 channels"],
     strides: int,
+    dilation: int = 1,
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """One kernel a channel, padded by k // 2 on every side.
+    """One kernel a channel, padded by dilation · (k // 2) on every side.
 
     On CPU it is a sum of shifted products: XLA's grouped convolution is 20 to 300 times slower
     there, forward and backward; the result is the same up to the order of summation.
@@ -101,42 +116,100 @@ def depthwise_conv(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_depthwise_by_taps, strides=strides),
-        default=partial(_native, strides=strides, groups=x.shape[-1]),
+        cpu=partial(_depthwise_by_taps, strides=strides, dilation=dilation),
+        default=partial(_native, strides=strides, groups=x.shape[-1], dilation=dilation),
     )
 
 
-def _native(x: Array, kernel: Array, strides: int, groups: int) -> Array:
-    pad = kernel.shape[0] // 2
+def _native(x: Array, kernel: Array, strides: int, groups: int, dilation: int = 1) -> Array:
+    pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (strides, strides),
         [(pad, pad), (pad, pad)],
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=_LAYOUT,
         feature_group_count=groups,
     )
 
 
-def _taps(x: Array, size: int, strides: int) -> list[Array]:
-    """The size² shifted views of the padded ``x``, in the row-major order of the kernel."""
-    pad = size // 2
+def _live_taps(shape: tuple[int, ...], size: int, dilation: int = 1) -> list[tuple[int, int]]:
+    """Row and column of what in a kernel can read more than padding, in row-major order.
+
+    Of a dilated kernel on a small map that is the lesser part.
+    """
+    reach = size // 2
+    rows, columns = (
+        [i for i in range(size) if dilation * abs(i - reach) < side] for side in shape[1:3]
+    )
+    return [(i, j) for i in rows for j in columns]
+
+
+def _taps(x: Array, size: int, strides: int, dilation: int = 1) -> dict[tuple[int, int], Array]:
+    """The shifted views of the padded ``x`` by the kernel's row and column."""
+    pad = dilation * (size // 2)
     height, width = -(-x.shape[1] // strides), -(-x.shape[2] // strides)
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    return [
-        padded[
-            :,
-            i : i + strides * (height - 1) + 1 : strides,
-            j : j + strides * (width - 1) + 1 : strides,
-        ]
-        for i in range(size)
-        for j in range(size)
-    ]
+
+    def window(start: int, length: int) -> slice:
+        return slice(start, start + strides * (length - 1) + 1, strides)
+
+    return {
+        (i, j): padded[:, window(dilation * i, height), window(dilation * j, width)]
+        for i, j in _live_taps(x.shape, size, dilation)
+    }
 
 
-def _depthwise_by_taps(x: Array, kernel: Array, strides: int) -> Array:
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    products = [tap * w for tap, w in zip(_taps(x, kernel.shape[0], strides), weights, strict=True)]
+def _kernel_of(parts: dict[tuple[int, int], Array], kernel: Array) -> Array:
+    """Puts the parts where they belong in an array like ``kernel``; the rest is zero."""
+    unread = jnp.zeros(kernel.shape[2:], kernel.dtype)
+    rows = [parts.get(at, unread) for at in np.ndindex(kernel.shape[:2])]
+    return jnp.stack(rows).reshape(kernel.shape)
+
+
+def _sum_of_taps(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
+    taps = _taps(x, kernel.shape[0], strides, dilation)
+    products = [tap * kernel[at].reshape(1, 1, 1, -1) for at, tap in taps.items()]
+    return sum(products[1:], start=products[0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_by_taps(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
+    return _sum_of_taps(x, kernel, strides, dilation)
+
+
+def _depthwise_forward(
+    x: Array, kernel: Array, strides: int, dilation: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _sum_of_taps(x, kernel, strides, dilation), (x, kernel)
+
+
+def _depthwise_backward(
+    strides: int, dilation: int, residuals: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    of_x = partial(_sum_of_taps, kernel=kernel, strides=strides, dilation=dilation)
+    (grad_x,) = jax.linear_transpose(of_x, x)(grad)
+
+    # Image after image, the sums stay in whole vectors; reductions take up to 5 times as long.
+    def add(sums: dict, image: tuple[Array, Array]) -> tuple[dict, None]:
+        pixels, grad_of_image = image
+        taps = _taps(pixels[None], kernel.shape[0], strides, dilation)
+        return {at: sums[at] + tap[0] * grad_of_image for at, tap in taps.items()}, None
+
+    live = _live_taps(x.shape, kernel.shape[0], dilation)
+    sums, _ = lax.scan(add, {at: jnp.zeros(grad.shape[1:], grad.dtype) for at in live}, (x, grad))
+    return grad_x, _kernel_of({at: value.sum((0, 1))[None] for at, value in sums.items()}, kernel)
+
+
+_depthwise_by_taps.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _dense_on_cpu(x: Array, kernel: Array, strides: int) -> Array:
+    if -(-x.shape[1] // strides) * -(-x.shape[2] // strides) > _SMALL_MAP:
+        return _dense_by_taps(x, kernel, strides)
+    products = [tap @ kernel[at] for at, tap in _taps(x, kernel.shape[0], strides).items()]
     return sum(products[1:], start=products[0])
 
 
@@ -155,8 +228,9 @@ def _dense_backward(
     x, kernel = residuals
     (grad_x,) = jax.linear_transpose(lambda v: _native(v, kernel, strides, groups=1), x)(grad)
     flat = grad.reshape(-1, grad.shape[-1])
-    taps = [t.reshape(-1, t.shape[-1]).T @ flat for t in _taps(x, kernel.shape[0], strides)]
-    return grad_x, jnp.stack(taps).reshape(kernel.shape)
+    taps = _taps(x, kernel.shape[0], strides).items()
+    products = {at: tap.reshape(-1, tap.shape[-1]).T @ flat for at, tap in taps}
+    return grad_x, _kernel_of(products, kernel)
 
 
 _dense_by_taps.defvjp(_dense_forward, _dense_backward)

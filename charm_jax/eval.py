@@ -1,22 +1,27 @@
 """``python -m charm_jax.eval``: a run's AUROC for each finding as table, JSON and predictions."""
 
 import csv
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, config_check, experiment, recipe, runs
+from charm_jax import command_line, config_check, experiment, initial_weights, recipe, runs
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
 from charm_jax.command_line import say
-from charm_jax.metrics import summarise
+from charm_jax.metrics import macro_auroc_interval, summarise
+from charm_jax.model import Charm
+from charm_jax.plain import Plain
+from charm_jax.stages import STAGES
 from charm_jax.state import TrainState
+from data_pipelines import splits
 from data_pipelines.errors import InputError
-from data_pipelines.splits import part_summary
+from data_pipelines.whole_file import whole_file
 
 DISCLAIMER = "Research software, not a medical device."
 
@@ -30,28 +35,78 @@ def main(argv: list[str]) -> int:
     run, config, values = _parse(argv)
     config_check.check(config)
     data = experiment.load_data(config)
-    rows = data.split.rows(experiment.stage_names(config)[-1], values.split)
-    state, name, model = _restore(run, config, data, values.checkpoint)
-    batch = max(config.stages[stage].batch_size for stage in experiment.stage_names(config))
-    step = experiment.eval_step(model)
+    stages = experiment.stage_names(config)
+    rows = data.split.rows(stages[-1], values.split)
+    model = experiment.build_model(config, data)
+    if run is None:
+        known, simulated = runs.unknown_cases(data.table), None
+        state, checkpoint = _weights(config, model)
+        out = Path(config.runs_dir) / Path(checkpoint).stem / "eval" / values.split
+    else:
+        known = runs.known_cases(run, data.table)
+        simulated = runs.read_json(run / "split.json")["simulated"]
+        _check_unseen(known, rows, data.split.rule, values.split, run)
+        state, checkpoint = _restore(run, config, model, values.checkpoint)
+        out = run / "eval" / values.split
+    step = _as_known(experiment.eval_step(config, model), known)
+    batch = max(config.stages[stage].batch_size for stage in stages)
     z = experiment.logits(config, data, rows, batch, step, state, f"evaluating {values.split}")
-    scores = np.asarray(jax.nn.sigmoid(z))
-    # Ranks of logits, not of scores: float32 sigmoids tie near 0 and 1.
-    metrics = _metrics(
-        data, rows, values.split, name, summarise(z, data.table.labels[rows], data.table.findings)
-    )
-    out = run / "eval" / values.split
     out.mkdir(parents=True, exist_ok=True)
-    _write_predictions(out / "predictions.csv", data, rows, scores)
+    _write_predictions(out / "predictions.csv", data, rows, np.asarray(jax.nn.sigmoid(z)))
+    metrics = {
+        **_described(config, data, rows, known),
+        "split": values.split,
+        "checkpoint": checkpoint,
+        "trained_on_simulated": simulated,
+        **_scored(z, data, rows),
+    }
     runs.write_json(out / "metrics.json", metrics)
     print(table(metrics))
     say(f"Written to {out}.")
-    return 0
+    if data.refused:
+        say(f"warning: {data.refused:,} image files are refused and not evaluated.")
+    return 1 if data.refused else 0
 
 
-def _parse(argv: list[str]) -> tuple[Path, ConfigDict, flags.FlagValues]:
-    """The run, its config with the data keys of the command line, and the flags."""
+def _as_known(step: Callable, known: runs.Known) -> Callable:
+    """The step on batches whose ids are those of the run that filled the bank."""
+
+    def renumbered(state: TrainState, batch: dict[str, np.ndarray]) -> Array:
+        rows = batch["case_id"]
+        ids = {"case_id": known.case_ids[rows], "patient_id": known.patient_ids[rows]}
+        return step(state, batch | ids)
+
+    return renumbered
+
+
+def _check_unseen(known: runs.Known, rows: np.ndarray, rule: str, part: str, run: Path) -> None:
+    """Refuses a test part that is not one.
+
+    Raises:
+        InputError: training or validation saw patients of it, and the rule does not say so itself.
+    """
+    seen = int(known.seen[rows].sum())
+    if seen and part == "test" and rule in splits.DISJOINT:
+        raise InputError(
+            f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
+            f"patients that the run {run} trained or validated on: evaluate it with the split that "
+            "it was trained with."
+        )
+
+
+def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, flags.FlagValues]:
+    """The run (None for weights without one), the config and the flags."""
     defaults = recipe.defaults()
+    path, argv = command_line.split_config_flag(argv)
+    if path is not None:
+        config = command_line.load_config(Path(path))
+        values = command_line.parse(argv, config, _define_flags)
+        if values.run or config.model.init_from == "random":
+            raise InputError(
+                "--config evaluates weights without a run: give them with "
+                "--config.model.init_from=FILE, and no --run."
+            )
+        return None, config, values
     first = command_line.parse(argv, defaults, _define_flags)
     run = runs.find(Path(defaults.runs_dir), first.run)
     config = recipe.defaults()
@@ -83,40 +138,56 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _restore(
-    run: Path, config: ConfigDict, data: experiment.Data, checkpoint: str
-) -> tuple[TrainState, str, Any]:
-    checkpoints = Checkpoints(run / "checkpoints", runs.STAGES)
-    stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
-    model = experiment.build_model(config, data)
+    run: Path, config: ConfigDict, model: Charm | Plain, checkpoint: str
+) -> tuple[TrainState, str]:
+    checkpoints = Checkpoints(run / "checkpoints", STAGES)
     try:
+        stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
         state, _ = checkpoints.restore(stage, step, experiment.state_shapes(model, config))
     except DamagedCheckpoint as error:
         raise InputError(f"{error} Choose another with --checkpoint.") from error
     finally:
         checkpoints.close()
     say(f"Evaluating checkpoint {stage}/{step} of {run}.")
-    return state, f"{stage}/{step}", model
+    return state, f"{stage}/{step}"
 
 
-def _metrics(
-    data: experiment.Data, rows: np.ndarray, part: str, checkpoint: str, summary: dict[str, Any]
+def _weights(config: ConfigDict, model: Charm | Plain) -> tuple[TrainState, str]:
+    keys = config.model
+    new = experiment.new_state(model, config)
+    state, sentence = initial_weights.fill(new, keys.init_from, keys.backbone)
+    say(sentence)
+    return state, keys.init_from
+
+
+def _described(
+    config: ConfigDict, data: experiment.Data, rows: np.ndarray, known: runs.Known
 ) -> dict[str, Any]:
-    described = part_summary(data.table, rows)
+    """What was evaluated, and how much of it the run had seen."""
+    part = splits.part_summary(data.table, rows)
+    abnormal = data.table.abnormal[rows]
+    present = int(data.table.present.sum())
     return {
         "source": data.table.source,
         "simulated": data.table.simulated,
+        "data": config.data.to_dict(),
         "rule": data.split.rule,
-        "split": part,
-        "split_sha256": described["sha256"],
-        "leak_images": data.split.leak_images,
-        "leak_of": data.split.leak_of,
-        "leak": experiment.describe_leak(data),
-        "checkpoint": checkpoint,
-        "n_images": described["images"],
-        "n_patients": described["patients"],
-        "images_missing": len(data.table.images) - int(data.table.present.sum()),
-        **summary,
+        "split_sha256": part["sha256"],
+        "n_images": part["images"],
+        "n_patients": part["patients"],
+        "images_present": present,
+        "images_missing": len(data.table.images) - present,
+        "refused": data.refused,
+        "leak_images": int((known.seen[rows] & abnormal).sum()),
+        "leak_of": int(abnormal.sum()),
     }
+
+
+def _scored(z: np.ndarray, data: experiment.Data, rows: np.ndarray) -> dict[str, Any]:
+    """AUROC of the logits (their float32 sigmoids would tie near 0 and 1), with an interval."""
+    labels, patients = data.table.labels[rows], data.table.patients[rows]
+    interval = macro_auroc_interval(z, labels, patients)
+    return {"macro_auroc_interval": interval} | summarise(z, labels, data.table.findings)
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -126,8 +197,10 @@ def table(metrics: dict[str, Any]) -> str:
         f"{metrics['source']}, part '{metrics['split']}' of rule '{metrics['rule']}': "
         f"{metrics['n_images']:,} {simulated}, {metrics['n_patients']:,} patients, checkpoint "
         f"{metrics['checkpoint']}, sha256 {metrics['split_sha256'][:12]}",
-        metrics["leak"],
+        _leak(metrics),
     ]
+    if metrics["trained_on_simulated"] and not metrics["simulated"]:
+        lines.append("The network was trained on SIMULATED images.")
     if metrics["images_missing"]:
         lines.append(f"{metrics['images_missing']:,} images of the table are missing.")
     lines += ["", f"{'finding':<20} {'AUROC':>7} {'positives':>10}"]
@@ -136,10 +209,23 @@ def table(metrics: dict[str, Any]) -> str:
         lines.append(f"{name:<20} {auroc:>7} {values['positives']:>10,}")
     macro = "undefined" if metrics["macro_auroc"] is None else f"{metrics['macro_auroc']:.4f}"
     defined = len(metrics["findings"]) - len(metrics["undefined"])
-    lines += ["", f"macro AUROC {macro} over {defined} findings"]
+    low, high = metrics["macro_auroc_interval"]
+    interval = "" if low is None else f" (95 % of patient bootstraps: {low:.4f} to {high:.4f})"
+    lines += ["", f"macro AUROC {macro} over {defined} findings{interval}"]
     if metrics["undefined"]:
         lines.append(f"without both classes, left out: {', '.join(metrics['undefined'])}")
     return "\n".join([*lines, DISCLAIMER])
+
+
+def _leak(metrics: dict[str, Any]) -> str:
+    if metrics["trained_on_simulated"] is None:
+        return "What these weights were trained on is not known here."
+    if not metrics["leak_images"]:
+        return "Training and validation saw no abnormal image of these patients."
+    return (
+        f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here are "
+        "of patients that the run trained or validated on."
+    )
 
 
 def _write_predictions(
@@ -147,15 +233,13 @@ def _write_predictions(
 ) -> None:
     findings = data.table.findings
     header = ["image", "patient", *findings, *(f"{name}_label" for name in findings)]
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for row, score in zip(rows, scores, strict=True):
             labels = ["" if label < 0 else int(label) for label in data.table.labels[row]]
             known = [data.table.images[row], data.table.patients[row]]
             writer.writerow([*known, *(f"{s:.9g}" for s in score), *labels])
-    os.replace(draft, path)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from charm_jax import optim, state
+from charm_jax import memory_bank, optim, state
 from charm_jax.backbones import BACKBONES
 from charm_jax.evaluation import logits_of
 from charm_jax.fusion import MultiScaleAttention
 from charm_jax.losses import LOSSES
-from charm_jax.memory_bank import select
 from charm_jax.metrics import summarise
 from charm_jax.model import Charm, Head
-from charm_jax.stages import Plan
+from charm_jax.plain import Plain
+from charm_jax.stages import STAGES, Plan
 from charm_jax.state import TrainState
 from charm_jax.steps import jit_eval_step, jit_train_step
 from data_pipelines import augment, loader, quarantine, sources, splits
@@ -39,11 +39,22 @@ class Data:
         table: of the source.
         split: parts, without bad images.
         quarantined: (image, reason) of those.
+        refused: how many of those should have been usable: all but files that are absent with
+            ``config.data.missing=skip``.
+        prevalence: share of the whole training part, abnormal or not, with each finding.
     """
 
     table: CaseTable
     split: splits.Split
     quarantined: list[tuple[str, str]]
+    refused: int
+    prevalence: tuple[float, ...]
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Ids of the images that training or validation sees."""
+        parts = self.split.stages.values()
+        return np.unique(np.concatenate([p[name] for p in parts for name in ("train", "val")]))
 
 
 def load_data(config: ConfigDict) -> Data:
@@ -58,12 +69,29 @@ def load_data(config: ConfigDict) -> Data:
     images = {name: config.stages[name].images for name in stage_names(config)}
     split = splits.make_split(table, data.split, images, data.split_seed)
     split, quarantined = quarantine.apply_policy(table, split, data.missing)
-    return Data(table, split, quarantined)
+    absent = sum(reason == quarantine.ABSENT for _, reason in quarantined)
+    return Data(
+        table=table,
+        split=split,
+        quarantined=quarantined,
+        refused=len(quarantined) - (absent if data.missing == "skip" else 0),
+        prevalence=_prevalence(table, data, quarantined),
+    )
+
+
+def _prevalence(
+    table: CaseTable, data: ConfigDict, quarantined: list[tuple[str, str]]
+) -> tuple[float, ...]:
+    whole = splits.make_split(table, data.split, {"all": "all"}, data.split_seed)
+    rows = whole.stages["all"]["train"]
+    rows = rows[~np.isin(table.images[rows], [name for name, _ in quarantined])]
+    positive = (table.labels[rows] == 1).sum(axis=0)
+    return tuple(float(n) for n in positive / max(len(rows), 1))
 
 
 def stage_names(config: ConfigDict) -> list[str]:
     """The stages that have an epoch, in the order of training."""
-    return [name for name in ("bce", "focal") if config.stages[name].epochs]
+    return [name for name in STAGES if config.stages[name].epochs]
 
 
 def check_batches(config: ConfigDict, data: Data) -> None:
@@ -101,21 +129,21 @@ def describe_split(config: ConfigDict, data: Data) -> dict[str, Any]:
         "leak_of": data.split.leak_of,
         "images_present": present,
         "images_missing": len(data.table.images) - present,
-        "quarantined": len(data.quarantined),
+        "refused": data.refused,
         "parameters": parameters(build_model(config, data), config),
         "stages": stages,
     }
 
 
 def describe_leak(data: Data) -> str:
-    """One sentence on the patients that test shares with training."""
+    """One sentence on the patients that the parts share."""
     split = data.split
-    if not split.leak_images:
+    if split.rule in splits.DISJOINT:
         return "No patient is in two parts."
     return (
         f"LEAK: {split.leak_images:,} of the {split.leak_of:,} abnormal test images of the last "
         "stage belong to patients that a stage trained or validated on "
-        f"(rule '{split.rule}')."
+        f"(rule '{split.rule}'); validation images share patients with training, too."
     )
 
 
@@ -124,28 +152,31 @@ def compute_type() -> DTypeLike:
     return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
 
 
-def build_model(config: ConfigDict, data: Data) -> Charm:
+def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
     """The network; its parameters are float32 everywhere."""
     dtype = compute_type()
     backbone = BACKBONES[config.model.backbone]
-    rows = list(data.split.stages.values())[-1]["train"]
-    prevalence = (data.table.labels[rows] == 1).mean(axis=0)
+    keys, findings = config.model, len(data.table.findings)
+    trunk = backbone.trunk(drop_rate=keys.stochastic_depth, dtype=dtype)
+    expansion = backbone.expansion(dtype=dtype)
+    if not keys.charm:
+        return Plain(trunk, expansion, backbone.final, findings)
     return Charm(
-        trunk=backbone.trunk(drop_rate=config.model.stochastic_depth, dtype=dtype),
-        expansion=backbone.expansion(dtype=dtype),
+        trunk=trunk,
+        expansion=expansion,
         fusion=MultiScaleAttention(dtype),
-        head=Head(len(data.table.findings)),
-        retrieval_k=config.model.retrieval_k,
+        head=Head(findings),
+        retrieval_k=keys.retrieval_k,
         select=partial(
-            select,
-            rule=config.model.rarity,
-            threshold=config.model.rarity_threshold,
-            prevalence=tuple(float(p) for p in prevalence),
+            memory_bank.select,
+            rule=keys.rarity,
+            threshold=keys.rarity_threshold,
+            prevalence=data.prevalence,
         ),
     )
 
 
-def new_state(model: Charm, config: ConfigDict) -> TrainState:
+def new_state(model: Charm | Plain, config: ConfigDict) -> TrainState:
     """A state before the first stage."""
     # It runs once: optimising hundreds of random draws would take longer than the draws.
     options = {"xla_backend_optimization_level": 0}
@@ -153,23 +184,25 @@ def new_state(model: Charm, config: ConfigDict) -> TrainState:
     return create(jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
-def state_shapes(model: Charm, config: ConfigDict) -> TrainState:
+def state_shapes(model: Charm | Plain, config: ConfigDict) -> TrainState:
     """The same as shapes and types."""
     return jax.eval_shape(_creation(model, config), jax.random.key(0))
 
 
-def _creation(model: Charm, config: ConfigDict) -> Callable[[Array], TrainState]:
-    return partial(
-        state.create,
-        model,
-        image_size=config.data.image_size,
-        bank_size=config.model.bank_size,
-        feature_dim=BACKBONES[config.model.backbone].feature_dim,
-        num_findings=model.head.num_findings,
-    )
+def _creation(model: Charm | Plain, config: ConfigDict) -> Callable[[Array], TrainState]:
+    side, keys = config.data.image_size, config.model
+
+    def create(key: Array) -> TrainState:
+        bank = None
+        if keys.charm:
+            dim = BACKBONES[keys.backbone].feature_dim
+            bank = memory_bank.empty(keys.bank_size, dim, model.head.num_findings)
+        return state.create(model, key, jnp.zeros((1, side, side, keys.channels)), bank)
+
+    return create
 
 
-def parameters(model: Charm, config: ConfigDict) -> int:
+def parameters(model: Charm | Plain, config: ConfigDict) -> int:
     """Numbers that training changes by gradients."""
     params = state_shapes(model, config).params
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -197,20 +230,21 @@ def optimizer(config: ConfigDict, stage: Plan) -> Any:
     return optim.adamw_one_cycle(config.stages[stage.stage].peak_lr, steps)
 
 
-def train_step(config: ConfigDict, model: Charm, stage: Plan) -> Callable:
+def train_step(config: ConfigDict, model: Charm | Plain, stage: Plan) -> Callable:
     """The jitted step of a stage."""
     return jit_train_step(
         model=model,
         optimizer=optimizer(config, stage),
         loss=LOSSES[config.stages[stage.stage].loss],
-        augment=augment.training_images,
+        augment=partial(augment.training_images, channels=config.model.channels),
         momentum_decay=config.model.momentum,
     )
 
 
-def eval_step(model: Charm) -> Callable:
+def eval_step(config: ConfigDict, model: Charm | Plain) -> Callable:
     """The jitted evaluation step."""
-    return jit_eval_step(model=model, prepare=augment.evaluation_images)
+    prepare = partial(augment.evaluation_images, channels=config.model.channels)
+    return jit_eval_step(model=model, prepare=prepare)
 
 
 def training_batches(

@@ -64,6 +64,19 @@ class CharmOutput:
     memory: MemoryBank
     momentum: Momentum
 
+    def scalars(self) -> dict[str, Float[Array, ""]]:
+        """What a log keeps of the pass.
+
+        ``selected`` is the share of the batch that was written, ``bank_count`` the filled slots,
+        ``similarity`` the mean cosine of what was retrieved.
+        """
+        valid = self.retrieved.valid
+        return {
+            "selected": self.selected.mean(),
+            "bank_count": self.memory.count.astype(jnp.float32),
+            "similarity": (self.retrieved.similarities * valid).sum() / jnp.maximum(valid.sum(), 1),
+        }
+
 
 class Head(nn.Module):
     """Batch norm, hidden layer of 512, dropout, one logit a finding; float32.
@@ -112,7 +125,7 @@ class Charm(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "batch height width 3"],
+        images: Float[Array, "batch height width channels"],
         cases: Cases,
         momentum: Momentum,
         memory: MemoryBank,
@@ -164,7 +177,7 @@ class Charm(nn.Module):
             momentum=momentum,
         )
 
-    def initialise(self, images: Float[Array, "batch height width 3"]) -> None:
+    def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
         """Touches every parameter once, before there is a momentum branch to run."""
         main = self.expansion(self.trunk(images, train=False), train=False)
         self.fusion(main)

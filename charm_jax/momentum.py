@@ -51,13 +51,14 @@ def apply(
     features: Float[Array, "batch h w channels"],
     *,
     train: bool,
-) -> tuple[Float[Array, "batch h w dim"], Momentum]:
+) -> tuple[Float[Array, "batch new_h new_w dim"], Momentum]:
     """Runs the expansion block with θ̄; no gradient passes.
 
     Source: the reference, whose momentum block stays in train mode while training, so that its
     batch norms use the batch's statistics and update their own running ones.
 
-    Returns: The features f̄ and the state with its running statistics updated (unchanged unless
+    Returns:
+        The features f̄ and the state with its running statistics updated (unchanged unless
         ``train``).
     """
     variables = {"params": momentum.params, "batch_stats": momentum.batch_stats}

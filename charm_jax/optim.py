@@ -30,9 +30,8 @@ def one_cycle_rate(peak: float, steps: int) -> Schedule:
 
 def one_cycle_b1(steps: int) -> Schedule:
     """Adam's b1 by step, against the rate: 0.95 to 0.85 over a quarter of the steps, and back."""
-    turn = int(_WARM_UP * steps)
     return optax.piecewise_interpolate_schedule(
-        "cosine", _B1_HIGH, {turn: _B1_LOW / _B1_HIGH, steps: _B1_HIGH / _B1_LOW}
+        "cosine", _B1_HIGH, {peak_step(steps): _B1_LOW / _B1_HIGH, steps: _B1_HIGH / _B1_LOW}
     )
 
 

@@ -22,6 +22,7 @@ def defaults() -> ConfigDict:
     data.split_seed = 0  # independent of config.seed: runs with other seeds share their parts
     data.image_size = 224  # pixels, square
     data.missing = "error"  # "skip" uses the images that are there
+    data.resident = False  # only False yet
     # Of the source "phantom" alone: what is drawn on first use.
     data.phantom = ConfigDict(
         {"train_images": 2400, "test_images": 800, "image_size": 64, "seed": 0}
@@ -29,6 +30,9 @@ def defaults() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.backbone = "efficientnet_v2_s"
+    model.init_from = "random"  # or imagenet, or the path of a weight file
+    model.charm = True  # False: the plain backbone with a linear classifier, as a baseline
+    model.channels = 3  # of the images; 1 for weights with a grayscale stem
     model.stochastic_depth = 0.2  # drop rate of the last block, rising linearly from 0
     model.momentum = 0.99  # m of the momentum branch
     model.retrieval_k = 5

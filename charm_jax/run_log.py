@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from charm_jax.stages import Plan
+from data_pipelines.whole_file import whole_file
 
 
 class RunLog:
@@ -37,7 +37,14 @@ class RunLog:
         path = directory / "metrics.jsonl"
         _truncate(path, position, list(stages))
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(directory / "tensorboard"))
+        # A folder a stage: what is purged after a restart goes by step alone.
+        self._events = {
+            name: SummaryWriter(
+                str(directory / "tensorboard" / name),
+                purge_step=position[1] + 1 if name == position[0] else None,
+            )
+            for name in stages
+        }
         self._bar: tqdm | None = None
         self._steps, self._since = 0, time.perf_counter()
 
@@ -84,7 +91,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         self._file.close()
-        self._events.close()
+        for events in self._events.values():
+            events.close()
 
     def _write(self, kind: str, plan: Plan, step: int, values: dict[str, Any]) -> None:
         finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
@@ -93,21 +101,21 @@ class RunLog:
         self._file.flush()
         for name, value in finite.items():
             if value is not None:
-                self._events.add_scalar(f"{plan.stage}/{kind}/{name}", value, step)
+                self._events[plan.stage].add_scalar(f"{kind}/{name}", value, step)
 
 
 def _truncate(path: Path, position: tuple[str, int], stages: list[str]) -> None:
     if not path.exists():
         return
-    stage, step = position
+    stage, last = position
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the line that a killed run did not finish
+            place = stages.index(entry["stage"]), entry["step"]
+        except (ValueError, TypeError, KeyError):  # what a killed run did not finish, or not ours
             continue
-        if (stages.index(entry["stage"]), entry["step"]) <= (stages.index(stage), step):
+        if place <= (stages.index(stage), last):
             kept.append(line + "\n")
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(kept), encoding="utf-8")
-    os.replace(draft, path)
+    with whole_file(path) as file:
+        file.writelines(kept)

@@ -1,10 +1,9 @@
 """The folder of a run: its files, its lock, and how to find it again."""
 
 import csv
-import difflib
+import dataclasses
 import fcntl
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -14,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import pandas as pd
 from ml_collections import ConfigDict
 
-from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
+from charm_jax.checkpoints import Checkpoints
 from data_pipelines.case_table import CaseTable
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.whole_file import whole_file
 
-STAGES = ("bce", "focal")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 # Keys that may differ when a run goes on: they change where things are, not what is computed.
 _FREE_KEYS = ("name", "runs_dir", "resume", "data.dir", "log.", "checkpoint.")
@@ -28,34 +29,83 @@ _FREE_KEYS = ("name", "runs_dir", "resume", "data.dir", "log.", "checkpoint.")
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON; the file appears whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """Reads JSON.
 
     Raises:
-        InputError: the file is missing or is no JSON.
+        InputError: the file is missing or holds no JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"There is no {path}: name a run with --run, or train one first."
         ) from None
     except ValueError:
-        raise InputError(f"{path} is no JSON: the run is damaged, train it again.") from None
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object: the run is damaged, train it again.")
+    return value
 
 
-def write_cases(path: Path, table: CaseTable) -> None:
-    """Writes ``id,image,patient`` of the source's full table."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
+    """Writes what the bank's ids mean and what the run learns from.
+
+    Args:
+        directory: of the run. ``cases.csv`` holds ``id,image,patient`` of the source's full table,
+            ``trained_on.txt`` the names of the images that training or validation sees.
+        table: of the source.
+        seen: ids of those images.
+    """
+    with whole_file(directory / "cases.csv") as file:
         rows = zip(range(len(table.images)), table.images, table.patients, strict=True)
         csv.writer(file).writerows([("id", "image", "patient"), *rows])
-    os.replace(draft, path)
+    with whole_file(directory / "trained_on.txt") as file:
+        file.writelines(f"{name}\n" for name in table.images[seen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """The cases of another table, as a run knows them.
+
+    Attributes:
+        case_ids: ``[n]`` int32, the run's id of each image; -1 if it has none of that name.
+        patient_ids: ``[n]`` int32, likewise the run's number of its patient.
+        seen: ``[n]`` bool, whether training or validation saw an image of that patient.
+    """
+
+    case_ids: np.ndarray
+    patient_ids: np.ndarray
+    seen: np.ndarray
+
+
+def known_cases(directory: Path, table: CaseTable) -> Known:
+    """Looks the images of a table up in a run, by name: numbers mean nothing in another source.
+
+    Raises:
+        InputError: the run lacks its list of cases.
+    """
+    try:
+        cases = pd.read_csv(directory / "cases.csv", dtype={"image": str})
+        trained_on = (directory / "trained_on.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
+    cases = cases.set_index("image")
+    found = cases.reindex(table.images)
+    case_ids = found["id"].fillna(-1).to_numpy(np.int32)
+    patient_ids = found["patient"].fillna(-1).to_numpy(np.int32)
+    seen = np.isin(patient_ids, cases.loc[trained_on, "patient"].to_numpy()) & (case_ids >= 0)
+    return Known(case_ids, patient_ids, seen)
+
+
+def unknown_cases(table: CaseTable) -> Known:
+    """The cases of a table as weights without a run know them: not at all."""
+    nothing = np.full(len(table.images), -1, np.int32)
+    return Known(nothing, nothing, np.zeros(len(table.images), bool))
 
 
 def environment() -> dict[str, Any]:
@@ -75,15 +125,33 @@ def environment() -> dict[str, Any]:
     }
 
 
+def write_environment(path: Path) -> None:
+    """Writes the environment of a run; one that differs at a restart is added to ``restarts``."""
+    now = environment()
+    if not path.exists():
+        write_json(path, now | {"restarts": []})
+        return
+    known = read_json(path)
+    latest = known["restarts"][-1] if known["restarts"] else known
+    if any(latest[key] != value for key, value in now.items()):
+        known["restarts"].append(now)
+        write_json(path, known)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Makes the folder of a run and holds it against another process.
 
     Raises:
-        InputError: another process holds it.
-        OSError: it may not be written.
+        InputError: another process holds it, or it cannot be made.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {directory} cannot be made ({error.strerror}): choose another place with "
+            "--config.runs_dir."
+        ) from error
     with (directory / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,8 +198,7 @@ def find(runs_dir: Path, run: str) -> Path:
             if (path / "config.json").is_file():
                 return path
         names = [path.parent.name for path in runs_dir.glob("*/config.json")]
-        near = difflib.get_close_matches(run, names, n=1, cutoff=0.0)
-        hint = f"did you mean {near[0]!r}?" if near else "train one with python -m charm_jax.train."
+        hint = did_you_mean(run, names) if names else "train one with python -m charm_jax.train."
         raise InputError(f"There is no run {run!r} in {runs_dir}: {hint}")
     ages = {
         path.parent: max((step.stat().st_mtime for step in _complete(path.parent)), default=0.0)
@@ -156,21 +223,19 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
 
     Raises:
         InputError: there is no such checkpoint.
+        DamagedCheckpoint: one that had to be asked for the best cannot be read.
     """
     every = list(checkpoints.newest_first())
     if name == "last" and every:
         return every[0]
     if name == "best":
         for stage, step in every:
-            try:
-                best = checkpoints.meta(stage, step)["progress"]["best_step"]
-            except DamagedCheckpoint:
-                continue
+            best = checkpoints.meta(stage, step)["progress"]["best_step"]
             if best is not None:
                 return stage, best
-    if (name.split("/")[0], name.split("/")[-1]) in [(stage, str(step)) for stage, step in every]:
-        stage, step = name.split("/")
-        return stage, int(step)
+    for stage, step in every:
+        if name == f"{stage}/{step}":
+            return stage, step
     known = ", ".join(f"{stage}/{step}" for stage, step in every) or "none"
     raise InputError(
         f"There is no checkpoint {name!r} in {checkpoints.directory}: choose best, last or one "

@@ -12,6 +12,8 @@ import numpy as np
 
 from charm_jax.state import TrainState
 
+STAGES = ("bce", "focal")  # in the order of training
+
 TrainStep = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -52,13 +54,19 @@ class Plan:
 class Progress:
     """How far a stage has come; saved with every checkpoint.
 
-    Attributes: stage: its name. epoch: epochs completed and validated. best_step: step of the
-        lowest validation loss so far. best_epoch: its epoch, counted from 1. best_loss: that loss.
-        best_macro_auroc: macro AUROC of the validation part there; None where no finding has both
-        classes. reference_loss: the loss that the patience compares with. waited: epochs since it
-        was beaten. loss_sum: of the training losses of the epoch that is under way. finished:
-        whether the stage is over. stopped_early: whether it ended before its last epoch. seconds:
-        spent in the stage, over all its restarts.
+    Attributes:
+        stage: its name.
+        epoch: epochs completed and validated.
+        best_step: step of the lowest validation loss so far.
+        best_epoch: its epoch, counted from 1.
+        best_loss: that loss.
+        best_macro_auroc: of the validation part there; None where no finding has both classes.
+        reference_loss: the loss that the patience compares with.
+        waited: epochs since it was beaten.
+        loss_sum: of the training losses of the epoch that is under way.
+        finished: whether the stage is over.
+        stopped_early: whether it ended before its last epoch.
+        seconds: spent in the stage, over all its restarts.
     """
 
     stage: str
@@ -203,9 +211,10 @@ def _settle(
     while len(pending) > leave:
         step, metrics, case_ids = pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
+        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
+        if bad:
             raise NonFiniteLoss(
-                f"The loss of step {step} of stage {plan.stage} is {values['loss']}; its "
+                f"The {bad[0]} of step {step} of stage {plan.stage} is {values[bad[0]]}; its "
                 f"batch holds the case ids {', '.join(map(str, case_ids))}"
             )
         log.step(plan, step, values)

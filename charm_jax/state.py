@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32, Key, PyTree
 
-from charm_jax import memory_bank, momentum
+from charm_jax import momentum
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.model import Charm
 from charm_jax.momentum import Momentum
+from charm_jax.plain import Plain
 
 
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
@@ -22,8 +23,8 @@ class TrainState:
         step: steps taken in this stage.
         params: of trunk, expansion block, fusion and head.
         batch_stats: running statistics of their batch norms.
-        momentum: the momentum branch.
-        memory: the bank.
+        momentum: the momentum branch; None in a plain network.
+        memory: the bank; None in a plain network.
         opt_state: of the stage's optimizer.
         rng: key of the stage; a step folds its number in, so the key itself never changes.
     """
@@ -31,40 +32,37 @@ class TrainState:
     step: Int32[Array, ""]
     params: PyTree[Float[Array, "..."]]
     batch_stats: PyTree[Float[Array, "..."]]
-    momentum: Momentum
-    memory: MemoryBank
+    momentum: Momentum | None
+    memory: MemoryBank | None
     opt_state: optax.OptState
     rng: Key[Array, ""]
 
 
 def create(
-    model: Charm,
+    model: Charm | Plain,
     key: Key[Array, ""],
-    *,
-    image_size: int,
-    bank_size: int,
-    feature_dim: int,
-    num_findings: int,
+    images: Float[Array, "batch height width channels"],
+    memory: MemoryBank | None,
 ) -> TrainState:
-    """A state with random parameters, an empty bank and a copied momentum branch; no optimizer yet.
+    """A state with random parameters and a copied momentum branch; no optimizer yet.
 
     Args:
         model: the network.
         key: seeds the parameters.
-        image_size: side of the square images in pixels.
-        bank_size: N, slots of the bank.
-        feature_dim: D, of the backbone.
-        num_findings: F.
+        images: of the size and channels that the network will see.
+        memory: an empty bank, or None for a plain network.
     """
-    images = jnp.zeros((1, image_size, image_size, 3))
     variables = model.init(key, images, method="initialise")
     params, batch_stats = variables["params"], variables["batch_stats"]
+    branch = None
+    if memory is not None:
+        branch = momentum.copy_of(params["expansion"], batch_stats["expansion"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        momentum=momentum.copy_of(params["expansion"], batch_stats["expansion"]),
-        memory=memory_bank.empty(bank_size, feature_dim, num_findings),
+        momentum=branch,
+        memory=memory,
         opt_state=(),
         rng=key,
     )

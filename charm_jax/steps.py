@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from charm_jax import momentum as momentum_branch
 from charm_jax.model import Cases, Charm, CharmOutput
+from charm_jax.plain import Plain, PlainOutput
 from charm_jax.state import TrainState
 
 Batch = Mapping[str, Array]
@@ -24,7 +24,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: Charm,
+    model: Charm | Plain,
     optimizer: optax.GradientTransformation,
     loss: Loss,
     augment: Callable[[Key[Array, ""], Array], Array],
@@ -32,24 +32,25 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step of training.
 
-    Args: state: the state before. batch: ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B,
-        F]``, ``case_id`` and ``patient_id`` int32
-            ``[B]``.
+    Args:
+        state: the state before.
+        batch: ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B, F]``, ``case_id`` and
+            ``patient_id`` int32 ``[B]``.
         model: the network.
         optimizer: of the stage.
         loss: ``(logits, labels) -> scalar``.
         augment: ``(key, uint8 images) -> float32 [B, S, S, 3]``.
         momentum_decay: m of the momentum branch.
 
-    Returns: The state after, and scalars: ``loss``, ``grad_norm`` (global, before the optimizer),
-        ``selected`` (share of the batch that was written), ``bank_count``, ``similarity`` (mean
-        cosine of what was retrieved), ``rate`` and ``b1`` (of the optimizer, which must come from
-        ``optim``).
+    Returns:
+        The state after, and scalars: ``loss``, ``grad_norm`` (global, before the optimizer),
+        ``rate`` and ``b1`` (of the optimizer, which must come from ``optim``), and those of the
+        model's output.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     images = augment(augment_key, batch["image"])
 
-    def objective(params: PyTree) -> tuple[Array, tuple[CharmOutput, PyTree]]:
+    def objective(params: PyTree) -> tuple[Array, tuple[CharmOutput | PlainOutput, PyTree]]:
         output, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
@@ -62,38 +63,33 @@ def train_step(
         )
         return loss(output.logits, batch["labels"]), (output, updated["batch_stats"])
 
-    grads, value, output, batch_stats = _gradient(objective, state.params)
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (value, (output, batch_stats)), grads = gradient(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    momentum = output.momentum
+    if momentum is not None:
+        # With the parameters from before this step's update, as in the reference.
+        momentum = momentum_branch.update(momentum, state.params["expansion"], momentum_decay)
     new_state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
-        momentum=momentum_branch.update(output.momentum, state.params["expansion"], momentum_decay),
+        momentum=momentum,
         memory=output.memory,
         opt_state=opt_state,
     )
-    valid = output.retrieved.valid
     metrics = {
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
-        "selected": output.selected.mean(),
-        "bank_count": output.memory.count.astype(jnp.float32),
-        "similarity": (output.retrieved.similarities * valid).sum() / jnp.maximum(valid.sum(), 1),
         "rate": opt_state.hyperparams["learning_rate"],
         "b1": opt_state.hyperparams["b1"],
+        **output.scalars(),
     }
     return new_state, metrics
 
 
-def _gradient(
-    objective: Callable, params: PyTree
-) -> tuple[PyTree, Float[Array, ""], CharmOutput, PyTree]:
-    (value, (output, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    return grads, value, output, batch_stats
-
-
 def eval_step(
-    state: TrainState, batch: Batch, *, model: Charm, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
 ) -> Float[Array, "batch findings"]:
     """Logits of a batch; nothing changes. ``prepare`` maps uint8 images to normalised float32."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}

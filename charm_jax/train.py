@@ -11,13 +11,22 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, config_check, experiment, runs
+from charm_jax import command_line, config_check, experiment, initial_weights, runs
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.command_line import say
 from charm_jax.run_log import RunLog
-from charm_jax.stages import Hooks, Interrupted, NonFiniteLoss, Plan, Progress, run_stage
+from charm_jax.stages import (
+    STAGES,
+    Hooks,
+    Interrupted,
+    NonFiniteLoss,
+    Plan,
+    Progress,
+    run_stage,
+)
 from charm_jax.state import TrainState, begin_stage
 from data_pipelines import quarantine
+from data_pipelines.errors import InputError
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +36,7 @@ def main(argv: list[str]) -> int:
         InputError: whatever is wrong with config, data or run.
     """
     path, rest = command_line.split_config_flag(argv)
-    config = command_line.load_config(Path(path) if path else command_line.DEMO)
+    config = command_line.load_config(Path(path) if path is not None else command_line.DEMO)
     values = command_line.parse(rest, config, _define_flags)
     config_check.check(config)
     if config.deterministic:
@@ -43,18 +52,30 @@ def main(argv: list[str]) -> int:
     experiment.check_batches(config, data)
     description = experiment.describe_split(config, data)
     if values.dry_run:
+        _check_weights(config, data)
         print(json.dumps(description, indent=2))
         return 0
     _announce(config, data, description)
     with runs.locked(directory):
         runs.check_config(directory, config, force=config.resume == "force")
-        runs.write_json(directory / "config.json", config.to_dict())
-        runs.write_json(directory / "environment.json", runs.environment())
-        runs.write_json(directory / "split.json", description)
-        runs.write_cases(directory / "cases.csv", data.table)
-        if data.quarantined:
-            quarantine.write_quarantine(directory / "quarantine.csv", data.quarantined)
-        return _Training(config, data, directory, description).run()
+        _write_inputs(directory, config, data, description)
+        code = _Training(config, data, directory, description).run()
+    return 1 if code == 0 and data.refused else code
+
+
+def _write_inputs(
+    directory: Path, config: ConfigDict, data: experiment.Data, description: dict[str, Any]
+) -> None:
+    runs.write_json(directory / "config.json", config.to_dict())
+    runs.write_environment(directory / "environment.json")
+    runs.write_json(directory / "split.json", description)
+    runs.write_cases(directory, data.table, data.seen)
+    path = directory / "quarantine.csv"
+    path.unlink(missing_ok=True)
+    if data.quarantined:
+        quarantine.write_quarantine(path, data.quarantined)
+    if data.refused:
+        say(f"warning: {data.refused:,} image files are refused; {path} says which and why.")
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -64,6 +85,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Check everything, print one JSON object, train nothing.",
         flag_values=values,
     )
+
+
+def _check_weights(config: ConfigDict, data: experiment.Data) -> None:
+    """Loads the weights that a run would begin with, if they come from a file."""
+    if config.model.init_from != "random":
+        new = experiment.new_state(experiment.build_model(config, data), config)
+        say(initial_weights.fill(new, config.model.init_from, config.model.backbone)[1])
 
 
 def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, Any]) -> None:
@@ -78,6 +106,8 @@ def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, 
     for stage, parts in description["stages"].items():
         sizes = ", ".join(f"{part} {parts[part]['images']:,}" for part in data.split.stages[stage])
         say(f"  stage {stage}: {sizes} images; train sha256 {parts['train']['sha256'][:12]}")
+        if not parts["test"]["images"]:
+            say(f"warning: the test part of stage {stage} holds no images: it cannot be evaluated.")
 
 
 class _Training:
@@ -93,14 +123,17 @@ class _Training:
         self.config, self.data, self.directory = config, data, directory
         self.names = experiment.stage_names(config)
         self.model = experiment.build_model(config, data)
-        self.eval_step = experiment.eval_step(self.model)
+        self.eval_step = experiment.eval_step(config, self.model)
         self.checkpoints = Checkpoints(
             directory / "checkpoints", self.names, config.checkpoint.keep
         )
-        self.hashes = {
-            stage: {part: parts[part]["sha256"] for part in data.split.stages[stage]}
+        hashes = {
+            f"{stage}/{part}": parts[part]["sha256"]
             for stage, parts in description["stages"].items()
+            for part in data.split.stages[stage]
         }
+        self.split = {"rule": data.split.rule, "sha256": hashes}
+        self.finished: dict[str, dict[str, Any]] = {}
         self.ending: int | None = None
 
     def run(self) -> int:
@@ -127,9 +160,9 @@ class _Training:
         with RunLog(self.directory, self.names, position, self.config.log.every_steps) as log:
             for name in self.names[self.names.index(progress.stage) :]:
                 if name != progress.stage:
-                    best, _ = self.checkpoints.restore(progress.stage, progress.best_step, state)
-                    state, progress = self._begin(name, best), Progress(name)
+                    state, progress = self._begin(name, self._best(progress, state)), Progress(name)
                 state, progress = self._stage(name, state, progress, log)
+                self.finished[name] = dataclasses.asdict(progress) | {"steps": int(state.step)}
         return state
 
     def _end(self, number: int, frame: object) -> None:
@@ -144,35 +177,88 @@ class _Training:
             except DamagedCheckpoint as error:
                 say(f"warning: {error} The one before it is used.")
                 continue
+            self._check_split(meta["split"])
+            self.finished = meta["finished"]
             say(f"Continuing {self.directory} from step {step} of stage {stage}.")
-            return state, Progress(**meta["progress"])
-        return self._begin(self.names[0], new), Progress(self.names[0])
+            return state, self._with_best(Progress(**meta["progress"]))
+        keys = self.config.model
+        filled, sentence = initial_weights.fill(new, keys.init_from, keys.backbone)
+        say(sentence)
+        return self._begin(self.names[0], filled), Progress(self.names[0])
+
+    def _check_split(self, saved: dict[str, Any]) -> None:
+        """Refuses to go on with other images: steps, order and bank would lose their meaning.
+
+        Raises:
+            InputError: the first part that differs.
+        """
+        now = {"rule": self.split["rule"], **self.split["sha256"]}
+        then = {"rule": saved["rule"], **saved["sha256"]}
+        changed = [name for name in now if now[name] != then.get(name)]
+        if changed:
+            raise InputError(
+                f"The images of {changed[0]} are not those that the run {self.directory} began "
+                "with: bring them back, or choose another --config.name."
+            )
+
+    def _with_best(self, progress: Progress) -> Progress:
+        """The progress, without a best checkpoint that is no longer there."""
+        if progress.best_step in (None, *self.checkpoints.steps(progress.stage)):
+            return progress
+        say(f"warning: the best checkpoint, {progress.best_step}, is gone; another is sought.")
+        return dataclasses.replace(
+            progress, best_step=None, best_epoch=None, best_loss=None, best_macro_auroc=None
+        )
+
+    def _best(self, progress: Progress, like: TrainState) -> TrainState:
+        """The best state of a stage that is over, or the newest that can be read.
+
+        Raises:
+            InputError: none can.
+        """
+        steps = self.checkpoints.steps(progress.stage)
+        for step in [progress.best_step, *steps] if progress.best_step else steps:
+            try:
+                return self.checkpoints.restore(progress.stage, step, like)[0]
+            except DamagedCheckpoint as error:
+                say(f"warning: {error} Another one of the stage is used.")
+        raise InputError(
+            f"No checkpoint of stage {progress.stage} in {self.directory} can be read: train it "
+            "again under another --config.name."
+        )
 
     def _begin(self, stage: str, state: TrainState) -> TrainState:
         plan = experiment.plan(self.config, self.data, stage)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + runs.STAGES.index(stage))
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + STAGES.index(stage))
         return begin_stage(state, experiment.optimizer(self.config, plan), key)
 
     def _stage(
         self, name: str, state: TrainState, progress: Progress, log: RunLog
     ) -> tuple[TrainState, Progress]:
         plan: Plan = experiment.plan(self.config, self.data, name)
+        if progress.finished:
+            return state, progress
+        batches = experiment.training_batches(self.config, self.data, plan, int(state.step))
         hooks = Hooks(
             train_step=experiment.train_step(self.config, self.model, plan),
-            batches=experiment.training_batches(self.config, self.data, plan, int(state.step)),
+            batches=batches,
             validate=experiment.validator(self.config, self.data, plan, self.eval_step),
             log=log,
             save=self._save,
             asked_to_end=lambda: self.ending is not None,
         )
-        return run_stage(state, progress, plan, hooks)
+        try:
+            return run_stage(state, progress, plan, hooks)
+        finally:
+            batches.close()
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         meta = {
             "progress": dataclasses.asdict(progress),
             "next_index": int(state.step),
             "config": self.config.to_dict(),
-            "split": {"rule": self.data.split.rule, "sha256": self.hashes},
+            "split": self.split,
+            "finished": self.finished,
         }
         self.checkpoints.save(progress.stage, state, meta, progress.best_step)
 
@@ -184,20 +270,19 @@ class _Training:
         return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."
 
     def _summarise(self, state: TrainState) -> None:
-        newest = dict(reversed(list(self.checkpoints.newest_first())))
-        stages = {}
-        for name in self.names:
-            progress = Progress(**self.checkpoints.meta(name, newest[name])["progress"])
-            stages[name] = {
-                "epochs": progress.epoch,
-                "steps": newest[name],
-                "best_epoch": progress.best_epoch,
-                "best_step": progress.best_step,
-                "best_val_loss": progress.best_loss,
-                "best_val_macro_auroc": progress.best_macro_auroc,
-                "stopped_early": progress.stopped_early,
-                "seconds": round(progress.seconds, 3),
+        stages = {
+            name: {
+                "epochs": done["epoch"],
+                "steps": done["steps"],
+                "best_epoch": done["best_epoch"],
+                "best_step": done["best_step"],
+                "best_val_loss": done["best_loss"],
+                "best_val_macro_auroc": done["best_macro_auroc"],
+                "stopped_early": done["stopped_early"],
+                "seconds": round(done["seconds"], 3),
             }
+            for name, done in self.finished.items()
+        }
         summary = {
             "simulated": self.data.table.simulated,
             "leak_images": self.data.split.leak_images,

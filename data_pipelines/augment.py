@@ -13,26 +13,33 @@ Grey = Float[Array, "batch height width 1"]
 
 
 def training_images(
-    key: PRNGKeyArray, images: UInt8[Array, "batch height width 1"]
-) -> Float[Array, "batch height width 3"]:
-    """Flipped, rotated and normalised images of a training batch."""
+    key: PRNGKeyArray, images: UInt8[Array, "batch height width 1"], channels: int = 3
+) -> Float[Array, "batch height width channels"]:
+    """Flipped, rotated and normalised images of a training batch, in 3 equal channels or 1."""
     flip_key, rotate_key = jax.random.split(key)
     grey = images.astype(jnp.float32)
-    return normalise(rotate(rotate_key, flip(flip_key, grey)))
+    return normalise(rotate(rotate_key, flip(flip_key, grey)), channels)
 
 
 def evaluation_images(
-    images: UInt8[Array, "batch height width 1"],
-) -> Float[Array, "batch height width 3"]:
-    """Normalised images, unchanged otherwise."""
-    return normalise(images.astype(jnp.float32))
+    images: UInt8[Array, "batch height width 1"], channels: int = 3
+) -> Float[Array, "batch height width channels"]:
+    """Normalised images, unchanged otherwise, in 3 equal channels or 1."""
+    return normalise(images.astype(jnp.float32), channels)
 
 
-def normalise(images: Grey) -> Float[Array, "batch height width 3"]:
-    """Grey 0..255 in three equal channels, less ImageNet's mean, over its standard deviation."""
-    mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(1, 1, 1, 3)
-    std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(1, 1, 1, 3)
-    return (images / 255.0 - mean) / std
+def normalise(images: Grey, channels: int = 3) -> Float[Array, "batch height width channels"]:
+    """Grey 0..255 less ImageNet's mean, over its standard deviation.
+
+    Args:
+        images: grey levels.
+        channels: 3 for equal channels with ImageNet's three numbers, 1 for one with their means.
+    """
+    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
+    if channels == 1:
+        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    shape = (1, 1, 1, channels)
+    return (images / 255.0 - mean.reshape(shape)) / std.reshape(shape)
 
 
 def flip(key: PRNGKeyArray, images: Grey, p: float = 0.5) -> Grey:

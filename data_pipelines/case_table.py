@@ -10,12 +10,14 @@ import numpy as np
 class CaseTable:
     """All cases of a source, sorted by image name, so that a row's number is its case id.
 
-    Attributes: source: registry name of the source, e.g. ``nih_chest_xray14``. findings: names of
-        the F findings, in the order of the label columns. images: ``[n]`` image names (strings),
-        sorted, unique. patients: ``[n]`` int32 patient numbers, not negative. labels: ``[n, F]``
-        int8: 1 present, 0 absent, -1 unknown. official_part: ``[n]`` strings, the part that the
-        source's own lists give (``train_val``, ``test``, or
-            ``train``, ``val``, ``test``), or an empty string where they give none.
+    Attributes:
+        source: registry name of the source, e.g. ``nih_chest_xray14``.
+        findings: names of the F findings, in the order of the label columns.
+        images: ``[n]`` image names (strings), sorted, unique.
+        patients: ``[n]`` int32 patient numbers, not negative.
+        labels: ``[n, F]`` int8: 1 present, 0 absent, -1 unknown.
+        official_part: ``[n]`` strings, the part that the source's own lists give (``train_val``,
+            ``test``, or ``train``, ``val``, ``test``), or an empty string where they give none.
         files: path of the file of each image that is present, by image name.
         simulated: whether the images are drawn rather than acquired.
     """

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from data_pipelines.case_table import CaseTable
 from data_pipelines.decode import DECODE_ERRORS, unreadable_reason
 from data_pipelines.errors import InputError
 from data_pipelines.splits import Split, keep_rows
+from data_pipelines.whole_file import whole_file
 
 ABSENT = "absent"
 # Every byte of up to this many files is read; the 42 GB of the full set would take minutes at every
@@ -103,10 +103,8 @@ def apply_policy(
 
 def write_quarantine(path: Path, entries: Sequence[Entry]) -> None:
     """Writes ``image,reason`` lines; the file appears whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         csv.writer(file).writerows([("image", "reason"), *entries])
-    os.replace(draft, path)
 
 
 def _fault(path: Path, whole: bool) -> str:

@@ -1,12 +1,11 @@
 """The registry of data sources: a new one is a file with a loader and one line here."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines import nih_chest_xray14, phantom
 from data_pipelines.case_table import CaseTable
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, did_you_mean
 
 SOURCES: dict[str, Callable[..., CaseTable]] = {
     "nih_chest_xray14": nih_chest_xray14.load,
@@ -27,9 +26,8 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
         InputError: unknown source, or whatever the source's loader finds wrong.
     """
     if source not in SOURCES:
-        near = difflib.get_close_matches(source, SOURCES, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"config.data.source is {source!r}, which is no known source: did you mean {near!r}? "
-            f"(known: {', '.join(SOURCES)})"
+            f"config.data.source is {source!r}, which is no known source: "
+            f"{did_you_mean(source, SOURCES)}"
         )
     return SOURCES[source](Path(directory), csv, **options)

@@ -1,14 +1,13 @@
 """The rules that divide a source's full table into parts, and what they leak."""
 
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from data_pipelines.case_table import CaseTable
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, did_you_mean
 
 IMAGES = ("abnormal", "all")
 # Of the published notebook; it is the rule's own and does not follow config.data.split_seed.
@@ -79,10 +78,8 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
             patient in two parts.
     """
     if rule not in RULES:
-        near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"config.data.split is {rule!r}, which is no known rule: did you mean {near!r}? "
-            f"(known: {', '.join(RULES)})"
+            f"config.data.split is {rule!r}, which is no known rule: {did_you_mean(rule, RULES)}"
         )
     for stage, kind in images.items():
         if kind not in IMAGES:
@@ -249,4 +246,6 @@ def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts])
 
 
 Rule = Callable[[CaseTable, Mapping[str, str], int], dict[str, Parts]]
+# Rules in which no patient is in two parts; asserted when they are applied.
+DISJOINT = ("official", "patient")
 RULES: dict[str, Rule] = {"official": _official, "patient": _patient, "notebook": _notebook}

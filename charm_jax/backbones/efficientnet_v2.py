@@ -1,6 +1,7 @@
 """EfficientNetV2 (Tan & Le, arXiv 2104.00298), as torchvision lays it out."""
 
 import dataclasses
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -137,9 +138,12 @@ class Trunk(nn.Module):
 
     Each stage's output is sown as the intermediate ``features.<i>``, torchvision's name for it.
 
-    Attributes: stem: channels of the stem. stages: rows of the table. drop_rate: stochastic depth
-        of a block beyond the last; it rises linearly from 0 at the first. dtype: type that it
-        computes in.
+    Attributes:
+        stem: channels of the stem.
+        stages: rows of the table.
+        drop_rate: stochastic depth of a block beyond the last; it rises linearly from 0 at the
+            first.
+        dtype: type that it computes in.
     """
 
     stem: int
@@ -173,6 +177,15 @@ _SMALL = (
     Stage(False, 4, 2, 128, 6),
     Stage(False, 6, 1, 160, 9),
     Stage(False, 6, 2, 256, 15),
+)
+_MEDIUM = (
+    Stage(True, 1, 1, 24, 3),
+    Stage(True, 4, 2, 48, 5),
+    Stage(True, 4, 2, 80, 5),
+    Stage(False, 4, 2, 160, 7),
+    Stage(False, 6, 1, 176, 14),
+    Stage(False, 6, 2, 304, 18),
+    Stage(False, 6, 1, 512, 5),
 )
 # Not of the paper: narrow and shallow, for demonstrations and tests on a CPU.
 _NANO = (
@@ -208,18 +221,65 @@ def _momentum_torch_name(path: tuple[str, ...]) -> str:
     return f"momentum_final_block.final_block.0.{_LAYERS[path[0]]}"
 
 
+# timm's layers of each kind of block, and torchvision's.
+_TIMM_NARROW = {"conv": "0.0", "bn1": "0.1"}
+_TIMM_FUSED = {"conv_exp": "0.0", "bn1": "0.1", "conv_pwl": "1.0", "bn2": "1.1"}
+_TIMM_MBCONV = {
+    "conv_pw": "0.0",
+    "bn1": "0.1",
+    "conv_dw": "1.0",
+    "bn2": "1.1",
+    "se.conv_reduce": "2.fc1",
+    "se.conv_expand": "2.fc2",
+    "conv_pwl": "3.0",
+    "bn3": "3.1",
+}
+
+
+def _timm_renames(stages: tuple[Stage, ...]) -> tuple[tuple[str, str], ...]:
+    """From timm's names of EfficientNetV2 to torchvision's.
+
+    Differs: timm's ``tf_efficientnetv2_*`` weights were trained with TensorFlow's padding "SAME"
+    and load into a network that pads symmetrically, as torchvision's does, so that their features
+    differ somewhat.
+    """
+    last = len(stages) + 1
+    renames = [
+        (r"conv_stem\.", "features.0.0."),
+        (r"bn1\.", "features.0.1."),
+        (r"conv_head\.", f"features.{last}.0."),
+        (r"bn2\.", f"features.{last}.1."),
+    ]
+    for i, stage in enumerate(stages):
+        layers = _TIMM_MBCONV
+        if stage.fused:
+            layers = _TIMM_NARROW if stage.expand == 1 else _TIMM_FUSED
+        renames += [
+            (rf"blocks\.{i}\.(\d+)\.{re.escape(timm)}\.", rf"features.{i + 1}.\1.block.{ours}.")
+            for timm, ours in layers.items()
+        ]
+    return tuple(renames)
+
+
 def _member(stem: int, stages: tuple[Stage, ...], feature_dim: int) -> Backbone:
+    last = len(stages) + 1
     return Backbone(
         trunk=partial(Trunk, stem, stages),
         expansion=partial(ConvNormAct, feature_dim, 1),
         feature_dim=feature_dim,
-        drop_rate=0.2,
         torch_name=partial(_torch_name, stages=stages),
         momentum_torch_name=_momentum_torch_name,
+        classifier="classifier.1",
+        duplicates=(
+            *((f"backbone.{i}.", f"features.{i}.") for i in range(last)),
+            ("final_block.0.", f"features.{last}."),
+        ),
+        renames=_timm_renames(stages),
     )
 
 
 MEMBERS = {
     "efficientnet_v2_s": _member(24, _SMALL, 1280),
+    "efficientnet_v2_m": _member(24, _MEDIUM, 1280),
     "efficientnet_v2_nano": _member(16, _NANO, 256),
 }

@@ -1,79 +1,16 @@
-"""The two commands as a user runs them, on a small simulated set.
-
-What trains runs in a process of its own, which can be killed; what is refused runs in this one.
-"""
+"""What a run and an evaluation leave behind."""
 
 import csv
-import fcntl
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from running import command, copy_data, read, train
 
-from charm_jax import eval as eval_command
-from charm_jax import train as train_command
-from charm_jax.command_line import guarded
 from data_pipelines.findings import NIH_FINDINGS
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-SMALL = [
-    "--config.data.phantom.train_images=420",
-    "--config.data.phantom.test_images=310",
-    "--config.data.phantom.image_size=32",
-    "--config.data.image_size=32",
-    "--config.stages.bce.epochs=2",
-    "--config.stages.focal.epochs=2",
-    "--config.stages.focal.batch_size=32",
-    "--config.checkpoint.every_steps=3",
-    "--config.log.every_steps=4",
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-    """All runs of this file share their compiled steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("xla")
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        yield
-
-
-def command(module, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", f"charm_jax.{module}", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-
-
-def train(*arguments, cwd):
-    return command("train", *SMALL, *arguments, cwd=cwd)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder with the run `demo`, trained and evaluated."""
-    folder = tmp_path_factory.mktemp("finished")
-    trained = train(cwd=folder)
-    assert trained.returncode == 0, trained.stderr
-    evaluated = command("eval", cwd=folder)
-    assert evaluated.returncode == 0, evaluated.stderr
-    return folder, trained, evaluated
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_a_run_leaves_its_files(finished):
@@ -211,68 +148,6 @@ def test_evaluation_of_a_named_checkpoint(finished, checkpoint):
         assert "focal/" in result.stderr
 
 
-def params(folder):
-    return read(folder / "runs/demo/summary.json")["params_sha256"]
-
-
-def metric_lines(folder):
-    """The log without what hangs on the clock."""
-    lines = (folder / "runs/demo/metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines
-    ]
-
-
-def wait_for_steps(folder, process, steps):
-    """Waits until the run has written that many lines of its log."""
-    path = folder / "runs/demo/metrics.jsonl"
-    while process.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= steps:
-            return
-        time.sleep(0.02)
-
-
-def copy_data(finished, folder):
-    shutil.copytree(finished[0] / "data", folder / "data")
-
-
-def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "-m", "charm_jax.train", *SMALL],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_run_that_is_killed_ends_with_the_same_parameters(finished, tmp_path):
-    copy_data(finished, tmp_path)
-    for lines in (1, 5):  # one in each stage
-        process = start(tmp_path)
-        wait_for_steps(tmp_path, process, lines)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    result = train(cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"Continuing runs/demo from step \d+ of stage", result.stderr)
-    assert params(tmp_path) == params(finished[0])
-    assert metric_lines(tmp_path) == metric_lines(finished[0])
-
-
-def test_sigterm_saves_and_says_so(finished, tmp_path):
-    copy_data(finished, tmp_path)
-    process = start(tmp_path)
-    wait_for_steps(tmp_path, process, 1)
-    process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=120)
-    assert process.returncode == 143, messages
-    assert "The last good checkpoint is runs/demo/checkpoints/bce/" in messages
-    stages = tmp_path / "runs/demo/checkpoints/bce"
-    assert any(path.name.isdigit() for path in stages.iterdir())
-
-
 def test_dry_run_prints_one_json_object_and_leaves_nothing(finished, tmp_path):
     copy_data(finished, tmp_path)
     result = train("--dry_run", cwd=tmp_path)
@@ -293,142 +168,21 @@ def test_the_notebook_rule_shows_its_leak(finished, tmp_path):
     assert set(described["stages"]["focal"]) >= {"train", "val", "test", "test_published"}
 
 
-def damage(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "copy")
-    folder = tmp_path / "copy"
-    (folder / "runs/demo/summary.json").unlink()
-    steps = sorted(
-        int(p.name) for p in (folder / "runs/demo/checkpoints/focal").iterdir() if p.name.isdigit()
-    )
-    newest = folder / "runs/demo/checkpoints/focal" / str(steps[-1])
-    files = sorted(
-        (p for p in (newest / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    damage(files[-1])
-    result = train(cwd=folder)
+def test_evaluating_the_training_part_says_that_it_is_one(finished):
+    result = command("eval", "--split", "train", cwd=finished[0])
     assert result.returncode == 0, result.stderr
-    assert f"focal/{steps[-1]} is damaged" in result.stderr
-    assert f"from step {steps[-2]} of stage focal" in result.stderr
-    assert params(folder) == params(finished[0])
+    metrics = read(finished[0] / "runs/demo/eval/train/metrics.json")
+    assert 0 < metrics["leak_images"] == metrics["leak_of"]
+    assert "LEAK" in result.stdout
 
 
-@pytest.fixture
-def refused(capfd, monkeypatch):
-    """Asserts that a command leaves with code 2 and one sentence that has all the words."""
-
-    def check(main, arguments, *words, cwd):
-        monkeypatch.chdir(cwd)
-        assert guarded(main, arguments) == 2
-        message = capfd.readouterr().err.strip().splitlines()[-1]
-        assert message.startswith("error: ")
-        for word in words:
-            assert word in message, message
-
-    return check
-
-
-def test_a_changed_config_is_refused_with_the_difference(finished, refused):
-    arguments = [*SMALL, "--config.model.momentum=0.9"]
-    words = ("model.momentum: 0.99 -> 0.9", "--config.resume=force")
-    refused(train_command.main, arguments, *words, cwd=finished[0])
-
-
-def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused):
-    copy_data(finished, tmp_path)
-    (tmp_path / "runs/demo").mkdir(parents=True)
-    with (tmp_path / "runs/demo/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        refused(train_command.main, SMALL, "Another process", "runs/demo", cwd=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--config.data.imge_size=64"], ["config.data.imge_size", "config.data.image_size"]),
-        (["--config.modle.momentum=1"], ["config.modle", "config.model"]),
-        (["--config.data.image_size=big"], ["config.data.image_size"]),
-        (["--config.seed=1.5"], ["config.seed"]),
-        (["--dryrun"], ["dryrun", "dry_run"]),
-        (["--config", "configs/none.py"], ["configs/none.py"]),
-        (["--config.model.backbone=resnet5"], ["resnet5", "config.model.backbone"]),
-        (["--config.model.rarity=norm"], ["config.model.rarity", "norm_inlier"]),
-        (["--config.model.rarity_threshold=-0.5"], ["config.model.rarity_threshold"]),
-        (["--config.stages.bce.loss=mse"], ["config.stages.bce.loss"]),
-        (["--config.stages.bce.frozen_epochs=3"], ["config.stages.bce.frozen_epochs", "0"]),
-        (["--config.stages.bce.find_lr"], ["config.stages.bce.find_lr"]),
-        (["--config.data.split=oficial"], ["oficial", "official"]),
-        (["--config.data.source=nih"], ["config.data.source", "nih_chest_xray14"]),
-        (["--config.stages.bce.batch_size=5000"], ["config.stages.bce.batch_size", "5000"]),
-        (["--config.runs_dir=/sys/runs"], ["/sys/runs", "may not be written"]),
-        (["--config.runs_dir=data/phantom/phantom.json"], ["phantom.json", "not a folder"]),
-    ],
-)
-def test_bad_input_gets_one_sentence(finished, refused, arguments, words):
-    arguments = [*SMALL, "--config.name=other", *arguments]
-    refused(train_command.main, arguments, *words, cwd=finished[0])
-    assert not (finished[0] / "runs/other").exists()
-
-
-def test_missing_data_says_where_to_get_them_and_how_to_run_without(tmp_path, refused):
-    arguments = ["--config", str(CONFIGS / "effv2s.py")]
-    words = ("data/nih_chest_xray14", "https://", "python -m charm_jax.train")
-    refused(train_command.main, arguments, *words, cwd=tmp_path)
-
-
-def test_a_full_disk_gets_one_sentence(finished, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a small disk here")
-    try:
-        result = train(f"--config.runs_dir={disk}", cwd=finished[0])
-        assert result.returncode == 2, result.stderr
-        assert "Traceback" not in result.stderr
-        assert "no space" in result.stderr.splitlines()[-1]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_evaluation_without_a_run_says_what_to_do(tmp_path, refused):
-    refused(eval_command.main, [], "python -m charm_jax.train", cwd=tmp_path)
-
-
-def test_evaluation_of_an_unknown_run_names_the_nearest(finished, refused):
-    refused(eval_command.main, ["--run", "dmo"], "'dmo'", "'demo'", cwd=finished[0])
-
-
-def test_evaluation_with_another_architecture_is_refused(finished, tmp_path, refused):
+def test_evaluation_leaves_a_save_in_progress_alone(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
-    path = folder / "runs/demo/config.json"
-    config = read(path)
-    config["model"]["backbone"] = "efficientnet_v2_s"
-    path.write_text(json.dumps(config))
-    refused(eval_command.main, [], "another architecture", cwd=folder)
-
-
-def test_a_run_may_not_be_evaluated_as_another_network(finished, refused):
-    arguments = ["--config.model.retrieval_k=9"]
-    refused(eval_command.main, arguments, "config.model.retrieval_k", cwd=finished[0])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
-    copy_data(finished, tmp_path)
-    result = train("--config.stages.bce.peak_lr=1e38", cwd=tmp_path)
-    assert result.returncode == 3, result.stderr
-    message = result.stderr.strip().splitlines()[-1]
-    assert "step" in message
-    assert "case ids" in message
-    assert "Traceback" not in result.stderr
+    saving = folder / "runs/demo/checkpoints/focal/99.orbax-checkpoint-tmp"
+    saving.mkdir()
+    assert command("eval", cwd=folder).returncode == 0
+    assert saving.is_dir()
 
 
 def test_ci_has_the_real_data():

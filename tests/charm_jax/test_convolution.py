@@ -16,20 +16,23 @@ CASES = [
     (5, 5, 2, 3, 3),
     (6, 4, 3, 2, 3),
     (1, 1, 2, 2, 3),
+    (2, 2, 3, 2, 5),
     (7, 8, 2, 4, 5),
     (2, 3, 1, 3, 5),
     (4, 4, 3, 3, 1),
+    (8, 5, 3, 2, 7),
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def xla_conv(x, kernel, strides, groups):
-    pad = kernel.shape[0] // 2
+def xla_conv(x, kernel, strides, groups, dilation=1):
+    pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (strides, strides),
         ((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=LAYOUT,
         feature_group_count=groups,
     )
@@ -90,6 +93,23 @@ def test_both_forms_equal_the_convolution_of_xla(form, strides, case, seed):
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("sides", [(2, 3), (4, 11)])
+def test_a_dilated_kernel_equals_the_convolution_of_xla(sides):
+    # On the smaller map most of the kernel reads nothing but padding.
+    x = jax.random.normal(jax.random.key(0), (2, *sides, 3))
+    kernel = jax.random.normal(jax.random.key(1), (7, 7, 1, 3))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(ours, x, kernel):
+        y, pull = jax.vjp(conv if ours else xla, x, kernel)
+        return y, *pull(y)
+
+    conv = functools.partial(depthwise_conv, strides=1, dilation=3)
+    xla = functools.partial(xla_conv, strides=1, groups=3, dilation=3)
+
+    chex.assert_trees_all_close(run(True, x, kernel), run(False, x, kernel), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("size", [5, 6])
 def test_it_is_the_convolution_of_the_definition(size, strides):
@@ -135,6 +155,12 @@ def test_the_bias_is_uniform_within_one_over_the_root_of_fan_in(depthwise, fan_i
     assert bias.max() > 0.95 * bound
     # Half of a uniform draw lies in the inner half: three standard errors of 1000 draws.
     assert abs((np.abs(bias) < bound / 2).mean() - 0.5) < 0.05
+
+
+def test_another_initialiser_of_the_bias_is_used():
+    layer = Conv(3, 1, use_bias=True, bias_init=jax.nn.initializers.ones)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 1, 2)))["params"]
+    assert params["bias"].tolist() == [1, 1, 1]
 
 
 def test_the_bias_initialiser_keeps_the_asked_type():

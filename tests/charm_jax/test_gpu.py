@@ -1,12 +1,18 @@
 """What only a CUDA device can show."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import cases, images, memory, model, variables
 
-from charm_jax import convolution, experiment
+from charm_jax import convolution, experiment, memory_bank, optim, state, steps
+from charm_jax.backbones import BACKBONES
+from charm_jax.fusion import MultiScaleAttention
+from charm_jax.losses import focal
+from charm_jax.model import Charm, Head
+from data_pipelines.augment import training_images
 
 pytestmark = pytest.mark.gpu
 
@@ -37,3 +43,38 @@ def test_the_whole_network_equals_its_cpu_self():
 
 def test_a_gpu_computes_in_bfloat16():
     assert experiment.compute_type() == jnp.bfloat16
+
+
+def test_two_bfloat16_steps_are_finite_and_traced_once():
+    backbone = BACKBONES["efficientnet_v2_nano"]
+    network = Charm(
+        trunk=backbone.trunk(drop_rate=0.2, dtype=jnp.bfloat16),
+        expansion=backbone.expansion(dtype=jnp.bfloat16),
+        fusion=MultiScaleAttention(jnp.bfloat16),
+        head=Head(14),
+        retrieval_k=5,
+        select=lambda features, labels: jnp.ones(len(features), bool),
+    )
+    optimizer = optim.adamw_one_cycle(1e-3, 8)
+    bank = memory_bank.empty(64, backbone.feature_dim, 14)
+    new = state.create(network, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), bank)
+    now = state.begin_stage(new, optimizer, jax.random.key(1))
+    step = steps.jit_train_step(
+        model=network,
+        optimizer=optimizer,
+        loss=focal,
+        augment=chex.assert_max_traces(training_images, n=1),
+        momentum_decay=0.99,
+    )
+    ids = np.arange(8, dtype=np.int32)
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 255, (8, 64, 64, 1), np.uint8),
+        "labels": (np.arange(8 * 14).reshape(8, 14) % 5 == 0).astype(np.int8),
+        "case_id": ids,
+        "patient_id": ids,
+    }
+    for _ in range(2):
+        now, metrics = step(now, batch)
+        assert np.isfinite(float(metrics["loss"]))
+        assert np.isfinite(float(metrics["grad_norm"]))
+    assert now.memory.features.dtype == jnp.float32

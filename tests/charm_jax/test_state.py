@@ -26,7 +26,7 @@ def create():
 
     @jax.jit
     def run(key):
-        return state.create(model, key, image_size=32, bank_size=8, feature_dim=DIM, num_findings=3)
+        return state.create(model, key, jnp.zeros((1, 32, 32, 3)), memory_bank.empty(8, DIM, 3))
 
     return lambda seed: run(jax.random.key(seed))
 

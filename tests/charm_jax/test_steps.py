@@ -1,6 +1,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from charm_jax.fusion import MultiScaleAttention
 from charm_jax.losses import binary_cross_entropy
 from charm_jax.memory_bank import Retrieved
 from charm_jax.model import Charm, CharmOutput, Head
+from charm_jax.plain import Plain
 from data_pipelines.augment import evaluation_images, training_images
 
 BATCH, SIDE, FINDINGS, SLOTS, DECAY = 8, 32, 3, 12, 0.9
@@ -88,14 +90,8 @@ def batch_of(seed, first_case=0):
 
 @pytest.fixture(scope="module")
 def fresh():
-    new = state.create(
-        network(),
-        jax.random.key(0),
-        image_size=SIDE,
-        bank_size=SLOTS,
-        feature_dim=DIM,
-        num_findings=FINDINGS,
-    )
+    bank = memory_bank.empty(SLOTS, DIM, FINDINGS)
+    new = state.create(network(), jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), bank)
     return state.begin_stage(new, OPTIMIZER, jax.random.key(1))
 
 
@@ -355,3 +351,29 @@ def test_the_gradient_norm_is_that_before_the_optimizer(run):
     moments = jax.tree.leaves(optax.tree.get(run[0][1].opt_state, "mu"))
     norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in moments)) / (1 - 0.95)
     np.testing.assert_allclose(run[1][0]["grad_norm"], norm, rtol=1e-4)
+
+
+def test_a_plain_network_trains_without_bank_and_momentum_branch():
+    network = Plain(
+        Trunk(8, (Stage(True, 1, 2, 8, 1),), drop_rate=0.0), ConvNormAct(DIM, 1), nn.relu, FINDINGS
+    )
+    images = jnp.zeros((1, SIDE, SIDE, 3))
+    new = jax.jit(lambda key: state.create(network, key, images, None))(jax.random.key(0))
+    before = state.begin_stage(new, OPTIMIZER, jax.random.key(1))
+    assert before.memory is None
+    assert before.momentum is None
+    step = steps.jit_train_step(
+        model=network,
+        optimizer=OPTIMIZER,
+        loss=binary_cross_entropy,
+        augment=training_images,
+        momentum_decay=0.9,
+    )
+    after, losses, batch = before, [], batch_of(0)
+    for _ in range(12):
+        after, metrics = step(after, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert "bank_count" not in metrics
+    logits = steps.jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
+    assert logits.shape == (BATCH, FINDINGS)

@@ -6,74 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import close, fill, images, nchw, numbers, shapes, spec, variables
+from golden import check_plain_network, shapes
 
 from charm_jax import pretrained
 from charm_jax.backbones import BACKBONES, efficientnet_v2
 
 ARCH = "efficientnet_v2_s"
-STAGES = [f"features.{i}" for i in range(8)]
-SIZES = (128, 224)
 
 
-@pytest.fixture(scope="module")
-def stages():
-    """(size) -> output of every stage in torch's layout; one forward pass a size."""
-    backbone = BACKBONES[ARCH]
-    network, _ = variables(ARCH)
-
-    def part(name):
-        return {collection: tree[name] for collection, tree in network.items()}
-
-    @jax.jit
-    def forward(trunk, expansion, x):
-        features, sown = backbone.trunk(drop_rate=0.2).apply(
-            trunk, x, train=False, mutable=["intermediates"]
-        )
-        last = backbone.expansion().apply(expansion, features, train=False)
-        return {name: value for name, (value,) in sown["intermediates"].items()}, last
-
-    @functools.cache
-    def run(size):
-        sown, last = forward(part("trunk"), part("expansion"), images(2, size))
-        return {name: nchw(value) for name, value in (sown | {STAGES[-1]: last}).items()}
-
-    return run
+@pytest.mark.parametrize("size", [128, 224])
+def test_the_plain_network_equals_the_original(size):
+    check_plain_network(ARCH, size)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_equals_the_original(stages, stage, size):
-    value, stored = stages(size)[stage], numbers("plain", ARCH)
-    key = f"{size}/stage/{stage}"
-    assert value.shape == tuple(stored[f"{key}/shape"])
-    close(fill.sample(value, 2048), stored[f"{key}/sample"], ARCH, f"plain/{key}")
-    close(fill.stats(value), stored[f"{key}/stats"], ARCH, f"plain/{key}")
-
-
-def test_the_features_equal_the_original(stages):
-    stored = numbers("plain", ARCH)
-    close(stages(128)[STAGES[-1]], stored["128/features"], ARCH, "plain/128/features")
-    sample = fill.sample(stages(224)[STAGES[-1]], 8192)
-    close(sample, stored["224/features/sample"], ARCH, "plain/224/features")
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_logits_of_the_plain_network_equal_the_original(stages, size):
-    names = {n: s for n, s in spec(ARCH)["network"].items() if n.startswith("classifier.")}
-    weights = fill.weights(ARCH, names)
-    pooled = stages(size)[STAGES[-1]].mean((2, 3))
-    logits = pooled @ weights["classifier.1.weight"].T + weights["classifier.1.bias"][None]
-    close(logits, numbers("plain", ARCH)[f"{size}/logits"], ARCH, f"plain/{size}/logits")
-
-
-def test_the_parameters_are_as_many_as_the_original_has():
-    described = spec(ARCH)
-    learnt = [n for n in described["charm_network"] if n.endswith((".weight", ".bias"))]
-    expected = sum(math.prod(described["network"][name]) for name in learnt)
-    params = shapes(ARCH)["params"]
-    ours = jax.tree.leaves({name: params[name] for name in ("trunk", "expansion")})
-    assert sum(math.prod(leaf.shape) for leaf in ours) == expected
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [128, 224])
+def test_the_medium_member_equals_the_original(size):
+    check_plain_network("efficientnet_v2_m", size)
 
 
 @pytest.mark.parametrize("arch", efficientnet_v2.MEMBERS)

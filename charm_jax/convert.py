@@ -1,0 +1,104 @@
+"""``python -m charm_jax.convert --run RUN --to torch FILE``: a run's weights for PyTorch.
+
+FILE gets the names and layouts of the reference's state dict.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from flax.traverse_util import unflatten_dict
+
+from charm_jax import command_line, pretrained, recipe, runs, weights_file
+from charm_jax.backbones import BACKBONES
+from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
+from charm_jax.command_line import say
+from charm_jax.memory_bank import MemoryBank
+from charm_jax.momentum import Momentum
+from charm_jax.state import TrainState
+from data_pipelines.errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    """Writes a checkpoint of a run as a weight file; returns the exit code.
+
+    Raises:
+        InputError: no such run or checkpoint, or a file that may not be written.
+    """
+    target, values, run = _parse(argv)
+    _check_target(target, values.to)
+    config = recipe.defaults()
+    command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
+    state, name = _restore(run, values.checkpoint)
+    tensors = pretrained.to_reference(state, BACKBONES[config.model.backbone])
+    weights_file.write(target, tensors)
+    say(f"Written {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
+    if not argv or argv[-1].startswith("-"):
+        raise InputError(
+            "The file to write is missing: charm_jax.convert --run RUN --to torch|safetensors FILE."
+        )
+    *options, target = argv
+    config = recipe.defaults()
+    values = command_line.parse(options, config, _define_flags)
+    return Path(target), values, runs.find(Path(config.runs_dir), values.run)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "run", "", "Name or folder of a run; the newest by default.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "to", "safetensors", list(weights_file.SUFFIXES), "The kind of file.", flag_values=values
+    )
+    flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
+
+
+def _check_target(target: Path, kind: str) -> None:
+    if weights_file.kind_of(target) != kind:
+        known = " or ".join(weights_file.SUFFIXES[kind])
+        raise InputError(f"{target} is not named as a {kind} file: let it end in {known}.")
+    if target.exists():
+        raise InputError(f"{target} is there already: move it away or choose another name.")
+    if not target.parent.is_dir():
+        raise InputError(f"There is no folder {target.parent}: make it, or choose another.")
+
+
+def _restore(run: Path, checkpoint: str) -> tuple[TrainState, str]:
+    checkpoints = Checkpoints(run / "checkpoints", runs.STAGES)
+    try:
+        stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
+        leaves = checkpoints.meta(stage, step)["leaves"]
+        state, _ = checkpoints.restore(stage, step, _shapes(leaves))
+    except DamagedCheckpoint as error:
+        raise InputError(f"{error} Choose another with --checkpoint.") from error
+    finally:
+        checkpoints.close()
+    return state, f"{stage}/{step}"
+
+
+def _shapes(leaves: dict[str, dict[str, Any]]) -> TrainState:
+    """The network of a checkpoint as shapes; so no data are needed to restore it."""
+    tree = unflatten_dict(
+        {
+            tuple(name.split("/")): jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+            for name, leaf in leaves.items()
+        }
+    )
+    return TrainState(
+        step=tree["step"],
+        params=tree["params"],
+        batch_stats=tree["batch_stats"],
+        momentum=Momentum(**tree["momentum"]) if "momentum" in tree else None,
+        memory=MemoryBank(**tree["memory"]) if "memory" in tree else None,
+        opt_state=(),
+        rng=jax.eval_shape(lambda: jax.random.key(0)),
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

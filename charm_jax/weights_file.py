@@ -1,0 +1,165 @@
+"""Weight files of torch: read without running anything that is in them, and written."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from data_pipelines.errors import InputError
+
+# Suffixes of each kind of file.
+SUFFIXES = {"torch": (".pth", ".pt", ".bin"), "safetensors": (".safetensors",)}
+# Where trainers nest the state dict: fastai, Lightning.
+_NESTS = ("model", "state_dict")
+# What wrappers put before every name.
+_WRAPPERS = ("module.", "model.")
+# How files of torch begin: as a zip archive or, up to version 1.5, as a pickle.
+_MAGIC = (b"PK\x03\x04", b"\x80")
+# What fastai stores of its optimizer beside the weights.
+_IGNORED = (
+    "fastcore.foundation.L",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+
+
+class _Ignored:
+    """Stands in for a class of ``_IGNORED``: takes what a file has for it and does nothing."""
+
+    def __init__(self, *_args: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors, .pth, .pt or .bin file by name.
+
+    A state dict nested under ``model`` or ``state_dict`` is unpacked, names that all begin with
+    ``module.`` or ``model.`` lose that. Tensors of another precision become float32. Torch files
+    are read with ``weights_only``: no code in them is run.
+
+    Raises:
+        InputError: the file is missing, truncated, no weight file, or holds more than weights; or
+            PyTorch is needed and not installed.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weight file {path}: give the path of one.")
+    readers = {"torch": _read_torch, "safetensors": _read_safetensors}
+    tensors = readers[kind_of(path)](path)
+    if not tensors:
+        raise InputError(f"{path} holds no tensors: give a file with a state dict.")
+    return _unwrapped(tensors)
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors by name as .safetensors, or as a torch state dict; whole or not at all.
+
+    Raises:
+        InputError: the suffix is of neither kind, or PyTorch is needed and not installed.
+    """
+    kind = kind_of(path)
+    own = {name: np.array(value, order="C") for name, value in tensors.items()}
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        if kind == "safetensors":
+            safetensors.numpy.save_file(own, draft)
+        else:
+            torch = _torch(path)
+            torch.save({name: torch.from_numpy(value) for name, value in own.items()}, draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def kind_of(path: Path) -> str:
+    """``torch`` or ``safetensors``, by the suffix.
+
+    Raises:
+        InputError: the suffix is of neither.
+    """
+    for kind, suffixes in SUFFIXES.items():
+        if path.suffix in suffixes:
+            return kind
+    known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+    raise InputError(f"{path} is no weight file by its name: let it end in one of {known}.")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    return {name: _float32(value) for name, value in loaded.items()}
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = _torch(path)
+    with path.open("rb") as file:
+        if not file.read(4).startswith(_MAGIC):
+            raise _unreadable(path, "it does not begin as PyTorch's files do")
+    try:
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(
+                f"{path} is refused: it holds more than weights, and code in such a file could do "
+                "anything; ask its author for the state dict alone, best as .safetensors."
+            ) from error
+        raise _unreadable(path, str(error) or type(error).__name__) from error
+    return {
+        name: _float32(_as_numpy(torch, value))
+        for name, value in _state_dict(path, loaded).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _as_numpy(torch: Any, value: Any) -> np.ndarray:
+    value = value.to(torch.float32) if value.is_floating_point() else value
+    return value.detach().numpy()
+
+
+def _state_dict(path: Path, loaded: Any) -> Mapping[str, Any]:
+    for nest in _NESTS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
+            loaded = loaded[nest]
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
+            "name."
+        )
+    return loaded
+
+
+def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _float32(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    first = reason.strip().splitlines()[0].rstrip(".")[:200]
+    return InputError(f"{path} cannot be read ({first}): fetch or make the file again.")
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f'{path} needs PyTorch: pip install "charm-jax[torch]", or convert the weights to '
+            ".safetensors where PyTorch is."
+        ) from None
+    return torch

@@ -1,0 +1,159 @@
+"""Bad input gets one sentence and exit code 2."""
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from running import SMALL, copy_data, read, train
+
+from charm_jax import eval as eval_command
+from charm_jax import train as train_command
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    {}
+    return config
+"""
+
+
+def test_a_changed_config_is_refused_with_the_difference(finished, refused):
+    arguments = [*SMALL, "--config.model.momentum=0.9"]
+    words = ("model.momentum: 0.99 -> 0.9", "--config.resume=force")
+    refused(train_command.main, arguments, *words, cwd=finished[0])
+
+
+def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused):
+    copy_data(finished, tmp_path)
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    with (tmp_path / "runs/demo/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(train_command.main, SMALL, "Another process", "runs/demo", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.data.imge_size=64"], ["config.data.imge_size", "config.data.image_size"]),
+        (["--config.modle.momentum=1"], ["config.modle", "config.model"]),
+        (["--config.data.image_size=big"], ["config.data.image_size"]),
+        (["--config.seed=1.5"], ["config.seed"]),
+        (["--dryrun"], ["dryrun", "dry_run"]),
+        (["--config", "configs/none.py"], ["configs/none.py"]),
+        (["--config.model.backbone=resnet5"], ["resnet5", "config.model.backbone"]),
+        (["--config.model.rarity=norm"], ["config.model.rarity", "norm_inlier"]),
+        (["--config.model.rarity_threshold=-0.5"], ["config.model.rarity_threshold"]),
+        (["--config.stages.bce.loss=mse"], ["config.stages.bce.loss"]),
+        (["--config.stages.bce.frozen_epochs=3"], ["config.stages.bce.frozen_epochs", "0"]),
+        (["--config.stages.bce.find_lr"], ["config.stages.bce.find_lr"]),
+        (["--config.data.split=oficial"], ["oficial", "official"]),
+        (["--config.data.source=nih"], ["config.data.source", "nih_chest_xray14"]),
+        (["--config.stages.bce.batch_size=5000"], ["config.stages.bce.batch_size", "5000"]),
+        (["--config.runs_dir=/sys/runs"], ["/sys/runs", "cannot be made", "runs_dir"]),
+        (["--config.runs_dir=/proc/runs"], ["/proc/runs", "cannot be made"]),
+        (["--config.runs_dir=data/phantom/phantom.json"], ["phantom.json", "cannot be made"]),
+        (["--config.name="], ["config.name", "folder"]),
+        (["--config.name=.."], ["config.name", "folder"]),
+        (["--config.name=a/b"], ["config.name", "a/b"]),
+        (["--config.name.foo=1"], ["config.name is a value", "foo"]),
+        (["--config.seed=-1"], ["config.seed", "-1"]),
+        (["--config.data.split_seed=-1"], ["config.data.split_seed"]),
+        (["--config.data=3"], ["config.data is a group"]),
+        (["--config.stages.bce=1"], ["config.stages.bce is a group"]),
+        (["-config.sed=7"], ["config.sed", "config.seed"]),
+        (["--config="], ["--config", "config file"]),
+        (["--config"], ["--config", "config file"]),
+        (["--config.model.momentum=nan"], ["config.model.momentum", "from 0 to 1"]),
+        (["--config.data.resident"], ["config.data.resident"]),
+        (["--config.data.image_size=0"], ["config.data.image_size", "32"]),
+        (["--config.data.missing=ignore"], ["config.data.missing", "skip"]),
+        (["extra"], ["'extra'"]),
+    ],
+)
+def test_bad_input_gets_one_sentence(finished, refused, arguments, words):
+    arguments = [*SMALL, "--config.name=other", *arguments]
+    refused(train_command.main, arguments, *words, cwd=finished[0])
+    assert not (finished[0] / "runs/other").exists()
+
+
+def test_missing_data_says_where_to_get_them_and_how_to_run_without(tmp_path, refused):
+    arguments = ["--config", str(CONFIGS / "effv2s.py")]
+    words = ("data/nih_chest_xray14", "https://", "python -m charm_jax.train")
+    refused(train_command.main, arguments, *words, cwd=tmp_path)
+
+
+def test_evaluation_without_a_run_says_what_to_do(tmp_path, refused):
+    refused(eval_command.main, [], "python -m charm_jax.train", cwd=tmp_path)
+
+
+def test_evaluation_of_an_unknown_run_names_the_nearest(finished, refused):
+    refused(eval_command.main, ["--run", "dmo"], "'dmo'", "'demo'", cwd=finished[0])
+
+
+def test_evaluation_with_another_architecture_is_refused(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    path = folder / "runs/demo/config.json"
+    config = read(path)
+    config["model"]["backbone"] = "efficientnet_v2_s"
+    path.write_text(json.dumps(config))
+    refused(eval_command.main, [], "another architecture", cwd=folder)
+
+
+def test_a_run_may_not_be_evaluated_as_another_network(finished, refused):
+    arguments = ["--config.model.retrieval_k=9"]
+    refused(eval_command.main, arguments, "config.model.retrieval_k", cwd=finished[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+        ("def get_config():\n    return None", "NoneType"),
+        ("def get_config(variant):\n    return variant", "variant"),
+        (CONFIG.format("config.seeed = 1"), "config.seed"),
+        (CONFIG.format("config.seed = None"), "config.seed"),
+        (CONFIG.format("config.seed = True"), "config.seed"),
+        (CONFIG.format("config.model = 3"), "config.model"),
+    ],
+)
+def test_a_bad_config_file_gets_one_sentence(tmp_path, refused, text, word):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    refused(train_command.main, ["--config", str(path)], "mine.py", word, cwd=tmp_path)
+
+
+def test_help_lists_flags_and_keys(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        train_command.main(["--help"])
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
+    assert "dry_run" in shown
+    assert "retrieval_k: 5" in shown
+
+
+def test_a_test_part_that_was_trained_on_is_refused(finished, refused):
+    arguments = ["--config.data.split=patient"]
+    words = ("config.data.split=patient", "trained or validated on", "runs/demo")
+    refused(eval_command.main, arguments, *words, cwd=finished[0])
+
+
+def test_a_truncated_image_stops_the_run_and_is_named(finished, tmp_path):
+    copy_data(finished, tmp_path)
+    name = sorted((tmp_path / "data/phantom/images").iterdir())[0]
+    name.write_bytes(name.read_bytes()[:100])
+    stopped = train(cwd=tmp_path)
+    assert stopped.returncode == 2
+    assert name.name in stopped.stderr
+
+
+def test_an_unknown_checkpoint_with_slashes_is_refused(finished, refused):
+    arguments = ["--checkpoint", "bce/foo/24"]
+    refused(eval_command.main, arguments, "'bce/foo/24'", cwd=finished[0])

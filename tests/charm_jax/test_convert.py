@@ -1,0 +1,90 @@
+import chex
+import jax
+import numpy as np
+import pytest
+from test_pretrained import NANO, new_plain_state, new_state, random_like
+
+from charm_jax import convert, pretrained, recipe, runs, weights_file
+from charm_jax.backbones import BACKBONES
+from charm_jax.checkpoints import Checkpoints
+from charm_jax.command_line import guarded
+from data_pipelines.errors import InputError
+
+
+def make_run(folder, state):
+    run = folder / "runs" / "tried"
+    run.mkdir(parents=True)
+    config = recipe.defaults()
+    config.model.backbone = NANO
+    runs.write_json(run / "config.json", config.to_dict())
+    checkpoints = Checkpoints(run / "checkpoints", runs.STAGES)
+    checkpoints.save("bce", state, {"progress": {"best_step": 0}}, 0)
+    checkpoints.close()
+    return run
+
+
+@pytest.fixture
+def state():
+    empty = new_state(NANO)
+    bank = empty.memory.replace(
+        features=empty.memory.features.at[:3].set(2.0), cursor=empty.memory.cursor + 3
+    )
+    return empty.replace(
+        params=random_like(empty.params), memory=bank, opt_state={"count": np.zeros(2)}
+    )
+
+
+def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
+    run = make_run(tmp_path, state)
+    target = tmp_path / "weights.safetensors"
+    arguments = ["--run", str(run), "--to", "safetensors", "--checkpoint", "bce/0", str(target)]
+    assert guarded(convert.main, arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"checkpoint bce/0 of {run} to {target}." in shown.err
+    loaded, left_out = pretrained.load(new_state(NANO), weights_file.read(target), BACKBONES[NANO])
+    assert left_out == []
+    chex.assert_trees_all_equal(loaded.params, state.params)
+    chex.assert_trees_all_equal(loaded.momentum, jax.tree.map(np.asarray, state.momentum))
+    chex.assert_trees_all_equal(loaded.memory.features, state.memory.features)
+    assert int(loaded.memory.cursor) == 3
+
+
+def test_a_plain_run_gets_torchvisions_names(tmp_path):
+    run = make_run(tmp_path, new_plain_state(NANO))
+    assert convert.main([f"--run={run}", str(tmp_path / "plain.safetensors")]) == 0
+    names = weights_file.read(tmp_path / "plain.safetensors").keys()
+    assert {"features.0.0.weight", "classifier.1.weight"} <= names
+    assert not any(name.startswith(("base_model.", "memory_bank.")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "The file to write is missing"),
+        (["--run=tried", "--to=torch"], "The file to write is missing"),
+        (["--run=tried", "--to=torch", "a.safetensors"], "let it end in .pth"),
+        (["--run=tried", "--to=safetensors", "a.npz"], "let it end in one of"),
+        (["--run=tried", "--to=safetensors", "none/a.safetensors"], "There is no folder none"),
+        (["--run=tried", "--to=safetensors", "there.safetensors"], "is there already"),
+        (["--run=other", "--to=safetensors", "a.safetensors"], "did you mean 'tried'?"),
+        (["--run=tried", "--to=keras", "a.keras"], "to"),
+        (["--run=tried", "--checkpoint=focal/7", "a.safetensors"], "no checkpoint 'focal/7'"),
+    ],
+)
+def test_bad_arguments_get_a_sentence_and_leave_nothing(tmp_path, capsys, arguments, said):
+    make_run(tmp_path, new_state(NANO))
+    (tmp_path / "there.safetensors").write_text("mine")
+    assert guarded(convert.main, arguments) == 2
+    assert said in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"runs", "there.safetensors"}
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, state):
+    run = make_run(tmp_path, state)
+    largest = max((run / "checkpoints").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        convert.main([f"--run={run}", str(tmp_path / "a.safetensors")])
+    assert not (tmp_path / "a.safetensors").exists()

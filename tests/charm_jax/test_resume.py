@@ -1,0 +1,146 @@
+"""Runs that are killed, asked to end, damaged or run out of space."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from running import SMALL, copy_data, read, train
+
+from charm_jax import train as train_command
+
+
+def params(folder):
+    return read(folder / "runs/demo/summary.json")["params_sha256"]
+
+
+def metric_lines(folder):
+    """The log without what hangs on the clock."""
+    lines = (folder / "runs/demo/metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines
+    ]
+
+
+def wait_for_steps(folder, process, steps):
+    """Waits until the run has written that many lines of its log."""
+    path = folder / "runs/demo/metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= steps:
+            return
+        time.sleep(0.02)
+
+
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "charm_jax.train", *SMALL],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_run_that_is_killed_ends_with_the_same_parameters(finished, tmp_path):
+    copy_data(finished, tmp_path)
+    for lines in (1, 5):  # one in each stage
+        process = start(tmp_path)
+        wait_for_steps(tmp_path, process, lines)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    result = train(cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"Continuing runs/demo from step \d+ of stage", result.stderr)
+    assert params(tmp_path) == params(finished[0])
+    assert metric_lines(tmp_path) == metric_lines(finished[0])
+
+
+def test_sigterm_saves_and_says_so(finished, tmp_path):
+    copy_data(finished, tmp_path)
+    process = start(tmp_path)
+    wait_for_steps(tmp_path, process, 1)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 143, messages
+    assert "The last good checkpoint is runs/demo/checkpoints/bce/" in messages
+    stages = tmp_path / "runs/demo/checkpoints/bce"
+    assert any(path.name.isdigit() for path in stages.iterdir())
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    folder = tmp_path / "copy"
+    (folder / "runs/demo/summary.json").unlink()
+    steps = sorted(
+        int(p.name) for p in (folder / "runs/demo/checkpoints/focal").iterdir() if p.name.isdigit()
+    )
+    newest = folder / "runs/demo/checkpoints/focal" / str(steps[-1])
+    files = sorted(
+        (p for p in (newest / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    damage(files[-1])
+    result = train(cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert f"focal/{steps[-1]} is damaged" in result.stderr
+    assert f"from step {steps[-2]} of stage focal" in result.stderr
+    assert params(folder) == params(finished[0])
+
+
+def test_a_full_disk_gets_one_sentence(finished, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        result = train(f"--config.runs_dir={disk}", cwd=finished[0])
+        assert result.returncode == 2, result.stderr
+        assert "Traceback" not in result.stderr
+        assert "no space" in result.stderr.splitlines()[-1]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
+    copy_data(finished, tmp_path)
+    result = train("--config.stages.bce.peak_lr=1e38", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    message = result.stderr.strip().splitlines()[-1]
+    assert "step" in message
+    assert "case ids" in message
+    assert "Traceback" not in result.stderr
+
+
+def test_a_resume_with_other_images_is_refused(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "runs/demo/summary.json").unlink()
+    next(iter(sorted((folder / "data/phantom/images").iterdir()))).unlink()
+    arguments = [*SMALL, "--config.data.missing=skip", "--config.resume=force"]
+    refused(train_command.main, arguments, "The images of", "runs/demo", cwd=folder)
+
+
+def test_a_damaged_best_checkpoint_of_the_first_stage_is_replaced(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "runs/demo/summary.json").unlink()
+    best = read(finished[0] / "runs/demo/summary.json")["stages"]["bce"]["best_step"]
+    shutil.rmtree(folder / "runs/demo/checkpoints/focal")
+    shutil.rmtree(folder / f"runs/demo/checkpoints/bce/{best}/state")
+    result = train(cwd=folder)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 0, result.stderr
+    assert f"bce/{best} is damaged" in result.stderr

@@ -1,0 +1,126 @@
+import sys
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from charm_jax import weights_file
+from data_pipelines.errors import InputError
+
+TENSORS = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "norm.num_batches_tracked": np.array(3, np.int64),
+}
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def refusal(path):
+    with pytest.raises(InputError) as error:
+        weights_file.read(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_safetensors_there_and_back_is_the_identity(tmp_path, no_torch):
+    path = tmp_path / "weights.safetensors"
+    weights_file.write(path, TENSORS)
+    back = weights_file.read(path)
+    assert back.keys() == TENSORS.keys()
+    for name, value in TENSORS.items():
+        assert back[name].dtype == value.dtype
+        assert back[name].shape == value.shape
+        np.testing.assert_array_equal(back[name], value)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_transposed_and_jax_arrays_are_written_as_they_read(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    weights_file.write(path, {"turned": turned, "jax": np.asarray(jnp.arange(4.0))})
+    back = weights_file.read(path)
+    np.testing.assert_array_equal(back["turned"], turned)
+    np.testing.assert_array_equal(back["jax"], np.arange(4.0))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, jnp.bfloat16])
+def test_other_precisions_become_float32(tmp_path, kind):
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"w": np.array([0.5, -2.0], kind)}, path)
+    value = weights_file.read(path)["w"]
+    assert value.dtype == np.float32
+    np.testing.assert_array_equal(value, np.array([0.5, -2.0], np.float32))
+
+
+@pytest.mark.parametrize("wrappers", ["model.", "module.", "module.model.", "model.model."])
+def test_wrappers_before_every_name_are_taken_off(tmp_path, wrappers):
+    path = tmp_path / "weights.safetensors"
+    weights_file.write(path, {wrappers + name: value for name, value in TENSORS.items()})
+    assert weights_file.read(path).keys() == TENSORS.keys()
+
+
+def test_a_prefix_of_some_names_stays(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    mixed = {"model.a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)}
+    weights_file.write(path, mixed)
+    assert weights_file.read(path).keys() == mixed.keys()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am no weight file", b"PK\x03\x04" + bytes(60)])
+def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(path)
+
+
+def test_a_truncated_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights_file.write(path, TENSORS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert "cannot be read" in refusal(path)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights_file.write(path, {})
+    assert "holds no tensors" in refusal(path)
+
+
+def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):
+    assert "There is no weight file" in refusal(tmp_path / "weights.safetensors")
+    archive = tmp_path / "weights.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "text")
+    assert ".safetensors" in refusal(archive)
+    with pytest.raises(InputError, match=r"let it end in one of \.pth"):
+        weights_file.write(tmp_path / "weights.npz", TENSORS)
+
+
+def test_without_pytorch_one_sentence_names_the_extra_and_safetensors(tmp_path, no_torch):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK\x03\x04")
+    message = refusal(path)
+    assert 'pip install "charm-jax[torch]"' in message
+    assert ".safetensors" in message
+    with pytest.raises(InputError, match="needs PyTorch"):
+        weights_file.write(tmp_path / "new.pth", TENSORS)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(_tensors, draft):
+        draft.write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        weights_file.write(tmp_path / "weights.safetensors", TENSORS)
+    assert not list(tmp_path.iterdir())
