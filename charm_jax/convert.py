@@ -16,6 +16,7 @@ from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
 from charm_jax.command_line import say
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.momentum import Momentum
+from charm_jax.stages import STAGES
 from charm_jax.state import TrainState
 from data_pipelines.errors import InputError
 
@@ -69,7 +70,7 @@ def _check_target(target: Path, kind: str) -> None:
 
 
 def _restore(run: Path, checkpoint: str) -> tuple[TrainState, str]:
-    checkpoints = Checkpoints(run / "checkpoints", runs.STAGES)
+    checkpoints = Checkpoints(run / "checkpoints", STAGES)
     try:
         stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
         leaves = checkpoints.meta(stage, step)["leaves"]

@@ -8,6 +8,7 @@ from charm_jax import convert, pretrained, recipe, runs, weights_file
 from charm_jax.backbones import BACKBONES
 from charm_jax.checkpoints import Checkpoints
 from charm_jax.command_line import guarded
+from charm_jax.stages import STAGES
 from data_pipelines.errors import InputError
 
 
@@ -17,7 +18,7 @@ def make_run(folder, state):
     config = recipe.defaults()
     config.model.backbone = NANO
     runs.write_json(run / "config.json", config.to_dict())
-    checkpoints = Checkpoints(run / "checkpoints", runs.STAGES)
+    checkpoints = Checkpoints(run / "checkpoints", STAGES, keep=2)
     checkpoints.save("bce", state, {"progress": {"best_step": 0}}, 0)
     checkpoints.close()
     return run

@@ -74,5 +74,5 @@ def test_a_file_that_does_not_fit_is_named_with_every_fault(tmp_path, file):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="absent.safetensors"):
+    with pytest.raises(InputError, match=r"absent\.safetensors"):
         initial_weights.fill(new_state(NANO), str(tmp_path / "absent.safetensors"), NANO)
