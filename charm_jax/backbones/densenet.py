@@ -105,7 +105,7 @@ class Trunk(nn.Module):
             x = DenseBlock(layers, self.growth, self.dtype, name=f"block{i}")(x, train=train)
             self.sow("intermediates", f"denseblock{i}", x)
             if i < len(self.layers):
-                x = Transition(self.dtype, name=f"transition{i}")(x, train=train)
+                x = Transition(self.dtype, name=f"shrink{i}")(x, train=train)
                 self.sow("intermediates", f"transition{i}", x)
         return x
 
@@ -119,8 +119,8 @@ def _torch_name(path: tuple[str, ...]) -> str:
     _, part, *rest = path
     if part in _STEM:
         return f"features.{_STEM[part]}"
-    if part.startswith("transition"):
-        return f"features.{part}.{rest[0]}"
+    if part.startswith("shrink"):
+        return f"features.transition{part.removeprefix('shrink')}.{rest[0]}"
     return f"features.dense{part}.dense{rest[0]}.{rest[1]}"
 
 

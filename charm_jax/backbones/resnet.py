@@ -91,7 +91,7 @@ class Trunk(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for i, blocks in enumerate(self.blocks):
             strides = 1 if i == 0 else 2
-            layer = Layer(64 * 2**i, blocks, strides, self.dtype, name=f"layer{i + 1}")
+            layer = Layer(64 * 2**i, blocks, strides, self.dtype, name=f"stage{i + 1}")
             x = layer(x, train=train)
             self.sow("intermediates", f"layer{i + 1}", x)
         return x
@@ -119,7 +119,7 @@ def _torch_name(path: tuple[str, ...]) -> str:
         return f"layer4.{_block_name(*path[1:])}"
     if path[1] in _STEM:
         return _STEM[path[1]]
-    return f"{path[1]}.{_block_name(*path[2:])}"
+    return f"{path[1].replace('stage', 'layer')}.{_block_name(*path[2:])}"
 
 
 def _momentum_torch_name(path: tuple[str, ...]) -> str:

@@ -91,10 +91,10 @@ class Trunk(nn.Module):
         """Maps normalised images to the trunk's features; each block halves the side."""
         x = images
         for i, (features, convs) in enumerate(self.blocks, start=1):
-            x = Block(features, convs, self.dtype, name=f"block{i}")(x, train=train)
+            x = Block(features, convs, self.dtype, name=f"convs{i}")(x, train=train)
             self.sow("intermediates", f"block{i}", x)
             if i >= _FIRST_ATTENDED:
-                x = LargeKernelAttention(self.dtype, name=f"lka{i}")(x)
+                x = LargeKernelAttention(self.dtype, name=f"attention{i}")(x)
                 self.sow("intermediates", f"lka{i}", x)
             x = nn.max_pool(x, (2, 2), (2, 2))
         return x
@@ -132,6 +132,7 @@ def _torch_name(path: tuple[str, ...]) -> str:
     part, block, layer = path
     if part == "expansion":
         block = f"{block}5"
+    block = block.replace("convs", "block").replace("attention", "lka")
     return f"{block}.{_layer_name(layer)}"
 
 
