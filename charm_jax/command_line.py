@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from charm_jax import recipe
@@ -31,6 +31,7 @@ def run(command: Callable[[list[str]], int]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "charm_jax" / "xla"))
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be
     sys.exit(guarded(command, sys.argv[1:]))
 
 

@@ -7,9 +7,6 @@ import pytest
 from charm_jax import imagenet
 from data_pipelines.errors import InputError
 
-# urllib leaves the socket of a connection that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 CONTENT = b"weights " * 1000
 NAME = f"toy-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
