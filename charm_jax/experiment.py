@@ -251,15 +251,15 @@ def training_batches(
     config: ConfigDict, data: Data, stage: Plan, start_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The stream of a stage from a step on; its order follows ``config.seed`` and the stage."""
-    return loader.training_batches(
-        data.table,
+    case_ids = loader.case_id_batches(
         data.split.rows(stage.stage, "train"),
-        image_size=config.data.image_size,
         batch_size=stage.batch_size,
         seed=2 * config.seed + (stage.stage == "focal"),
         epochs=stage.epochs,
         batch_key=f"config.stages.{stage.stage}.batch_size",
-        start_step=start_step,
+    )
+    return loader.training_batches(
+        data.table, case_ids, image_size=config.data.image_size, start_step=start_step
     )
 
 

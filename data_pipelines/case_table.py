@@ -1,9 +1,11 @@
-"""The table of a source: what is known of every image, whether its file is present or not."""
+"""The table of a source: what is known of every image, whether it is present or not."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
+
+from data_pipelines.image_store import ImageStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,10 @@ class CaseTable:
         labels: ``[n, F]`` int8: 1 present, 0 absent, -1 unknown.
         official_part: ``[n]`` strings, the part that the source's own lists give (``train_val``,
             ``test``, or ``train``, ``val``, ``test``), or an empty string where they give none.
-        files: path of the file of each image that is present, by image name.
+        views: ``[n]`` strings such as ``PA`` and ``AP``; empty for unknown.
+        sexes: ``[n]`` strings ``F``, ``M``; empty for unknown.
+        ages: ``[n]`` int16 years; -1 for unknown.
+        store: the pixels of the images that are present.
         simulated: whether the images are drawn rather than acquired.
     """
 
@@ -28,15 +33,18 @@ class CaseTable:
     patients: np.ndarray
     labels: np.ndarray
     official_part: np.ndarray
-    files: dict[str, Path]
+    views: np.ndarray
+    sexes: np.ndarray
+    ages: np.ndarray
+    store: ImageStore
     simulated: bool = False
 
     @property
-    def present(self) -> np.ndarray:
-        """``[n]`` bool: whether the image's file is there."""
-        return np.fromiter((name in self.files for name in self.images), bool, len(self.images))
+    def present(self) -> Bool[np.ndarray, " n"]:
+        """Whether the image is there."""
+        return self.store.present
 
     @property
-    def abnormal(self) -> np.ndarray:
-        """``[n]`` bool: whether the image has at least one finding."""
+    def abnormal(self) -> Bool[np.ndarray, " n"]:
+        """Whether the image has at least one finding."""
         return (self.labels == 1).any(axis=1)

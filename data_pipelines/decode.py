@@ -51,6 +51,25 @@ def read_image(path: Path, size: int) -> np.ndarray:
         ) from error
 
 
+def fault(path: Path, *, whole: bool) -> str:
+    """Why a file cannot be used as an image, in a few words; empty if it can.
+
+    With ``whole`` every byte is read (PNG: the checksums of all chunks, which finds truncation;
+    other formats are decoded), else only its size and header are.
+    """
+    try:
+        if not path.stat().st_size:
+            return "empty"
+        with Image.open(path) as image:
+            if whole and image.format == "PNG":
+                image.verify()
+            elif whole:
+                image.load()
+    except DECODE_ERRORS as error:
+        return unreadable_reason(error)
+    return ""
+
+
 def unreadable_reason(error: BaseException) -> str:
     """A decoder's error in a few words, without the path."""
     if isinstance(error, FileNotFoundError):

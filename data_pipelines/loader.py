@@ -1,13 +1,13 @@
-"""Batches by Grain: the same images in the same order for any number of threads."""
+"""Batches by Grain: the same images in the same order for any number of threads or processes."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 
 from data_pipelines.case_table import CaseTable
-from data_pipelines.decode import read_image
 from data_pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,44 +21,32 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageRows:
-    """Rows of a table as a random-access source.
+class ReadCases:
+    """From case ids to a batch; a whole batch at once, so that a store can read in one go.
 
     Attributes:
         table: the source's table.
-        rows: ``[n]`` row numbers, i.e. case ids.
         image_size: side of the square images in pixels.
     """
 
     table: CaseTable
-    rows: np.ndarray
     image_size: int
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | np.int32]:
-        """One case.
+    def __call__(self, case_ids: Int[np.ndarray, " batch"]) -> Batch:
+        """The cases in the order of their ids.
 
         Returns:
-            ``image`` uint8 ``[S, S, 1]``, ``labels`` int8 ``[F]``, ``case_id`` and ``patient_id``
-            int32.
+            ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B, F]``, ``case_id`` and
+            ``patient_id`` int32 ``[B]``.
 
         Raises:
-            InputError: the image is missing or unreadable.
+            InputError: an image is absent or unreadable.
         """
-        row = int(self.rows[index])
-        name = str(self.table.images[row])
-        if name not in self.table.files:
-            raise InputError(
-                f"The image {name} is listed but its file is absent: fetch it, or set "
-                "--config.data.missing=skip."
-            )
         return {
-            "image": read_image(self.table.files[name], self.image_size),
-            "labels": self.table.labels[row],
-            "case_id": np.int32(row),
-            "patient_id": np.int32(self.table.patients[row]),
+            "image": self.table.store.read(case_ids, self.image_size),
+            "labels": self.table.labels[case_ids],
+            "case_id": case_ids.astype(np.int32),
+            "patient_id": self.table.patients[case_ids].astype(np.int32),
         }
 
 
@@ -66,23 +54,21 @@ class ImageRows:
 class _PaddedBatches:
     """Consecutive batches of equal size; the last is filled up with zeros and masked."""
 
-    images: ImageRows
+    rows: np.ndarray
+    read: ReadCases
     batch_size: int
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        start = index * self.batch_size
-        stop = min(start + self.batch_size, len(self.images))
-        cases = [self.images[i] for i in range(start, stop)]
-        pad = self.batch_size - len(cases)
-        batch = {key: np.stack([case[key] for case in cases]) for key in cases[0]}
-        batch = {
-            key: np.pad(value, [(0, pad)] + [(0, 0)] * (value.ndim - 1))
+        batch = self.read(self.rows[index * self.batch_size : (index + 1) * self.batch_size])
+        filled = len(batch["case_id"])
+        padded = {
+            key: np.pad(value, [(0, self.batch_size - filled)] + [(0, 0)] * (value.ndim - 1))
             for key, value in batch.items()
         }
-        return batch | {"mask": np.arange(self.batch_size) < len(cases)}
+        return padded | {"mask": np.arange(self.batch_size) < filled}
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -90,42 +76,29 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def training_batches(
-    table: CaseTable,
-    rows: np.ndarray,
+def case_id_batches(
+    rows: Int[np.ndarray, " n"],
     *,
-    image_size: int,
     batch_size: int,
     seed: int,
     epochs: int,
     batch_key: str,
-    threads: int = DEFAULT_THREADS,
-    start_step: int = 0,
-) -> "grain.DatasetIterator[Batch]":
-    """Shuffled batches of ``epochs`` epochs.
+) -> "grain.MapDataset[np.ndarray]":
+    """Shuffled case ids of ``epochs`` epochs, a batch each; what every mode of loading follows.
 
     Every epoch is a new permutation of the rows; its last partial batch is dropped, so no batch
-    holds two epochs. The stream is a function of ``rows``, ``batch_size`` and ``seed`` alone.
+    holds two epochs. The order is a function of ``rows``, ``batch_size`` and ``seed`` alone.
 
     Args:
-        table: the source's table.
-        rows: ``[n]`` row numbers of the part.
-        image_size: side S of the images in pixels.
+        rows: case ids of the part.
         batch_size: images B in a batch, from 1 to n.
         seed: any non-negative number.
         epochs: at least 1.
         batch_key: the config key that gives ``batch_size``, for the error message, e.g.
             ``config.stages.bce.batch_size``.
-        threads: threads that decode, a batch each; 0 decodes in the caller's thread.
-        start_step: batches to leave out, for a run that is taken up again.
-
-    Returns:
-        An iterator over ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B, F]``, ``case_id``
-        and ``patient_id`` int32 ``[B]``. ``get_state()`` is ``{"next_index": step}``,
-        ``set_state`` takes it back, ``close()`` ends the threads.
 
     Raises:
-        InputError: a batch size that n images cannot fill; from ``next``, an unreadable image.
+        InputError: a batch size that n images cannot fill.
     """
     import grain
 
@@ -138,51 +111,91 @@ def training_batches(
     # second epoch on.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     # The batch stage hands Grain's shuffle the epoch with each index, so every repeat reshuffles.
-    batches = (
-        grain.MapDataset.source(ImageRows(table, rows, image_size))
+    return (
+        grain.MapDataset.source(rows)
         .shuffle(seed=spread)
         .batch(batch_size, drop_remainder=True)
         .repeat(epochs)
     )
-    stream = iter(batches.to_iter_dataset(_read_options(threads)))
-    stream.set_state({"next_index": start_step})
-    return stream
+
+
+def training_batches(
+    table: CaseTable,
+    case_ids: "grain.MapDataset[np.ndarray]",
+    *,
+    image_size: int,
+    threads: int = DEFAULT_THREADS,
+    processes: int = 0,
+    start_step: int = 0,
+) -> "grain.DatasetIterator[Batch]":
+    """The batches that ``case_id_batches`` lists.
+
+    Args:
+        table: the source's table.
+        case_ids: of each batch.
+        image_size: side S of the images in pixels.
+        threads: threads that decode, a batch each; 0 decodes in the caller's thread.
+        processes: worker processes that decode in place of threads, for files that are slow to
+            decode and a machine with many cores; 0 for none.
+        start_step: batches to leave out, for a run that is taken up again.
+
+    Returns:
+        An iterator over the batches of ``ReadCases``. ``close()`` ends threads and processes.
+
+    Raises:
+        InputError: from ``next``, an absent or unreadable image.
+    """
+    batches = case_ids[start_step:].map(ReadCases(table, image_size))
+    return _stream(batches, threads, processes)
 
 
 def evaluation_batches(
     table: CaseTable,
-    rows: np.ndarray,
+    rows: Int[np.ndarray, " n"],
     *,
     image_size: int,
     batch_size: int,
     threads: int = DEFAULT_THREADS,
+    processes: int = 0,
 ) -> Iterator[Batch]:
     """All rows once, in order, in batches of one size.
 
     Args:
         table: the source's table.
-        rows: ``[n]`` row numbers of the part.
+        rows: case ids of the part.
         image_size: side S of the images in pixels.
         batch_size: images B in a batch, at least 1; may exceed n.
-        threads: threads that decode, a batch each; 0 decodes in the caller's thread.
+        threads: as in ``training_batches``.
+        processes: as in ``training_batches``.
 
     Returns:
         An iterator over batches as in ``training_batches`` with ``mask`` bool ``[B]``: False for
         the rows of zeros that fill up the last batch.
 
     Raises:
-        InputError: from ``next``, an unreadable image.
+        InputError: from ``next``, an absent or unreadable image.
     """
     import grain
 
-    batches = grain.MapDataset.source(
-        _PaddedBatches(ImageRows(table, rows, image_size), batch_size)
-    )
-    return iter(batches.to_iter_dataset(_read_options(threads)))
+    batches = _PaddedBatches(rows, ReadCases(table, image_size), batch_size)
+    return _stream(grain.MapDataset.source(batches), threads, processes)
 
 
-def _read_options(threads: int) -> "grain.ReadOptions":
+def _stream(
+    batches: "grain.MapDataset[Batch]", threads: int, processes: int
+) -> "grain.DatasetIterator[Batch]":
     import grain
 
+    if processes:
+        from absl import flags
+
+        # JAX's flags are unread in a worker process, and Grain's worker reads its own.
+        flags.FLAGS.mark_as_parsed()
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        stream = batches.to_iter_dataset(options)
+        return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes)))
     # Two batches ahead of the threads hide a slow disk without filling the memory.
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * (threads > 0))
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=threads + 2 * (threads > 0)
+    )
+    return iter(batches.to_iter_dataset(options))

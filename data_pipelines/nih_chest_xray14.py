@@ -21,11 +21,15 @@ import pandas as pd
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
 from data_pipelines.findings import NIH_FINDINGS, NO_FINDING
+from data_pipelines.image_store import ImageFiles
 
 DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 SIMULATED_MARKER = "SIMULATED.txt"
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+# Of use for subgroups; a table without them is read all the same.
+_OPTIONAL = ("View Position", "Patient Gender", "Patient Age")
+_OLDEST = 120  # years; the table has a few typing errors of 148 and above
 _INT32_MAX = int(np.iinfo(np.int32).max)
 
 
@@ -63,7 +67,10 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         patients=_patients(rows, path),
         labels=_labels(rows, path),
         official_part=_official_part(directory, images),
-        files=_find_files(directory, images),
+        views=rows["View Position"].to_numpy(str),
+        sexes=rows["Patient Gender"].to_numpy(str),
+        ages=_ages(rows),
+        store=ImageFiles(images, _find_files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
     )
 
@@ -91,13 +98,13 @@ def _table_path(directory: Path, csv: str) -> Path:
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    """The three needed columns as strings, sorted by image; the index is the line in the file."""
+    """The columns as strings, sorted by image; the index is the line in the file."""
     # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
     # the needed columns are read, by name. Errors of gzip, csv and text have no common base.
     try:
         rows = pd.read_csv(
             path,
-            usecols=lambda column: column in _COLUMNS,
+            usecols=lambda column: column in (*_COLUMNS, *_OPTIONAL),
             dtype=str,
             keep_default_na=False,
             index_col=False,
@@ -115,6 +122,9 @@ def _read_rows(path: Path) -> pd.DataFrame:
         )
     if rows.empty:
         raise InputError(f"The table {path} has no rows: download it again from {DOWNLOAD_PAGE}.")
+    for column in _OPTIONAL:
+        if column not in rows:
+            rows[column] = ""
     rows.index += 2  # the header is line 1
     rows = rows.sort_values("Image Index", kind="stable")
     twice = rows["Image Index"].duplicated()
@@ -137,6 +147,12 @@ def _patients(rows: pd.DataFrame, path: Path) -> np.ndarray:
             f"{rows.at[line, 'Patient ID']!r}: it must be a whole number from 0 to {_INT32_MAX}."
         )
     return numbers.to_numpy(np.int32)
+
+
+def _ages(rows: pd.DataFrame) -> np.ndarray:
+    """``[n]`` int16 years, from '58' or, in the table's first version, '058Y'; -1 if unknown."""
+    years = pd.to_numeric(rows["Patient Age"].str.removesuffix("Y"), errors="coerce")
+    return years.where(years.between(0, _OLDEST), -1).to_numpy(np.int16)
 
 
 def _labels(rows: pd.DataFrame, path: Path) -> np.ndarray:
@@ -184,9 +200,9 @@ def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
     return part
 
 
-def _find_files(directory: Path, images: np.ndarray) -> dict[str, Path]:
-    """The PNG file of each image of the table; of two with one name, the first in sorted order."""
-    known = set(images.tolist())
+def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
+    """The PNG of each image by row; of two files with one name, the first in sorted order."""
+    row = {name: i for i, name in enumerate(images.tolist())}
     places: dict[str, str] = {}
     visited: set[tuple[int, int]] = set()
     # Image folders are often links to another disk; a link back up must not make the walk endless.
@@ -197,7 +213,7 @@ def _find_files(directory: Path, images: np.ndarray) -> dict[str, Path]:
             continue
         visited.add((stat.st_dev, stat.st_ino))
         subfolders.sort()
-        for name in known.intersection(names):
+        for name in row.keys() & names:
             if name.endswith(".png"):
                 places[name] = min(folder, places.get(name, folder))
-    return {name: Path(places[name], name) for name in sorted(places)}
+    return {row[name]: Path(places[name], name) for name in sorted(places)}

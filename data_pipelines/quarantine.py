@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from data_pipelines.case_table import CaseTable
-from data_pipelines.decode import DECODE_ERRORS, unreadable_reason
 from data_pipelines.errors import InputError
 from data_pipelines.splits import Split, keep_rows
 from data_pipelines.whole_file import whole_file
@@ -28,8 +26,7 @@ Entry = tuple[str, str]
 def verify_files(table: CaseTable, rows: np.ndarray) -> list[Entry]:
     """Finds images that are absent, empty or damaged.
 
-    Up to 20,000 files, every one is read whole (PNG: the checksums of all chunks, which finds
-    truncation; other formats are decoded); above that only its size and header are.
+    Up to 20,000 images, every one is read whole; above that only its size and header are.
 
     Args:
         table: the source's table.
@@ -39,20 +36,19 @@ def verify_files(table: CaseTable, rows: np.ndarray) -> list[Entry]:
         ``(image, reason)`` of each bad image, in the order of ``rows``; the reason is ``absent``,
         ``empty`` or the decoder's.
     """
-    names = table.images[rows].tolist()
-    present = [name for name in names if name in table.files]
+    present = rows[table.present[rows]].tolist()
     whole = len(present) <= FULL_CHECK_ROWS
-    reasons = dict.fromkeys(names, ABSENT)
+    reasons = dict.fromkeys(rows.tolist(), ABSENT)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         faults = tqdm(
-            pool.map(lambda name: _fault(table.files[name], whole), present),
+            pool.map(lambda case_id: table.store.fault(case_id, whole=whole), present),
             total=len(present),
             desc="checking image files",
             unit="file",
             disable=len(present) <= _PROGRESS_ROWS,
         )
         reasons |= zip(present, faults, strict=True)
-    return [(name, reason) for name, reason in reasons.items() if reason]
+    return [(str(table.images[row]), reason) for row, reason in reasons.items() if reason]
 
 
 def apply_policy(
@@ -105,21 +101,6 @@ def write_quarantine(path: Path, entries: Sequence[Entry]) -> None:
     """Writes ``image,reason`` lines; the file appears whole or not at all."""
     with whole_file(path) as file:
         csv.writer(file).writerows([("image", "reason"), *entries])
-
-
-def _fault(path: Path, whole: bool) -> str:
-    """Why a file cannot be used; empty if it can."""
-    try:
-        if not path.stat().st_size:
-            return "empty"
-        with Image.open(path) as image:
-            if whole and image.format == "PNG":
-                image.verify()
-            elif whole:
-                image.load()
-    except DECODE_ERRORS as error:
-        return unreadable_reason(error)
-    return ""
 
 
 def _is_usable(entries: Sequence[Entry]) -> str:

@@ -98,11 +98,6 @@ def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:
     return _with_leak(table, split.rule, split.split_seed, stages)
 
 
-def keep_present(table: CaseTable, split: Split) -> Split:
-    """The split without the images whose file is absent; its leak counted anew."""
-    return keep_rows(table, split, table.present)
-
-
 def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
     """``images``, ``patients`` and ``sha256`` of the sorted names, which users can compare."""
     names = "\n".join(sorted(table.images[rows].tolist()))

@@ -5,10 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tables import small_table
 
-from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
-from data_pipelines.loader import evaluation_batches, steps_per_epoch, training_batches
+from data_pipelines.loader import (
+    case_id_batches,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from data_pipelines.nih_chest_xray14 import load
 
 KEY = "config.stages.bce.batch_size"
@@ -21,8 +26,10 @@ def table(nih):
 
 def _train(table, rows=None, **changes):
     rows = np.arange(len(table.images)) if rows is None else np.asarray(rows)
-    options = {"image_size": 8, "batch_size": 5, "seed": 0, "epochs": 3, "threads": 2}
-    return training_batches(table, rows, batch_key=KEY, **(options | changes))
+    order = {"batch_size": 5, "seed": 0, "epochs": 3}
+    order = {name: changes.pop(name, value) for name, value in order.items()}
+    case_ids = case_id_batches(rows, batch_key=KEY, **order)
+    return training_batches(table, case_ids, **({"image_size": 8, "threads": 2} | changes))
 
 
 def _evaluate(table, rows, **changes):
@@ -70,16 +77,7 @@ def test_each_epoch_is_another_order_without_repeats(table):
 def one_image_table(tmp_path_factory):
     path = tmp_path_factory.mktemp("one") / "image.png"
     Image.new("L", (2, 2), 9).save(path)
-    images = np.array([f"{i:03d}.png" for i in range(40)])
-    return CaseTable(
-        source="test",
-        findings=("Mass",),
-        images=images,
-        patients=np.arange(40, dtype=np.int32),
-        labels=np.zeros((40, 1), np.int8),
-        official_part=np.full(40, ""),
-        files=dict.fromkeys(images.tolist(), path),
-    )
+    return small_table(40, path)
 
 
 @given(
@@ -136,16 +134,9 @@ def test_resuming_at_a_step_continues_the_stream(table, step):
     _same(list(_train(table, start_step=step)), whole[step:])
 
 
-def test_state_is_the_step_and_can_be_set(table):
-    stream = _train(table)
-    for _ in range(3):
-        next(stream)
-    state = stream.get_state()
-    assert state == {"next_index": 3}
-    fresh = _train(table, threads=1)
-    next(fresh)
-    fresh.set_state(state)
-    _same(list(fresh), list(stream))
+def test_worker_processes_change_nothing(table):
+    _same(list(_train(table)), list(_train(table, processes=2)))
+    _same(list(_train(table))[4:], list(_train(table, processes=2, start_step=4)))
 
 
 def test_seeds_do_not_share_epochs(table):

@@ -24,7 +24,7 @@ def test_full_table_has_the_published_counts(nih_dir):
     assert int((~table.abnormal).sum()) == 60_361
     counts = dict(zip(table.findings, table.labels.sum(axis=0, dtype=int).tolist(), strict=True))
     assert (counts["Infiltration"], counts["Hernia"]) == (19_894, 227)
-    assert len(table.files) == int(table.present.sum()) == 1_000
+    assert len(table.store.paths) == int(table.present.sum()) == 1_000
     assert not table.simulated
 
 
@@ -88,7 +88,8 @@ def test_images_are_found_anywhere_below_and_through_links(nih, tmp_path):
     shutil.move(nih.file(nih.names[0]), nih.path)
     table = load(nih.path)
     assert table.present.all()
-    assert all(path.is_file() and path.name == name for name, path in table.files.items())
+    assert [path.name for _, path in sorted(table.store.paths.items())] == nih.names
+    assert all(path.is_file() for path in table.store.paths.values())
 
 
 def test_absent_and_unlisted_files(nih):
@@ -96,14 +97,25 @@ def test_absent_and_unlisted_files(nih):
     (nih.path / "unlisted.png").write_bytes(b"")
     table = load(nih.path)
     assert table.present.tolist() == [i != 4 for i in range(12)]
-    assert set(table.files) == set(nih.names) - {nih.names[4]}
+    assert set(table.store.paths) == set(range(12)) - {4}
 
 
 def test_of_two_files_with_one_name_the_first_in_sorted_order_counts(nih):
     for folder in ("a_copy", "z_copy"):
         os.makedirs(nih.path / folder)
         shutil.copy(nih.path / "images_001" / "images" / nih.names[0], nih.path / folder)
-    assert load(nih.path).files[nih.names[0]].parent.name == "a_copy"
+    assert load(nih.path).store.paths[0].parent.name == "a_copy"
+
+
+def test_view_sex_and_age_are_read_and_may_be_absent(nih):
+    nih.edit_csv(",57,M,PA,", ",058Y,F,AP,")
+    nih.edit_csv(",57,M,PA,", ",411,M,PA,")
+    table = load(nih.path)
+    assert table.views.tolist() == ["AP", *["PA"] * 11]
+    assert table.sexes.tolist() == ["F", *["M"] * 11]
+    assert table.ages.tolist() == [58, -1, *[57] * 10]
+    nih.edit_csv("Patient Age", "Age")
+    assert (load(nih.path).ages == -1).all()
 
 
 def test_marker_file_makes_the_table_simulated(nih):

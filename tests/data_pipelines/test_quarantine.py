@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_pipelines import quarantine
 from data_pipelines.errors import InputError
+from data_pipelines.image_store import ImageFiles
 from data_pipelines.nih_chest_xray14 import load
 from data_pipelines.quarantine import apply_policy, verify_files, write_quarantine
 from data_pipelines.splits import make_split
@@ -131,7 +132,8 @@ def test_skip_does_not_allow_many_damaged_images(spoilt):
 
 @pytest.mark.parametrize("missing", ["error", "skip"])
 def test_a_folder_without_any_image_names_the_key(nih, missing):
-    table = dataclasses.replace(load(nih.path), files={})
+    table = load(nih.path)
+    table = dataclasses.replace(table, store=ImageFiles(table.images, {}))
     with pytest.raises(InputError, match=r"12 images.*in the data folder.*--config\.data\.dir"):
         apply_policy(table, _split(table), missing)
 

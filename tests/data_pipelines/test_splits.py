@@ -1,18 +1,16 @@
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import small_table
 
-from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
 from data_pipelines.findings import NIH_FINDINGS
 from data_pipelines.nih_chest_xray14 import load
 from data_pipelines.splits import (
     RULES,
-    keep_present,
     keep_rows,
     make_split,
     part_summary,
@@ -25,15 +23,11 @@ RECIPE = {"bce": "abnormal", "focal": "all"}
 
 def _table(patients, abnormal, official_part=None):
     n = len(patients)
-    images = np.array([f"{i:05d}.png" for i in range(n)])
-    return CaseTable(
-        source="test",
-        findings=("Mass",),
-        images=images,
+    return small_table(
+        n,
         patients=np.asarray(patients, np.int32),
         labels=np.asarray(abnormal, np.int8).reshape(n, 1),
         official_part=np.asarray(official_part if official_part is not None else [""] * n),
-        files={name: Path(name) for name in images.tolist()},
     )
 
 
@@ -149,7 +143,7 @@ def test_torch_randperm_is_a_permutation(n, seed):
 
 
 def test_missing_files_are_dropped_after_the_division(nih_table, notebook):
-    kept = keep_present(nih_table, notebook)
+    kept = keep_rows(nih_table, notebook, nih_table.present)
     for stage, parts in notebook.stages.items():
         for part, rows in parts.items():
             expected = rows[nih_table.present[rows]]
