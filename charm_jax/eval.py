@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
         out = run / "eval" / values.split
     step = _as_known(experiment.eval_step(config, model), known)
     batch = max(config.stages[stage].batch_size for stage in stages)
-    z = experiment.logits(config, data, rows, batch, step, state, f"evaluating {values.split}")
+    batches = experiment.evaluation_batches(config, data, rows, batch)
+    z = experiment.logits(batches, rows, step, state, f"evaluating {values.split}")
     out.mkdir(parents=True, exist_ok=True)
     _write_predictions(out / "predictions.csv", data, rows, np.asarray(jax.nn.sigmoid(z)))
     metrics = {

@@ -24,7 +24,10 @@ from data_pipelines.whole_file import whole_file
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 # Keys that may differ when a run goes on: they change where things are, not what is computed.
-_FREE_KEYS = ("name", "runs_dir", "resume", "data.dir", "log.", "checkpoint.")
+_FREE_KEYS = (
+    *("name", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
+    *("log.", "checkpoint."),
+)
 
 
 def write_json(path: Path, value: Any) -> None:
