@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -91,8 +92,27 @@ def _prevalence(
 
 
 def stage_names(config: ConfigDict) -> list[str]:
-    """The stages that have an epoch, in the order of training."""
-    return [name for name in STAGES if config.stages[name].epochs]
+    """The keys of ``config.stages`` that have an epoch, in the order of training."""
+    return list(dict.fromkeys(part for part, _ in _phases(config).values()))
+
+
+def phases(config: ConfigDict) -> list[str]:
+    """The members of ``STAGES`` that have an epoch: the above, frozen phases apart."""
+    return list(_phases(config))
+
+
+def _phases(config: ConfigDict) -> dict[str, tuple[str, bool]]:
+    """For each phase its stage's key, and whether the trunk is frozen."""
+    split = {name: (name.removesuffix("_frozen"), name.endswith("_frozen")) for name in STAGES}
+    return {
+        name: (part, frozen)
+        for name, (part, frozen) in split.items()
+        if _epochs(config, part, frozen)
+    }
+
+
+def _epochs(config: ConfigDict, part: str, frozen: bool) -> int:
+    return config.stages[part]["frozen_epochs" if frozen else "epochs"]
 
 
 def check_batches(config: ConfigDict, data: Data) -> None:
@@ -177,6 +197,11 @@ def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
     )
 
 
+def frozen_as(model: Charm | Plain, stage: Plan) -> Charm | Plain:
+    """The network as a stage trains it."""
+    return model.clone(freeze_trunk=stage.freeze_trunk)
+
+
 def new_state(model: Charm | Plain, config: ConfigDict) -> TrainState:
     """A state before the first stage."""
     # It runs once: optimising hundreds of random draws would take longer than the draws.
@@ -198,7 +223,8 @@ def _creation(model: Charm | Plain, config: ConfigDict) -> Callable[[Array], Tra
         if keys.charm:
             dim = BACKBONES[keys.backbone].feature_dim
             bank = memory_bank.empty(keys.bank_size, dim, model.head.num_findings)
-        return state.create(model, key, jnp.zeros((1, side, side, keys.channels)), bank)
+        images = jnp.zeros((1, side, side, keys.channels))
+        return state.create(model, key, images, bank, averaged=keys.average > 0)
 
     return create
 
@@ -211,24 +237,34 @@ def parameters(model: Charm | Plain, config: ConfigDict) -> int:
 
 def plan(config: ConfigDict, data: Data, stage: str) -> Plan:
     """The numbers of a stage."""
-    keys = config.stages[stage]
-    steps = loader.steps_per_epoch(len(data.split.rows(stage, "train")), keys.batch_size)
+    part, frozen = _phases(config)[stage]
+    keys, epochs = config.stages[part], _epochs(config, part, frozen)
+    steps = loader.steps_per_epoch(len(data.split.rows(part, "train")), keys.batch_size)
     return Plan(
         stage=stage,
-        epochs=keys.epochs,
+        part=part,
+        freeze_trunk=frozen,
+        epochs=epochs,
         steps_per_epoch=steps,
         batch_size=keys.batch_size,
-        peak_step=optim.peak_step(keys.epochs * steps),
+        peak_step=optim.peak_step(epochs * steps),
         patience=keys.patience,
         min_delta=keys.min_delta,
         save_every=config.checkpoint.every_steps,
     )
 
 
-def optimizer(config: ConfigDict, stage: Plan) -> Any:
-    """AdamW, one cycle over all epochs of the stage."""
-    steps = stage.epochs * stage.steps_per_epoch
-    return optim.adamw_one_cycle(config.stages[stage.stage].peak_lr, steps)
+def optimizer(
+    config: ConfigDict, stage: Plan, peak_lr: float
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW, one cycle over all epochs of the stage; ``peak_lr`` is the head's."""
+    keys = config.stages[stage.part]
+    return optim.adamw_one_cycle(
+        optim.geometric(peak_lr / keys.lr_spread, peak_lr),
+        stage.epochs * stage.steps_per_epoch,
+        clip_norm=keys.clip_norm,
+        accumulate=keys.accumulate,
+    )
 
 
 def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
@@ -239,16 +275,21 @@ def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
 
 
 def train_step(
-    config: ConfigDict, model: Charm | Plain, stage: Plan, cases: ResidentCases | None
+    config: ConfigDict,
+    model: Charm | Plain,
+    stage: Plan,
+    optimizer: optax.GradientTransformation,
+    cases: ResidentCases | None,
 ) -> Callable:
     """The jitted step of a stage."""
     return jit_train_step(
         cases,
-        model=model,
-        optimizer=optimizer(config, stage),
-        loss=LOSSES[config.stages[stage.stage].loss],
+        model=frozen_as(model, stage),
+        optimizer=optimizer,
+        loss=LOSSES[config.stages[stage.part].loss],
         augment=partial(augment.training_images, channels=config.model.channels),
         momentum_decay=config.model.momentum,
+        average_decay=config.model.average,
     )
 
 
@@ -265,11 +306,11 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The stream of a stage from a step on; its order follows ``config.seed`` and the stage."""
     case_ids = loader.case_id_batches(
-        data.split.rows(stage.stage, "train"),
+        data.split.rows(stage.part, "train"),
         batch_size=stage.batch_size,
-        seed=2 * config.seed + (stage.stage == "focal"),
+        seed=len(STAGES) * config.seed + STAGES.index(stage.stage),
         epochs=stage.epochs,
-        batch_key=f"config.stages.{stage.stage}.batch_size",
+        batch_key=f"config.stages.{stage.part}.batch_size",
     )
     if config.data.resident:
         return loader.training_ids(case_ids, start_step)
@@ -311,9 +352,9 @@ def validator(
     config: ConfigDict, data: Data, stage: Plan, step: Callable
 ) -> Callable[[TrainState], tuple[float, float | None]]:
     """A function from a state to the loss and macro AUROC on the stage's validation part."""
-    rows = data.split.rows(stage.stage, "val")
+    rows = data.split.rows(stage.part, "val")
     labels = data.table.labels[rows]
-    loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.stage].loss]
+    loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.part].loss]
 
     def validate(network: TrainState) -> tuple[float, float | None]:
         if config.data.resident:

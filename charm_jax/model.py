@@ -114,6 +114,7 @@ class Charm(nn.Module):
         head: enhanced features to logits.
         retrieval_k: how many stored cases are read.
         select: which rows of a batch are written: ``(features, labels) -> bool[batch]``.
+        freeze_trunk: run the trunk as in evaluation while the rest trains.
     """
 
     trunk: nn.Module
@@ -122,6 +123,7 @@ class Charm(nn.Module):
     head: nn.Module
     retrieval_k: int
     select: Callable[[Array, Array], Array]
+    freeze_trunk: bool = False
 
     def __call__(
         self,
@@ -136,12 +138,13 @@ class Charm(nn.Module):
 
         With ``train`` the batch norms use and update batch statistics, dropout draws from the
         random stream ``dropout``, and selected rows are written to the bank before it is read. A
-        query never reads its own case, nor, outside training, any case of its own patient.
+        query never reads its own case, nor, outside training, any case of its own patient. A frozen
+        trunk keeps its running statistics, uses them, and drops nothing.
 
         Differs: the reference masks stored rows whose float32 cosine with the query is exactly 1,
         which depends on rounding; here the own case is left out by its id.
         """
-        trunk = self.trunk(images, train=train)
+        trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
         anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
         attention = self.fusion(main)

@@ -42,12 +42,14 @@ class Plain(nn.Module):
         expansion: the backbone's last block.
         final: what the network does between the last block and pooling.
         num_findings: F.
+        freeze_trunk: run the trunk as in evaluation while the rest trains.
     """
 
     trunk: nn.Module
     expansion: nn.Module
     final: Callable[[Array], Array]
     num_findings: int
+    freeze_trunk: bool = False
 
     @nn.compact
     def __call__(
@@ -60,7 +62,8 @@ class Plain(nn.Module):
         train: bool,
     ) -> PlainOutput:
         """One pass over a batch of normalised images; ``cases`` do not matter."""
-        main = self.expansion(self.trunk(images, train=train), train=train)
+        trunk = self.trunk(images, train=train and not self.freeze_trunk)
+        main = self.expansion(trunk, train=train)
         pooled = self.final(main).astype(jnp.float32).mean((1, 2))
         classifier = nn.Dense(
             self.num_findings,

@@ -40,6 +40,7 @@ def defaults() -> ConfigDict:
     model.rarity = "norm_inlier"  # or norm_outlier, angle_outlier, rare_finding
     model.rarity_threshold = -1.0  # the rule's default
     model.bank_size = 512
+    model.average = 0.0  # decay of an average of all weights, which is then evaluated; 0 for none
 
     config.stages = ConfigDict()
     config.stages.bce = ConfigDict(
@@ -47,10 +48,13 @@ def defaults() -> ConfigDict:
             "images": "abnormal",
             "loss": "bce",
             "epochs": 20,
-            "frozen_epochs": 0,
+            "frozen_epochs": 3,  # before those, with the trunk as it is
             "batch_size": 64,
-            "peak_lr": 2e-4,
-            "find_lr": False,
+            "peak_lr": 2e-4,  # of the head
+            "lr_spread": 1.0,  # the head's rate over the trunk's; expansion block between
+            "find_lr": False,  # True: the peak comes from a range test
+            "clip_norm": 0.0,  # largest norm of the gradients; 0 for no limit
+            "accumulate": 1,  # batches whose gradients are averaged for one update
             "patience": 3,  # epochs without a better validation loss, counted after the rate's peak
             "min_delta": 1e-3,
         }
@@ -63,7 +67,10 @@ def defaults() -> ConfigDict:
             "frozen_epochs": 0,
             "batch_size": 128,
             "peak_lr": 8e-5,
+            "lr_spread": 4.0,
             "find_lr": False,
+            "clip_norm": 0.0,
+            "accumulate": 1,
             "patience": 3,
             "min_delta": 1e-4,
         }

@@ -12,7 +12,9 @@ import numpy as np
 
 from charm_jax.state import TrainState
 
-STAGES = ("bce", "focal")  # in the order of training
+# In the order of training; the frozen phase of a stage is one of its own, with its own cycle,
+# optimizer, patience and checkpoints.
+STAGES = ("bce_frozen", "bce", "focal_frozen", "focal")
 
 TrainStep = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -31,6 +33,8 @@ class Plan:
 
     Attributes:
         stage: its name.
+        part: key of its settings and of its images: the name without the ending of a frozen phase.
+        freeze_trunk: whether it leaves the trunk as it is.
         epochs: at most this many.
         steps_per_epoch: full batches in an epoch.
         batch_size: images in a batch.
@@ -41,6 +45,8 @@ class Plan:
     """
 
     stage: str
+    part: str
+    freeze_trunk: bool
     epochs: int
     steps_per_epoch: int
     batch_size: int

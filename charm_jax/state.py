@@ -3,6 +3,7 @@
 import typing
 
 import flax
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32, Key, PyTree
@@ -11,6 +12,7 @@ from charm_jax import momentum
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.model import Charm
 from charm_jax.momentum import Momentum
+from charm_jax.optim import trainable
 from charm_jax.plain import Plain
 
 
@@ -26,6 +28,7 @@ class TrainState:
         momentum: the momentum branch; None in a plain network.
         memory: the bank; None in a plain network.
         opt_state: of the stage's optimizer.
+        average: EMA of ``params`` and ``batch_stats``, which evaluation then uses; None without.
         rng: key of the stage; a step folds its number in, so the key itself never changes.
     """
 
@@ -35,6 +38,7 @@ class TrainState:
     momentum: Momentum | None
     memory: MemoryBank | None
     opt_state: optax.OptState
+    average: dict[str, PyTree[Float[Array, "..."]]] | None
     rng: Key[Array, ""]
 
 
@@ -43,6 +47,8 @@ def create(
     key: Key[Array, ""],
     images: Float[Array, "batch height width channels"],
     memory: MemoryBank | None,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """A state with random parameters and a copied momentum branch; no optimizer yet.
 
@@ -51,6 +57,7 @@ def create(
         key: seeds the parameters.
         images: of the size and channels that the network will see.
         memory: an empty bank, or None for a plain network.
+        averaged: whether an average of all weights is kept; ``begin_stage`` starts it.
     """
     variables = model.init(key, images, method="initialise")
     params, batch_stats = variables["params"], variables["batch_stats"]
@@ -64,20 +71,35 @@ def create(
         momentum=branch,
         memory=memory,
         opt_state=(),
+        average={"params": params, "batch_stats": batch_stats} if averaged else None,
         rng=key,
     )
 
 
 def begin_stage(
-    state: TrainState, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    *,
+    freeze_trunk: bool = False,
 ) -> TrainState:
     """The same network, momentum branch and bank at the start of a stage.
+
+    An average of the weights starts there as a copy of them.
 
     Args:
         state: a new one, or the best of the stage before.
         optimizer: of the stage; it starts afresh.
         key: of the stage's random draws.
+        freeze_trunk: whether the stage leaves the trunk as it is.
     """
+    average = None
+    if state.average is not None:
+        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        average = jax.tree.map(jnp.copy, weights)
     return state.replace(
-        step=jnp.zeros((), jnp.int32), opt_state=optimizer.init(state.params), rng=key
+        step=jnp.zeros((), jnp.int32),
+        opt_state=optimizer.init(trainable(state.params, freeze_trunk=freeze_trunk)),
+        average=average,
+        rng=key,
     )

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from charm_jax import momentum as momentum_branch
 from charm_jax.model import Cases, Charm, CharmOutput
+from charm_jax.optim import hyperparams, trainable
 from charm_jax.plain import Plain, PlainOutput
 from charm_jax.state import TrainState
 
@@ -31,6 +32,7 @@ def train_step(
     loss: Loss,
     augment: Callable[[Key[Array, ""], Array], Array],
     momentum_decay: float,
+    average_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step of training.
 
@@ -38,23 +40,26 @@ def train_step(
         state: the state before.
         batch: ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B, F]``, ``case_id`` and
             ``patient_id`` int32 ``[B]``.
-        model: the network.
+        model: the network. Of a frozen trunk nothing is differentiated.
         optimizer: of the stage.
         loss: ``(logits, labels) -> scalar``.
         augment: ``(key, uint8 images) -> float32 [B, S, S, 3]``.
         momentum_decay: m of the momentum branch.
+        average_decay: share that the average of all weights keeps in a step, if there is one.
 
     Returns:
         The state after, and scalars: ``loss``, ``grad_norm`` (global, before the optimizer),
-        ``rate`` and ``b1`` (of the optimizer, which must come from ``optim``), and those of the
-        model's output.
+        ``rate`` (of the head) and ``b1`` of the optimizer, which must come from ``optim``, and
+        those of the model's output.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     images = augment(augment_key, batch["image"])
 
-    def objective(params: PyTree) -> tuple[Array, tuple[CharmOutput | PlainOutput, PyTree]]:
+    trained = trainable(state.params, freeze_trunk=model.freeze_trunk)
+
+    def objective(trained: PyTree) -> tuple[Array, tuple[CharmOutput | PlainOutput, PyTree]]:
         output, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": state.params | trained, "batch_stats": state.batch_stats},
             images,
             cases_of(batch),
             state.momentum,
@@ -66,35 +71,51 @@ def train_step(
         return loss(output.logits, batch["labels"]), (output, updated["batch_stats"])
 
     gradient = jax.value_and_grad(objective, has_aux=True)
-    (value, (output, batch_stats)), grads = gradient(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    (value, (output, batch_stats)), grads = gradient(trained)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = state.params | optax.apply_updates(trained, updates)
     momentum = output.momentum
     if momentum is not None:
         # With the parameters from before this step's update, as in the reference.
         momentum = momentum_branch.update(momentum, state.params["expansion"], momentum_decay)
     new_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         momentum=momentum,
         memory=output.memory,
         opt_state=opt_state,
+        average=_average(state.average, params, batch_stats, average_decay),
     )
+    chosen = hyperparams(opt_state)
     metrics = {
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
-        "rate": opt_state.hyperparams["learning_rate"],
-        "b1": opt_state.hyperparams["b1"],
+        "rate": chosen["learning_rate"],
+        "b1": chosen["b1"],
         **output.scalars(),
     }
     return new_state, metrics
 
 
+def _average(
+    average: PyTree | None, params: PyTree, batch_stats: PyTree, decay: float
+) -> PyTree | None:
+    if average is None:
+        return None
+    weights = {"params": params, "batch_stats": batch_stats}
+    return optax.incremental_update(weights, average, 1 - decay)
+
+
 def eval_step(
     state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
 ) -> Float[Array, "batch findings"]:
-    """Logits of a batch; nothing changes. ``prepare`` maps uint8 images to normalised float32."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    """Logits of a batch; nothing changes.
+
+    Where the state keeps an average of all weights, that is what is evaluated. ``prepare`` maps
+    uint8 images to normalised float32.
+    """
+    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     output = model.apply(
         variables,
         prepare(batch["image"]),
