@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from data_pipelines.case_table import CaseTable
-from data_pipelines.decode import DECODE_ERRORS, unreadable_reason
+from data_pipelines.decode import fault
 from data_pipelines.errors import InputError
 from data_pipelines.splits import Split, keep_rows
 from data_pipelines.whole_file import whole_file
@@ -45,7 +44,7 @@ def verify_files(table: CaseTable, rows: np.ndarray) -> list[Entry]:
     reasons = dict.fromkeys(names, ABSENT)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         faults = tqdm(
-            pool.map(lambda name: _fault(table.files[name], whole), present),
+            pool.map(lambda name: fault(table.files[name], whole), present),
             total=len(present),
             desc="checking image files",
             unit="file",
@@ -105,21 +104,6 @@ def write_quarantine(path: Path, entries: Sequence[Entry]) -> None:
     """Writes ``image,reason`` lines; the file appears whole or not at all."""
     with whole_file(path) as file:
         csv.writer(file).writerows([("image", "reason"), *entries])
-
-
-def _fault(path: Path, whole: bool) -> str:
-    """Why a file cannot be used; empty if it can."""
-    try:
-        if not path.stat().st_size:
-            return "empty"
-        with Image.open(path) as image:
-            if whole and image.format == "PNG":
-                image.verify()
-            elif whole:
-                image.load()
-    except DECODE_ERRORS as error:
-        return unreadable_reason(error)
-    return ""
 
 
 def _is_usable(entries: Sequence[Entry]) -> str:
