@@ -19,14 +19,22 @@ _FORMATS = ("PNG", "JPEG", "TIFF")
 # Greyscale, with or without alpha, palette and colour: PIL turns each into 8 bits of luma.
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
-_PHOTOMETRIC = 262  # TIFF's tag; 0: white is zero
+_TOP = 65535
+# The others are for fax and rare; libtiff guesses at damage in them.
+_TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
+# TIFF's tags; of the photometric interpretation, 0 is "white is zero".
 _BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_SAMPLE_FORMAT = 339
+_SIGNED = 2
 # What PIL raises for damaged files has no common base.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
+    TypeError,
+    LookupError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -55,7 +63,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """
     try:
         if _is_dicom(path):
-            return _rounded_square(Image.fromarray(dicom.read_grey(path)), size, 1.0)
+            return _rounded_square(Image.fromarray(dicom.read_grey(path)), size, 1)
         with _opened(path) as image:
             return _to_square(image, size)
     except DECODE_ERRORS as error:
@@ -101,6 +109,8 @@ def unreadable_reason(error: BaseException) -> str:
         return "absent"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a PNG, JPEG, TIFF or DICOM file of a known kind"
+    if isinstance(error, TypeError | LookupError):
+        return "its header is damaged"
     return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
@@ -117,27 +127,36 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         check_size(*image.size)
         if image.mode not in _SIXTEEN_BIT | _EIGHT_BIT:
             raise ValueError(f"pixel format {image.mode} is not supported")
-        if image.format == "TIFF" and image.n_frames > 1:
-            raise ValueError(f"it has {image.n_frames} pages, not one")
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiff(image)
         yield image
 
 
+def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    if image.n_frames > 1:
+        raise ValueError(f"it has {image.n_frames} pages, not one")
+    if image.info.get("compression", "raw") not in _TIFF_COMPRESSIONS:
+        raise ValueError(f"TIFF compression {image.info['compression']} is not supported")
+    if image.mode in _EIGHT_BIT and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+        raise ValueError("its 8-bit values are signed")
+
+
 def _to_square(image: Image.Image, size: int) -> np.ndarray:
-    if image.mode not in _SIXTEEN_BIT:
+    if image.mode in _EIGHT_BIT:
         grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
         return np.array(grey)[..., None]
-    low, high = image.getextrema()
-    if low < 0 or high > 65535:
-        raise ValueError(f"its values are {low} to {high}, not 0 to 65535")
-    top = 65535.0
+    grey = image.convert("F")
+    low, high = grey.getextrema()
+    if low < 0 or high > _TOP:
+        raise ValueError(f"its values are {low:.0f} to {high:.0f}, not 0 to {_TOP}")
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _rounded_square(image.convert("F"), size, top)
-    bits = image.tag_v2[_BITS_PER_SAMPLE][0]
-    square = _rounded_square(image.convert("F"), size, 4095.0 if bits == 12 else top)
-    return 255 - square if image.tag_v2[_PHOTOMETRIC] == 0 else square
+        return _rounded_square(grey, size, _TOP)
+    top = 4095 if image.tag_v2.get(_BITS_PER_SAMPLE) == (12,) else _TOP
+    square = _rounded_square(grey, size, top)
+    return 255 - square if image.tag_v2.get(_PHOTOMETRIC, 0) == 0 else square
 
 
-def _rounded_square(grey: Image.Image, size: int, top: float) -> np.ndarray:
+def _rounded_square(grey: Image.Image, size: int, top: int) -> np.ndarray:
     """Resizes in float and rounds once; ``top`` is white."""
     square = grey.resize((size, size), Image.Resampling.BILINEAR)
     values = np.rint(np.asarray(square) * np.float32(255 / top))

@@ -23,8 +23,9 @@ MAGIC_AT = 128
 MAGIC = b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
-# The first that can is taken; GDCM last, which accepts frames that are cut short.
-_PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
+# The first that can is taken: for RLE pydicom's own, as pylibjpeg's panics at damage; GDCM last, as
+# it accepts frames that are cut short.
+_PLUGINS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
 _INSTALL = 'pip install "charm-jax[dicom]"'
 
 

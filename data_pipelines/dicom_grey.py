@@ -49,7 +49,10 @@ def grey_of_stored_values(dataset: "pydicom.Dataset") -> Float32[np.ndarray, " v
 
 
 def _rescale(values: _Values, dataset: "pydicom.Dataset") -> _Values:
-    slope, intercept = _first(dataset, "RescaleSlope", 1), _first(dataset, "RescaleIntercept", 0)
+    slope, intercept = (
+        _first(dataset, "RescaleSlope", 1.0),
+        _first(dataset, "RescaleIntercept", 0.0),
+    )
     if not slope or not (abs(slope) < 1e12 and abs(intercept) < 1e12):
         raise ValueError(f"its rescale is not usable (slope {slope}, intercept {intercept})")
     return values * slope + intercept

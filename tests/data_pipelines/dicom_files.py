@@ -1,0 +1,45 @@
+"""Small DICOM files for tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom import uid
+from pydicom.encaps import encapsulate
+
+# Every value of 8 bits, of its own place.
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def make_dicom(stored: np.ndarray = RAMP, bits: int = 0, **tags) -> pydicom.Dataset:
+    """Uncompressed, MONOCHROME2, as many bits as the type has unless ``bits`` says fewer."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = uid.DigitalXRayImageStorageForPresentation, "1.2"
+    dataset.set_pixel_data(stored, "MONOCHROME2", bits or stored.dtype.itemsize * 8)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def make_compressed(frame: bytes, syntax: str, dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """The object with its pixels replaced by one compressed frame."""
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
+def make_table(first: int, entries: list[int], bits: int) -> pydicom.Dataset:
+    """A lookup table of 16-bit words."""
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [len(entries), first, bits]
+    table.LUTData = np.array(entries, "<u2").tobytes()
+    return table
+
+
+def save(dataset: pydicom.Dataset, path: Path) -> Path:
+    """Writes the object as a Part 10 file."""
+    dataset.save_as(path, enforce_file_format=True)
+    return path
