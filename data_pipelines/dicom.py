@@ -23,6 +23,7 @@ MAGIC_AT = 128
 MAGIC = b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
+_RLE_HEADER = 64
 # The first that can is taken: for RLE pydicom's own, as pylibjpeg's panics at damage; GDCM last, as
 # it accepts frames that are cut short.
 _PLUGINS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
@@ -171,8 +172,11 @@ def _stored_values(
     plugin = next((name for name in _PLUGINS if name in available), None)
     if plugin is None:
         raise ValueError(f"no decoder for {syntax.name} is installed: {_INSTALL}")
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax != _RLE:
-        check_frame(pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1), *shape)
+        check_frame(frame, *shape)
+    elif len(frame) > 2 * shape[0] * shape[1] * dataset.BitsAllocated // 8 + _RLE_HEADER:
+        raise ValueError(f"its compressed frame has {len(frame)} bytes, more than its pixels")
     return pydicom.pixels.pixel_array(dataset, decoding_plugin=plugin).astype(np.int32)
 
 

@@ -6,7 +6,8 @@ import warnings
 
 # A filter that stays: one that is put back afterwards is not safe in the loader's threads.
 _IGNORE = ("ignore", None, Warning, re.compile(r"(PIL|pydicom)\b"), 0)
-_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "rle")
+_SILENT = logging.CRITICAL + 1
+_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg")
 
 
 def quiet_decoders() -> None:
@@ -15,7 +16,9 @@ def quiet_decoders() -> None:
     What they warn of is either harmless (an odd tag) or refused by this package (too many pixels,
     data cut short).
     """
-    if _IGNORE not in warnings.filters:
+    if warnings.filters[:1] != [_IGNORE]:
         warnings.filterwarnings("ignore", category=Warning, module=_IGNORE[3].pattern)
     for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        logger = logging.getLogger(name)
+        if logger.level != _SILENT:
+            logger.setLevel(_SILENT)

@@ -9,6 +9,9 @@ from pydicom.encaps import encapsulate
 
 # Every value of 8 bits, of its own place.
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+# A quarter of the values of 12 bits.
+TWELVE = np.linspace(0, 4095, 1024).astype(np.uint16).reshape(32, 32)
+LOSSLESS = [uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless]
 
 
 def make_dicom(stored: np.ndarray = RAMP, bits: int = 0, **tags) -> pydicom.Dataset:
