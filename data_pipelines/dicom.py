@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAGIC_AT = 128
 MAGIC = b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
 _RLE_HEADER = 64
 # The first that can is taken: for RLE pydicom's own, as pylibjpeg's panics at damage; GDCM last, as
@@ -139,6 +140,8 @@ def _check(pydicom: ModuleType, file: BinaryIO) -> "pydicom.Dataset":
         raise ValueError(f"it holds no image ({dataset.file_meta.get('MediaStorageSOPClassUID')})")
     check_size(columns, rows)
     _check_kind(dataset)
+    if syntax.is_compressed:
+        _plugin(pydicom, dataset)
     left = n_bytes - file.tell()
     if not syntax.is_compressed and left < rows * columns * dataset.BitsAllocated // 8:
         raise ValueError(f"it is cut short: {left} bytes are left for {rows} x {columns} pixels")
@@ -160,6 +163,19 @@ def _check_kind(dataset: "pydicom.Dataset") -> None:
         raise ValueError("its PixelRepresentation is neither 0 nor 1")
 
 
+def _plugin(pydicom: ModuleType, dataset: "pydicom.Dataset") -> str:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    available = pydicom.pixels.get_decoder(syntax).available_plugins
+    plugin = next((name for name in _PLUGINS if name in available), None)
+    if plugin is None:
+        raise ValueError(f"no decoder for {syntax.name} is installed: {_INSTALL}")
+    if syntax == _JPEG_EXTENDED and plugin == "pillow" and dataset.BitsStored > 8:
+        raise ValueError(
+            "it is lossy JPEG of more than 8 bits: rewrite it, for example by dcmdjpeg"
+        )
+    return plugin
+
+
 def _stored_values(
     pydicom: ModuleType, dataset: "pydicom.Dataset"
 ) -> Integer[np.ndarray, "height width"]:
@@ -168,15 +184,12 @@ def _stored_values(
     if not syntax.is_compressed:
         _check_length(len(dataset.PixelData), shape, dataset.BitsAllocated)
         return pydicom.pixels.pixel_array(dataset).astype(np.int32)
-    available = pydicom.pixels.get_decoder(syntax).available_plugins
-    plugin = next((name for name in _PLUGINS if name in available), None)
-    if plugin is None:
-        raise ValueError(f"no decoder for {syntax.name} is installed: {_INSTALL}")
     frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax != _RLE:
         check_frame(frame, *shape)
     elif len(frame) > 2 * shape[0] * shape[1] * dataset.BitsAllocated // 8 + _RLE_HEADER:
         raise ValueError(f"its compressed frame has {len(frame)} bytes, more than its pixels")
+    plugin = _plugin(pydicom, dataset)
     return pydicom.pixels.pixel_array(dataset, decoding_plugin=plugin).astype(np.int32)
 
 

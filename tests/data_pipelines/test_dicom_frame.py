@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 
 import numpy as np
@@ -104,10 +105,6 @@ REFUSED_WHOLE = {
         lambda: make_compressed(bytes(9_999), uid.RLELossless, make_dicom()),
         "9999 bytes|10000 bytes",
     ),
-    "video": (
-        lambda: make_compressed(_jpeg(), uid.MPEG2MPML, make_dicom()),
-        "pixel data decoders",
-    ),
     **{f"cut {syntax.name}": (lambda syntax=syntax: _cut(syntax), "") for syntax in LOSSLESS},
     "cut JPEG": (
         lambda: make_compressed(_jpeg()[:-40], uid.JPEGBaseline8Bit, make_dicom()),
@@ -130,6 +127,32 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, syntax, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError, match=r"image\.dcm cannot be read"):
+        read_image(path, 8)
+
+
+def _twelve_bit_jpeg():
+    return make_compressed(_jpeg(), uid.JPEGExtended12Bit, make_dicom(TWELVE, 12))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: make_compressed(_jpeg(), uid.MPEG2MPML, make_dicom()), "No pixel data decoders"),
+        (_twelve_bit_jpeg, "JPEG of more than 8 bits.*dcmdjpeg"),
+    ],
+    ids=["video", "12-bit JPEG"],
+)
+def test_a_compression_without_decoder_is_refused_by_the_header(tmp_path, make, reason):
+    path = save(make(), tmp_path / "image.dcm")
+    assert re.search(reason, fault(path, whole=False))
+    with pytest.raises(InputError, match=reason):
+        read_image(path, 8)
+
+
+def test_a_missing_plugin_is_named_with_what_to_install(tmp_path, monkeypatch):
+    path = save(_packed(uid.RLELossless), tmp_path / "image.dcm")
+    monkeypatch.setattr(dicom, "_PLUGINS", ())
+    with pytest.raises(InputError, match=r"RLE Lossless is installed: pip install"):
         read_image(path, 8)
 
 
