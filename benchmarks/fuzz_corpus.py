@@ -2,8 +2,11 @@
 
 import io
 import struct
+import tempfile
 import zlib
+from pathlib import Path
 
+import gdcm
 import numpy as np
 import pydicom
 from PIL import Image
@@ -54,6 +57,7 @@ def dicom() -> list[bytes]:
     sound.append(_dicom(twelve, VOILUTSequence=[_table()], ModalityLUTSequence=[_table()]))
     for syntax in (uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless):
         sound += [_dicom(_GREY, syntax), _dicom(twelve, syntax)]
+    sound += [_lossless_jpeg(sound[0]), _lossless_jpeg(sound[1])]
     jpeg_frame = _saved(Image.fromarray(_GREY), "JPEG")
     sound.append(_framed(jpeg_frame, uid.JPEGBaseline8Bit))
     absurd = [_dicom(_GREY, Rows=rows, Columns=rows) for rows in (8_900, 65_535)]
@@ -130,6 +134,27 @@ def _framed(frame: bytes, syntax: str) -> bytes:
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()
+
+
+def _lossless_jpeg(data: bytes) -> bytes:
+    reader, change, writer = (
+        gdcm.ImageReader(),
+        gdcm.ImageChangeTransferSyntax(),
+        gdcm.ImageWriter(),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(data)
+        reader.SetFileName(str(path))
+        reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(path))
+        writer.Write()
+        return path.read_bytes()
 
 
 def _deflated(data: bytes, tail: bytes) -> bytes:
