@@ -71,7 +71,7 @@ def read_grey(path: Path) -> Float32[np.ndarray, "height width"]:
         file.seek(0)
         dataset = pydicom.dcmread(file)
         stored = _stored_values(pydicom, dataset)
-        # The bits above BitsStored may hold overlays. Signed values are counted from the lowest.
+        # Whatever a decoder leaves above BitsStored is no grey. Signed: counted from the lowest.
         sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
         return grey_of_stored_values(dataset)[(stored & (2**dataset.BitsStored - 1)) ^ sign]
 

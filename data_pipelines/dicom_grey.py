@@ -90,9 +90,8 @@ def _look_up(
     values: _Values, table: "pydicom.Dataset", dataset: "pydicom.Dataset"
 ) -> tuple[_Values, float]:
     """The table's entry of each value, and the largest that its bits can hold."""
-    # The second number may be signed, and then the first is read as signed, too.
     n_entries, first, bits = (int(number) for number in table.LUTDescriptor)
-    n_entries = n_entries % 2**16 or 2**16
+    n_entries = n_entries or 2**16
     if not 8 <= bits <= 16:
         raise ValueError(f"its lookup table has {bits} bits, not 8 to 16")
     entries = table.LUTData

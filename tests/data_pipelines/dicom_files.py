@@ -37,7 +37,8 @@ def make_compressed(frame: bytes, syntax: str, dataset: pydicom.Dataset) -> pydi
 def make_table(first: int, entries: list[int], bits: int) -> pydicom.Dataset:
     """A lookup table of 16-bit words."""
     table = pydicom.Dataset()
-    table.LUTDescriptor = [len(entries), first, bits]
+    descriptor = [len(entries) % 2**16, first, bits]
+    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", descriptor)
     table.LUTData = np.array(entries, "<u2").tobytes()
     return table
 

@@ -133,6 +133,21 @@ def test_pixels_of_another_depth_are_refused(tmp_path):
         read_image(path, 8)
 
 
+def test_pixels_that_end_before_the_file_does_are_refused(tmp_path):
+    dataset = make_dicom(DataSetTrailingPadding=bytes(500))
+    dataset.PixelData = dataset.PixelData[:200]
+    path = save(dataset, tmp_path / "image.dcm")
+    with pytest.raises(InputError, match=r"200 bytes.*are 256"):
+        read_image(path, 8)
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    monkeypatch.setattr(dicom, "MAX_PIXELS", 100)
+    with pytest.raises(InputError, match=r"it is larger than"):
+        read_image(path, 8)
+
+
 @pytest.mark.parametrize("start", [128, 132])
 def test_a_file_without_preamble_is_refused(tmp_path, start):
     path = save(make_dicom(), tmp_path / "image.dcm")
@@ -172,17 +187,18 @@ def test_without_pydicom_the_sentence_says_what_to_install(tmp_path, monkeypatch
             read()
 
 
-def test_oddities_of_a_usable_file_are_not_told(tmp_path, capfd):
+def test_oddities_of_a_usable_file_are_not_told(tmp_path, capfd, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = make_dicom(PatientBirthDate="no date", AccessionNumber="x" * 99)
         dataset.PixelData += bytes(10)
         path = save(dataset, tmp_path / "image.dcm")
+    caplog.clear()
     logging.getLogger("pydicom").setLevel(logging.NOTSET)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         np.testing.assert_array_equal(read_image(path, 16)[..., 0], RAMP)
-    assert caught == []
+    assert (caught, caplog.records) == ([], [])
     assert capfd.readouterr() == ("", "")
 
 
