@@ -99,7 +99,7 @@ def _look_up(
         size = 1 if bits == 8 and len(entries) < 2 * n_entries else 2
         order = "<" if dataset.original_encoding[1] else ">"
         entries = np.frombuffer(entries[: n_entries * size], f"{order}u{size}")
-    entries = np.atleast_1d(np.asarray(entries, np.int64))[:n_entries] % 2**16
+    entries = np.atleast_1d(np.asarray(entries, np.int64))[:n_entries]
     if len(entries) < n_entries:
         raise ValueError(f"its lookup table has {len(entries)} entries, not {n_entries}")
     at = np.clip(np.rint(values) - first, 0, n_entries - 1).astype(np.intp)

@@ -1,20 +1,20 @@
 """The short form of ``benchmarks/fuzz_inputs.py``."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "fuzz_inputs.py"
+CASES = 60
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "dicom"])
-def test_damaged_files_are_read_or_refused(kind):
-    command = [sys.executable, "-W", "error", SCRIPT, "--cases", "100", "--kinds", kind]
+def test_damaged_files_are_read_or_refused():
+    command = [sys.executable, "-W", "error", SCRIPT, "--cases", str(CASES)]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert f"{kind}: 100 cases: " in done.stdout
-    assert "refused" in done.stdout
-    assert "read" in done.stdout
+    lines = done.stdout.splitlines()
+    assert {"png", "jpeg", "tiff", "dicom"} <= {line.split(":")[0] for line in lines}
+    for line in lines:
+        assert re.search(rf": {CASES} cases: .*[1-9]\d* read, [1-9]\d* refused; at most", line)
