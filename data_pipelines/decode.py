@@ -35,6 +35,7 @@ DECODE_ERRORS = (
     EOFError,
     TypeError,
     LookupError,
+    MemoryError,
     struct.error,
     Image.DecompressionBombError,
 )
