@@ -1,3 +1,4 @@
+import collections
 import io
 import struct
 import tracemalloc
@@ -106,18 +107,14 @@ def test_a_constant_image_stays_constant(constant_path, grey, height, width, siz
     assert (read_image(constant_path, size) == np.full((size, size, 1), grey)).all()
 
 
-def test_real_images_of_every_kind(nih_dir, fullsize_dir):
-    modes = set()
-    for path in sorted(nih_dir.glob("images/*.png"))[:60]:
+def test_real_images_of_every_kind(nih_dir):
+    modes = collections.Counter()
+    for path in nih_dir.glob("images/*.png"):
         with Image.open(path) as stored:
-            modes.add(stored.mode)
+            modes[stored.mode] += 1
             expected = np.asarray(stored.convert("L"))
         np.testing.assert_array_equal(read_image(path, 64)[..., 0], expected)
-    assert modes == {"RGB", "RGBA"}
-    for path in [*fullsize_dir.glob("*.png"), *fullsize_dir.glob("*.jpg")]:
-        image = read_image(path, 224)
-        assert image.shape == (224, 224, 1)
-        assert image.std() > 20
+    assert modes == {"RGB": 979, "RGBA": 21}
 
 
 def _png():
