@@ -86,7 +86,7 @@ def one_image_table(tmp_path_factory):
     epochs=st.integers(1, 4),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_batch_holds_two_epochs(one_image_table, n, batch_size, epochs, seed):
     rows = np.arange(3, 3 + n)
     batch_size = min(batch_size, n)
