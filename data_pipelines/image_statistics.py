@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -56,9 +58,7 @@ class ImageStatistics:
     @property
     def sd(self) -> float:
         """Of all pixels, in grey levels."""
-        return float(
-            np.average((np.arange(256) - self.mean) ** 2, weights=self.histogram) ** 0.5
-        )
+        return float(np.average((np.arange(256) - self.mean) ** 2, weights=self.histogram) ** 0.5)
 
     @property
     def outliers(self) -> dict[str, np.ndarray]:
@@ -84,12 +84,10 @@ def read_each(
             nothing = np.empty((0, size, size, 1), np.uint8)
             return rows[:0], nothing, [(str(table.images[rows[0]]), str(error))]
     ids, images, refused = zip(*(read_each(table, row, size) for row in rows[:, None]), strict=True)
-    return np.concatenate(ids), np.concatenate(images), sum(refused, [])
+    return np.concatenate(ids), np.concatenate(images), list(itertools.chain(*refused))
 
 
-def measure_images(
-    table: CaseTable, rows: Int[np.ndarray, " m"], size: int
-) -> ImageStatistics:
+def measure_images(table: CaseTable, rows: Int[np.ndarray, " m"], size: int) -> ImageStatistics:
     """Reads images once, by batches, and keeps their statistics but not their pixels.
 
     Args:
@@ -152,17 +150,17 @@ def duplicates(
             "findings": [_findings(table, row) for row in rows],
         }
     )
-    # The notebook's published test images are test images all the same.
-    roles = found[list(stages)].agg("+".join, axis=1).str.replace("test_published", "test")
-    groups = found.assign(role=roles.map(_roles)).groupby("group")
+    found["role"] = [_roles(parts[row] for parts in stages.values()) for row in rows]
+    groups = found.groupby("group")
     found["across_parts"] = groups["role"].transform(lambda sets: len(set().union(*sets)) > 1)
     found["across_patients"] = groups["patient"].transform("nunique") > 1
     found["findings_differ"] = groups["findings"].transform("nunique") > 1
-    return found.sort_values(["group", "image"], ignore_index=True)
+    return found.drop(columns="role").sort_values(["group", "image"], ignore_index=True)
 
 
-def _roles(parts: str) -> frozenset[str]:
-    return frozenset(parts.split("+")) - {""}
+def _roles(parts: Iterable[str]) -> frozenset[str]:
+    """The parts of an image in all stages; the notebook's ``test_published`` is in its test."""
+    return frozenset("+".join(parts).split("+")) - {"", "test_published"}
 
 
 def _findings(table: CaseTable, row: int) -> str:

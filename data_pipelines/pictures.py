@@ -1,4 +1,4 @@
-"""Pictures of a data set, as PNG files; colours of Okabe and Ito, which the colour-blind can tell."""
+"""Pictures of a data set, as PNG files, in colours that the colour-blind can tell apart."""
 
 import os
 import textwrap
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DPI = 110
 SIMULATED = "SIMULATED data: "
+# Of Okabe and Ito.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _NAME = 20  # characters of an image's name below its picture
 
@@ -70,8 +71,13 @@ def _bars(axes: "Axes", names: Sequence[str], parts: Mapping[str, dict], floor: 
         axes.barh(places, widths, height, color=_COLOURS[number % len(_COLOURS)], label=label)
         for place, width, finding in zip(places, widths, findings, strict=True):
             axes.text(1.06 * width, place, f"{finding['positive']:,}", va="center", fontsize=6)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.75 / axes.figure.get_figheight()),
-                ncols=2, fontsize=8, frameon=False)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.75 / axes.figure.get_figheight()),
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+    )
 
 
 def draw_co_occurrence(
@@ -166,21 +172,34 @@ def draw_image_statistics(path: Path, statistics: ImageStatistics, *, simulated:
     (levels, mean), (spread, likeness) = figure.subplots(2, 2)
     share = 100 * statistics.histogram / statistics.histogram.sum()
     levels.fill_between(np.arange(256), share, step="mid", color=_COLOURS[0])
-    levels.set(xlabel="grey level (0 to 255)", ylabel="share of the pixels (%)",
-               title="Grey levels of all pixels", xlim=(0, 255), ylim=(0, None))
+    levels.set(
+        xlabel="grey level (0 to 255)",
+        ylabel="share of the pixels (%)",
+        title="Grey levels of all pixels",
+        xlim=(0, 255),
+        ylim=(0, None),
+    )
     shown = mean.imshow(statistics.mean_image, cmap="gray", vmin=0, vmax=255)
     size = statistics.size
     mean.set(title="Mean image", xlabel=f"pixels, as read at {size} x {size}")
     figure.colorbar(shown, ax=mean, label="grey level")
     spread.scatter(images["mean"], images.sd, s=6, alpha=0.4, color=_COLOURS[0], linewidths=0)
     spread.axhline(CONSTANT_SD, color=_COLOURS[1], linestyle="--")
-    spread.set(xlabel="mean grey level of an image", ylabel="SD of its grey levels",
-               title="A dot for each image; below the line: nearly constant",
-               xlim=(0, 255), ylim=(0, None))
+    spread.set(
+        xlabel="mean grey level of an image",
+        ylabel="SD of its grey levels",
+        title="A dot for each image; below the line: nearly constant",
+        xlim=(0, 255),
+        ylim=(0, None),
+    )
     likeness.hist(images.likeness.dropna(), np.linspace(-1, 1, 81), color=_COLOURS[0])
     likeness.axvline(0, color=_COLOURS[1], linestyle="--")
-    likeness.set(xlabel="correlation with the mean image", ylabel="images", xlim=(-1, 1),
-                 title="Left of the line: inverted, or not the same view")
+    likeness.set(
+        xlabel="correlation with the mean image",
+        ylabel="images",
+        xlim=(-1, 1),
+        title="Left of the line: inverted, or not the same view",
+    )
     _title(figure, f"Image statistics of {len(images):,} images", simulated)
     _save(figure, path)
 
