@@ -147,7 +147,7 @@ def duplicates(
             "image": table.images[rows],
             "patient": table.patients[rows],
             **{stage: parts[rows] for stage, parts in stages.items()},
-            "findings": [_findings(table, row) for row in rows],
+            "findings": [_findings(table, row) for row in rows.tolist()],
         }
     )
     found["role"] = [_roles(parts[row] for parts in stages.values()) for row in rows]

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from data_pipelines.image_statistics import CONSTANT_SD, ImageStatistics
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import matplotlib.axes
+    import matplotlib.figure
 
 DPI = 110
 SIMULATED = "SIMULATED data: "
@@ -25,7 +25,9 @@ _NAME = 20  # characters of an image's name below its picture
 def draw_prevalence(
     path: Path, stages: Mapping[str, Mapping[str, dict]], *, simulated: bool
 ) -> None:
-    """Bars of each finding's prevalence, a panel for each stage, most frequent above.
+    """Bars of each finding's prevalence, a panel for each stage.
+
+    The findings are in the order of the last stage's first part, the most frequent above.
 
     Args:
         path: PNG file to write.
@@ -33,12 +35,8 @@ def draw_prevalence(
             by name.
         simulated: whether to say so.
     """
-    first = next(iter(next(iter(stages.values())).values()))["findings"]
-    total = {
-        name: sum(part["findings"][name]["positive"] for part in _all_parts(stages))
-        for name in first
-    }
-    names = sorted(first, key=total.__getitem__)
+    first = next(iter(list(stages.values())[-1].values()))["findings"]
+    names = sorted(first, key=lambda name: first[name]["prevalence"] or 0)
     shares = [f["prevalence"] for part in _all_parts(stages) for f in part["findings"].values()]
     least = min([share for share in shares if share], default=0.1)
     floor = 10 ** np.floor(np.log10(least) - 0.1)
@@ -46,7 +44,7 @@ def draw_prevalence(
     panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     for axes, (stage, parts) in zip(panels, stages.items(), strict=True):
         _bars(axes, names, parts, floor)
-        axes.set(xscale="log", xlim=(floor, 8), title=stage, xlabel="prevalence (log scale)")
+        axes.set(xscale="log", xlim=(floor, 2.5), title=stage, xlabel="prevalence (log scale)")
         ticks = 10.0 ** np.arange(np.log10(floor), 0.5)
         axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
         axes.grid(axis="x", alpha=0.3)
@@ -61,7 +59,9 @@ def _all_parts(stages: Mapping[str, Mapping[str, dict]]) -> list[dict]:
     return [part for parts in stages.values() for part in parts.values()]
 
 
-def _bars(axes: "Axes", names: Sequence[str], parts: Mapping[str, dict], floor: float) -> None:
+def _bars(
+    axes: "matplotlib.axes.Axes", names: Sequence[str], parts: Mapping[str, dict], floor: float
+) -> None:
     height = 0.84 / len(parts)
     for number, (part, statistics) in enumerate(parts.items()):
         places = np.arange(len(names)) + 0.42 - (number + 0.5) * height
@@ -74,7 +74,7 @@ def _bars(axes: "Axes", names: Sequence[str], parts: Mapping[str, dict], floor: 
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.75 / axes.figure.get_figheight()),
-        ncols=2,
+        ncols=len(parts) if len(parts) < 4 else 2,
         fontsize=8,
         frameon=False,
     )
@@ -151,7 +151,7 @@ def draw_contact_sheet(
             axes.text(column + 0.5, top + 1.08, _short(name), ha="center", va="center", fontsize=6)
     axes.set(xlim=(-1.3, across), ylim=(1.2 * len(groups), 0), aspect="equal")
     axes.axis("off")
-    _title(figure, "Examples of each finding, of different patients, drawn at random", simulated)
+    _title(figure, "Examples of each finding, chosen at random, one a patient", simulated)
     _save(figure, path)
 
 
@@ -204,18 +204,19 @@ def draw_image_statistics(path: Path, statistics: ImageStatistics, *, simulated:
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """A figure of so many inches that needs no display and no global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def _title(figure: "Figure", title: str, simulated: bool) -> None:
-    figure.suptitle(SIMULATED * simulated + title, fontsize=12)
+def _title(figure: "matplotlib.figure.Figure", title: str, simulated: bool) -> None:
+    lines = textwrap.wrap(SIMULATED * simulated + title, int(10 * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines), fontsize=12)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save(figure: "matplotlib.figure.Figure", path: Path) -> None:
     draft = path.with_name(path.name + ".tmp")
     try:
         figure.savefig(draft, format="png")
