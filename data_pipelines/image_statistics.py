@@ -165,7 +165,7 @@ def _roles(parts: Iterable[str]) -> frozenset[str]:
 
 def _findings(table: CaseTable, row: int) -> str:
     return "|".join(
-        name + "?" * (label < 0)
+        f"{name}?" if label < 0 else name
         for name, label in zip(table.findings, table.labels[row], strict=True)
         if label
     )

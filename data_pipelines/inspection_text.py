@@ -9,7 +9,7 @@ from data_pipelines.image_statistics import OUTLIERS
 _NAMED = 5  # images of a kind that are named; the json and csv files name all
 
 
-def summary_text(summary: Mapping[str, dict]) -> str:
+def summary_text(summary: Mapping) -> str:
     """What ``inspect.inspect`` found, in paragraphs."""
     paragraphs = [
         _head(summary),
@@ -41,7 +41,7 @@ def _head(summary: Mapping) -> str:
     return "\n".join(lines)
 
 
-def _part_table(parts: Mapping[str, dict]) -> str:
+def _part_table(parts: Mapping[str, Mapping]) -> str:
     columns = {}
     for name, part in parts.items():
         ages = part["ages"]
@@ -65,7 +65,7 @@ def _part_table(parts: Mapping[str, dict]) -> str:
     return "Parts (a part under a bare name is the same in every stage)\n" + table.to_string()
 
 
-def _finding_table(parts: Mapping[str, dict]) -> str:
+def _finding_table(parts: Mapping[str, Mapping]) -> str:
     positives = pd.DataFrame(
         {
             name: {f: counts["positive"] for f, counts in part["findings"].items()}
@@ -101,7 +101,7 @@ def _count(count: int, of: int) -> str:
     return f"{count:,} ({count / of:.1%})" if of else f"{count:,}"
 
 
-def _leak(leak: Mapping[str, dict], rule: str) -> str:
+def _leak(leak: Mapping[str, Mapping], rule: str) -> str:
     table, used = leak["table"], leak["used"]
     return (
         f"Leak of the rule {rule!r}: {table['images']:,} of {table['of']:,} abnormal test images "

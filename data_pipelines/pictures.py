@@ -168,7 +168,7 @@ def draw_image_statistics(path: Path, statistics: ImageStatistics, *, simulated:
         simulated: whether to say so.
     """
     images = statistics.images
-    figure = _figure(10.5, 8)
+    figure = _figure(10.5, 8.0)
     (levels, mean), (spread, likeness) = figure.subplots(2, 2)
     share = 100 * statistics.histogram / statistics.histogram.sum()
     levels.fill_between(np.arange(256), share, step="mid", color=_COLOURS[0])
