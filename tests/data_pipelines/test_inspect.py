@@ -76,14 +76,6 @@ def test_a_sample_says_what_it_is_and_is_the_same_again(films, tmp_path, capsys)
     assert "sought among the 5 images read only" in text
     assert _inspect(films, tmp_path / "b", "--sample", "5") == 0
     assert _summary(tmp_path / "a") == _summary(tmp_path / "b")
-    assert _inspect(films, tmp_path / "c", "--sample", "0") == 0
-    assert "12 of 12 images" in (tmp_path / "c" / "summary.txt").read_text()
-
-
-def test_the_notebook_leaks(films, tmp_path, capsys):
-    assert _inspect(films, tmp_path / "out", "--split", "notebook") == 0
-    assert "Leak of the rule 'notebook'" in capsys.readouterr().out
-    assert "focal test_published" in _summary(tmp_path / "out")["parts"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +124,7 @@ def test_examples_show_the_finding_and_one_image_a_patient(nih):
     assert not table.abnormal[chosen["No Finding"]].any()
 
 
-def test_simulated_data_are_called_simulated(tmp_path, capsys):
+def test_simulated_data_are_called_simulated_and_the_notebook_leaks(tmp_path, capsys):
     phantom.write_phantoms(
         tmp_path / "set",
         train_images=40,
@@ -142,9 +134,17 @@ def test_simulated_data_are_called_simulated(tmp_path, capsys):
         min_test_positives=1,
         min_train_positives=1,
     )
-    assert main([str(tmp_path / "set"), "--size", "16"]) == 0  # in the default folder
-    assert capsys.readouterr().out.startswith("SIMULATED data")
-    assert _summary(tmp_path / "inspection" / "set")["simulated"]
+    arguments = [str(tmp_path / "set"), "--size", "16", "--split", "notebook", "--sample", "0"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("SIMULATED data")
+    found = _summary(tmp_path / "inspection" / "set")  # the default folder
+    assert found["simulated"]
+    assert found["pixels"]["read"] == 70
+    assert {"focal test", "focal test_published"} <= set(found["parts"])
+    leak = found["leak"]["table"]
+    assert f"{leak['images']} of {leak['of']} abnormal test images" in text
+    assert 0 < leak["images"] < leak["of"]
 
 
 def test_the_real_images(nih_dir, tmp_path):
