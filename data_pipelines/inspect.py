@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Int
 
 from data_pipelines import pictures, sources, splits
@@ -173,7 +174,7 @@ def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
     }
 
 
-def _doubles_summary(doubles) -> dict[str, int]:
+def _doubles_summary(doubles: pd.DataFrame) -> dict[str, int]:
     groups = doubles.drop_duplicates("group")
     flags = ("across_parts", "across_patients", "findings_differ")
     return {
