@@ -87,7 +87,7 @@ def state_cases(n: int) -> Cases:
 
 def prepared(name: str, model: Charm | Plain, args: argparse.Namespace) -> tuple[Any, Any, float]:
     """State, compiled step and the seconds that compiling took."""
-    optimizer = optim.adamw_one_cycle(1e-4, 1000)
+    optimizer = optim.adamw_one_cycle(optim.geometric(1e-4, 1e-4), 1000)
     create = jax.jit(
         lambda: state.begin_stage(new_state(name, model, args.side), optimizer, jax.random.key(1)),
         compiler_options={"xla_backend_optimization_level": 0},

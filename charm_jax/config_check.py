@@ -28,7 +28,7 @@ def check(config: ConfigDict) -> None:
     _at_least("config.log.every_steps", config.log.every_steps, 1)
     for name, stage in config.stages.items():
         _check_stage(f"config.stages.{name}", stage)
-    if not any(stage.epochs for stage in config.stages.values()):
+    if not any(stage.epochs + stage.frozen_epochs for stage in config.stages.values()):
         raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")
 
 
@@ -57,6 +57,8 @@ def _check_model(model: ConfigDict) -> None:
         _at_least(f"config.model.{key}", model[key], 1)
     if not 0 <= model.momentum <= 1:
         raise InputError(f"config.model.momentum is {model.momentum}: set it from 0 to 1.")
+    if not 0 <= model.average < 1:
+        raise InputError(f"config.model.average is {model.average}: set it from 0 to below 1.")
     if not 0 <= model.stochastic_depth < 1:
         raise InputError(
             f"config.model.stochastic_depth is {model.stochastic_depth}: set it from 0 to below 1."
@@ -73,10 +75,12 @@ def _check_stage(key: str, stage: ConfigDict) -> None:
         raise InputError(f"{key}.peak_lr is {stage.peak_lr}: set it above 0.")
     if not 0 <= stage.min_delta < math.inf:
         raise InputError(f"{key}.min_delta is {stage.min_delta}: set it to 0 or more.")
-    if stage.frozen_epochs:
-        raise InputError(f"{key}.frozen_epochs is {stage.frozen_epochs}: only 0 is supported yet.")
-    if stage.find_lr:
-        raise InputError(f"{key}.find_lr is True: only False is supported yet; set {key}.peak_lr.")
+    _at_least(f"{key}.frozen_epochs", stage.frozen_epochs, 0)
+    _at_least(f"{key}.accumulate", stage.accumulate, 1)
+    if not 0 <= stage.clip_norm < math.inf:
+        raise InputError(f"{key}.clip_norm is {stage.clip_norm}: set it above 0, or to 0 for none.")
+    if not 0 < stage.lr_spread < math.inf:
+        raise InputError(f"{key}.lr_spread is {stage.lr_spread}: set it above 0, such as 4.")
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

@@ -82,6 +82,7 @@ def _shapes(meta: dict[str, Any]) -> TrainState:
         momentum=Momentum(**tree["momentum"]) if "momentum" in tree else None,
         memory=MemoryBank(**tree["memory"]) if "memory" in tree else None,
         opt_state=(),
+        average=tree.get("average"),
         rng=jax.eval_shape(lambda: jax.random.key(0)),
     )
 

@@ -143,7 +143,7 @@ def _weights(config: ConfigDict, model: Charm | Plain) -> tuple[TrainState, str]
     new = experiment.new_state(model, config)
     state, sentence = initial_weights.fill(new, keys.init_from, keys.backbone)
     say(sentence)
-    return state, keys.init_from
+    return state.replace(average=None), keys.init_from
 
 
 def _described(

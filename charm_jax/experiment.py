@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from charm_jax import memory_bank, optim, state
+from charm_jax import memory_bank, optim, range_test, state
 from charm_jax.backbones import BACKBONES
 from charm_jax.evaluation import logits_of
 from charm_jax.fusion import MultiScaleAttention
@@ -272,6 +272,13 @@ def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
     if not config.data.resident:
         return None
     return resident.load(data.table, data.seen, config.data.image_size)
+
+
+def range_test_optimizer(config: ConfigDict, stage: Plan) -> optax.GradientTransformationExtraArgs:
+    """AdamW for the sweep of a range test, with the stage's spread of rates and its clipping."""
+    keys = config.stages[stage.part]
+    shares = optim.geometric(1 / keys.lr_spread, 1.0)
+    return optim.adamw(range_test.rates(), range_test.B1, share=shares, clip_norm=keys.clip_norm)
 
 
 def train_step(

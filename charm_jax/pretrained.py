@@ -280,7 +280,8 @@ def to_reference(state: TrainState, backbone: Backbone) -> dict[str, np.ndarray]
 
     The reference holds trunk and last block twice, as ``base_model.*`` and as ``backbone.*`` or
     ``final_block.*``; so does this. Of the bank it has features and cursor: labels, cases and
-    patients stay behind. A plain network, which the reference does not have, gets torchvision's
+    patients stay behind. Of a state with an average of all weights, that is what is written. A
+    plain network, which the reference does not have, gets torchvision's
     names.
     """
     tensors = to_torch(_variables(state), backbone)
@@ -302,7 +303,8 @@ def to_reference(state: TrainState, backbone: Backbone) -> dict[str, np.ndarray]
 
 
 def _variables(state: TrainState) -> Variables:
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    weights = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = dict(state.average or weights)
     if state.momentum is not None:
         variables["momentum_params"] = state.momentum.params
         variables["momentum_batch_stats"] = state.momentum.batch_stats

@@ -28,8 +28,8 @@ class TrainState:
         momentum: the momentum branch; None in a plain network.
         memory: the bank; None in a plain network.
         opt_state: of the stage's optimizer.
-        average: EMA of ``params`` and ``batch_stats``, which evaluation then uses; None without.
         rng: key of the stage; a step folds its number in, so the key itself never changes.
+        average: EMA of ``params`` and ``batch_stats``, which evaluation then uses; None without.
     """
 
     step: Int32[Array, ""]
@@ -38,8 +38,8 @@ class TrainState:
     momentum: Momentum | None
     memory: MemoryBank | None
     opt_state: optax.OptState
-    average: dict[str, PyTree[Float[Array, "..."]]] | None
     rng: Key[Array, ""]
+    average: dict[str, PyTree[Float[Array, "..."]]] | None = None
 
 
 def create(
@@ -71,8 +71,8 @@ def create(
         momentum=branch,
         memory=memory,
         opt_state=(),
-        average={"params": params, "batch_stats": batch_stats} if averaged else None,
         rng=key,
+        average={"params": params, "batch_stats": batch_stats} if averaged else None,
     )
 
 
@@ -100,6 +100,6 @@ def begin_stage(
     return state.replace(
         step=jnp.zeros((), jnp.int32),
         opt_state=optimizer.init(trainable(state.params, freeze_trunk=freeze_trunk)),
-        average=average,
         rng=key,
+        average=average,
     )

@@ -55,7 +55,7 @@ def test_two_bfloat16_steps_are_finite_and_traced_once():
         retrieval_k=5,
         select=lambda features, labels: jnp.ones(len(features), bool),
     )
-    optimizer = optim.adamw_one_cycle(1e-3, 8)
+    optimizer = optim.adamw_one_cycle(optim.geometric(1e-3, 1e-3), 8)
     bank = memory_bank.empty(64, backbone.feature_dim, 14)
     new = state.create(network, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), bank)
     now = state.begin_stage(new, optimizer, jax.random.key(1))

@@ -95,7 +95,7 @@ def test_a_step_is_adamw(steps):
         for _ in range(steps)
     ]
     peak = 0.1
-    optimizer = optim.adamw_one_cycle(peak, 8)
+    optimizer = optim.adamw_one_cycle(optim.geometric(peak, peak), 8)
 
     def single(tree):
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
@@ -120,4 +120,4 @@ def test_a_step_is_adamw(steps):
 @pytest.mark.parametrize("steps", [0, -3])
 def test_no_steps_are_refused(steps):
     with pytest.raises(ValueError, match=f"at least one step, not {steps}"):
-        optim.adamw_one_cycle(PEAK, steps)
+        optim.adamw_one_cycle(optim.geometric(PEAK, PEAK), steps)

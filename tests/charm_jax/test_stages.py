@@ -14,6 +14,8 @@ from charm_jax.state import TrainState
 
 PLAN = Plan(
     stage="bce",
+    part="bce",
+    freeze_trunk=False,
     epochs=3,
     steps_per_epoch=4,
     batch_size=2,

@@ -83,7 +83,7 @@ def test_the_key_seeds_the_parameters(create, fresh):
 
 def test_a_stage_begins_with_a_new_step_and_optimizer_alone(fresh):
     old, key = used(fresh), jax.random.key(9)
-    optimizer = optim.adamw_one_cycle(1e-3, 8)
+    optimizer = optim.adamw_one_cycle(optim.geometric(1e-3, 1e-3), 8)
     new = state.begin_stage(old, optimizer, key)
     assert int(new.step) == 0
     assert new.rng == key

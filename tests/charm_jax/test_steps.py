@@ -40,7 +40,7 @@ def network(dtype=jnp.float32):
     )
 
 
-OPTIMIZER = optim.adamw_one_cycle(2e-3, 40)
+OPTIMIZER = optim.adamw_one_cycle(optim.geometric(2e-3, 2e-3), 40)
 
 
 def jitted(model):
