@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
     data = experiment.load_data(config)
     experiment.check_batches(config, data)
     description = experiment.describe_split(config, data)
+    for note in data.notes:
+        say(note)
     if values.dry_run:
         _check_weights(config, data)
         print(json.dumps(description, indent=2))
@@ -132,7 +134,8 @@ class _Training:
             for stage, parts in description["stages"].items()
             for part in data.split.stages[stage]
         }
-        self.split = {"rule": data.split.rule, "sha256": hashes}
+        findings = list(data.table.findings)
+        self.split = {"rule": data.split.rule, "findings": findings, "sha256": hashes}
         self.finished: dict[str, dict[str, Any]] = {}
         self.ending: int | None = None
 
@@ -190,8 +193,9 @@ class _Training:
         """Refuses to go on with other images: steps, order and bank would lose their meaning.
 
         Raises:
-            InputError: the first part that differs.
+            InputError: the findings, or the first part, that differ.
         """
+        runs.check_findings(self.directory, saved["findings"], self.data.table)
         now = {"rule": self.split["rule"], **self.split["sha256"]}
         then = {"rule": saved["rule"], **saved["sha256"]}
         changed = [name for name in now if now[name] != then.get(name)]

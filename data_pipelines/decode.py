@@ -43,7 +43,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return _to_square(image, size)
+            return to_square(image, size)
     except DECODE_ERRORS as error:
         raise InputError(
             f"The image {path} cannot be read ({unreadable_reason(error)}): fetch it again, or "
@@ -79,7 +79,15 @@ def unreadable_reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _to_square(image: Image.Image, size: int) -> np.ndarray:
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """One grey channel of an image, resized to a square as ``read_image`` says.
+
+    Returns:
+        ``[size, size, 1]`` uint8.
+
+    Raises:
+        ValueError: the image's pixel format is not supported.
+    """
     square = (size, size)
     if image.mode in _SIXTEEN_BIT:
         grey = image.convert("F").resize(square, Image.Resampling.BILINEAR)

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines import nih_chest_xray14, phantom
+from data_pipelines import csv_folder, medmnist, nih_chest_xray14, phantom
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError, did_you_mean
 
 SOURCES: dict[str, Callable[..., CaseTable]] = {
     "nih_chest_xray14": nih_chest_xray14.load,
+    "csv_folder": csv_folder.load,
+    "chestmnist": medmnist.load_chestmnist,
+    "pneumoniamnist": medmnist.load_pneumoniamnist,
     "phantom": phantom.load,
 }
 
