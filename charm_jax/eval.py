@@ -210,9 +210,10 @@ def table(metrics: dict[str, Any]) -> str:
     lines += ["", *_findings(metrics["findings"])]
     macro = "undefined" if metrics["macro_auroc"] is None else f"{metrics['macro_auroc']:.4f}"
     defined = len(metrics["findings"]) - len(metrics["undefined"])
+    noun = "finding" if defined == 1 else "findings"
     low, high = metrics["macro_auroc_interval"]
     interval = "" if low is None else f" (95 % of patient bootstraps: {low:.4f} to {high:.4f})"
-    lines += ["", f"macro AUROC {macro} over {defined} findings{interval}"]
+    lines += ["", f"macro AUROC {macro} over {defined} {noun}{interval}"]
     if metrics["undefined"]:
         lines.append(f"without both classes, left out: {', '.join(metrics['undefined'])}")
     return "\n".join([*lines, DISCLAIMER])

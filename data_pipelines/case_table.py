@@ -55,6 +55,6 @@ class CaseTable:
         """Whether the image has at least one finding."""
         return (self.labels == 1).any(axis=1)
 
-    def patient_name(self, number: int) -> str:
+    def patient_name(self, number: int | np.integer) -> str:
         """What the source calls a patient."""
         return self.patient_names[number] if self.patient_names else str(number)

@@ -133,9 +133,10 @@ def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray
     """All images, ``[n, S, S]`` uint8 in the order of the parts, and the labels of each part."""
     # Errors of zip, npy and deflate have no common base.
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with arrays:
             labels = {part: arrays[f"{part}_labels"] for part in _PARTS}
             _check_labels(path, labels, n_findings)
             return _gather(path, arrays, labels), labels

@@ -193,8 +193,9 @@ def _assert_disjoint(table: CaseTable, part: np.ndarray) -> None:
         first, second = order[clash[0]], order[clash[0] + 1]
         raise InputError(
             f"The patient {table.patient_name(patients[clash[0]])} is in two parts, "
-            f"'{part[first]}' ({table.images[first]}) and '{part[second]}' ({table.images[second]}): put all the "
-            "images of a patient into one part, or set --config.data.split=patient."
+            f"'{part[first]}' ({table.images[first]}) and '{part[second]}' "
+            f"({table.images[second]}): put all the images of a patient into one part, or set "
+            "--config.data.split=patient."
         )
 
 
