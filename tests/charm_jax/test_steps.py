@@ -377,3 +377,12 @@ def test_a_plain_network_trains_without_bank_and_momentum_branch():
     assert "bank_count" not in metrics
     logits = steps.jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
     assert logits.shape == (BATCH, FINDINGS)
+
+
+def test_a_batch_without_any_known_label_has_no_loss_and_no_gradient(train_step, fresh):
+    batch = batch_of(0)
+    batch["labels"] = np.full_like(batch["labels"], -1)
+    new, metrics = train_step(fresh, batch)
+    assert metrics["loss"] == 0
+    assert metrics["grad_norm"] == 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new.params))

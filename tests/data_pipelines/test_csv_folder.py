@@ -118,17 +118,12 @@ _each_example_overwrites = settings(
 @_each_example_overwrites
 @given(rows=_ROWS)
 def test_what_the_csv_module_writes_comes_back(tmp_path, rows):
-    rows.append(("last!.png", "someone", [1, 0], "train"))
+    rows = [*rows, ("some/image.png", "someone", [1, 0], "train")]
     with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "patient", "Mass", "Edema", "split"])
         writer.writerows((image, who, *labels, part) for image, who, labels, part in rows)
-    try:
-        table = csv_folder.load(tmp_path)
-    except InputError as error:
-        assert "a second time" in str(error)
-        assert len({image for image, *_ in rows}) < len(rows)
-        return
+    table = csv_folder.load(tmp_path)
     rows.sort(key=lambda row: row[0])
     assert table.images.tolist() == [image for image, *_ in rows]
     assert table.labels.tolist() == [labels for _, _, labels, _ in rows]

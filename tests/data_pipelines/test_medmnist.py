@@ -8,9 +8,9 @@ from data_pipelines.findings import NIH_FINDINGS
 SIZES = {"train": 6, "val": 2, "test": 3}
 # The order of MedMNIST's own list of labels.
 MEDMNIST = (
-    "atelectasis cardiomegaly effusion infiltration mass nodule pneumonia pneumothorax "
-    "consolidation edema emphysema fibrosis pleural hernia"
-).split()
+    *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia"),
+    *("pneumothorax", "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
+)
 
 
 def _arrays(findings, side=28):
