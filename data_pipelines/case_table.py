@@ -25,6 +25,8 @@ class CaseTable:
         ages: ``[n]`` int16 years; -1 for unknown.
         store: the pixels of the images that are present.
         simulated: whether the images are drawn rather than acquired.
+        official_known: whether the source gives parts at all; if not, rule ``official`` divides by
+            patient.
         patients_known: whether the source tells patients apart; if not, each image is its own.
         patient_names: what the source calls each patient, by number; empty where it numbers them.
         warnings: what a user has to know of these data, a sentence each; the commands print them.
@@ -41,6 +43,7 @@ class CaseTable:
     ages: np.ndarray
     store: ImageStore
     simulated: bool = False
+    official_known: bool = True
     patients_known: bool = True
     patient_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -44,8 +44,8 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     Returns:
         The table, sorted by image name. Findings are in the order of their columns. Patients are
         numbered by their rank among the sorted distinct values of ``patient``; without that column
-        each image is its own patient, and a warning says so. ``official_part`` is empty without
-        ``split``.
+        each image is its own patient, and a warning says so. Without
+        ``split`` the rule ``official`` divides by patient, as ``patient`` does.
 
     Raises:
         InputError: the folder, table, a column, a line or a value is missing or wrong.
@@ -69,6 +69,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         ages=_ages(rows),
         store=ImageFiles(images, _files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
+        official_known="split" in rows.columns,
         patients_known=known,
         patient_names=names,
         warnings=() if known else (_no_patients(path),),

@@ -67,6 +67,8 @@ class Split:
 def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_seed: int) -> Split:
     """Divides the full table, whether the image files are present or not.
 
+    A source that has no parts of its own is divided by ``patient`` where the rule is ``official``.
+
     Args:
         table: the source's full table.
         rule: a key of ``RULES``.
@@ -86,6 +88,8 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
             raise InputError(
                 f"config.stages.{stage}.images is {kind!r}: set it to 'abnormal' or 'all'."
             )
+    if rule == "official" and not table.official_known:
+        rule = "patient"
     return _with_leak(table, rule, split_seed, RULES[rule](table, images, split_seed))
 
 

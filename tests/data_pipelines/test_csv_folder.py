@@ -207,8 +207,19 @@ def test_the_split_column_is_the_official_rule(write):
     assert split.stages["bce"]["val"].tolist() == []
 
 
-@pytest.mark.parametrize("text", ["image,Mass\na.png,1\n", "image,Mass,split\na.png,1,\n"])
-def test_the_official_rule_without_parts_names_the_other(write, text):
+def test_without_a_split_column_the_official_rule_is_by_patient(write):
+    text = "image,Mass\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20))
+    table = csv_folder.load(write(text))
+    official, patient = (
+        splits.make_split(table, rule, BOTH, 3) for rule in ("official", "patient")
+    )
+    assert official.rule == "patient"
+    for part, rows in patient.stages["focal"].items():
+        np.testing.assert_array_equal(official.stages["focal"][part], rows)
+
+
+def test_a_split_column_with_a_gap_names_the_other_rule(write):
+    text = "image,Mass,split\na.png,1,\n"
     table = csv_folder.load(write(text))
     with pytest.raises(InputError, match=r"a\.png has none.*--config\.data\.split=patient"):
         splits.make_split(table, "official", BOTH, 0)
