@@ -154,7 +154,7 @@ def _claim(layout: Layout, digest: str) -> None:
 
 
 def _check_space(layout: Layout, table: CaseTable, todo: list[int]) -> None:
-    images = sum(int(table.present[layout.rows(index)].sum()) for index in todo)
+    images = layout.present_in(todo, table)
     # A record is the pixels, about 300 bytes, and the padding of Riegeli's blocks.
     needed = int(1.02 * images * (layout.size**2 + 300)) + len(todo) * 2**17
     free = shutil.disk_usage(layout.directory).free

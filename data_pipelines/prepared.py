@@ -91,10 +91,10 @@ def table_digest(table: CaseTable) -> str:
 
 def write_table(path: Path, table: CaseTable, records: Int[np.ndarray, " n"]) -> None:
     """Writes the full table with the position of each image's record, -1 for none."""
+    rows = _frame(table, records).to_csv(index=False)
     with whole_path(path) as draft:
-        # Without a time in it, the same table gives the same file.
-        compression = {"method": "gzip", "mtime": 0}
-        _frame(table, records).to_csv(draft, index=False, compression=compression)
+        # Without a name and a time in it, the same table gives the same file.
+        draft.write_bytes(gzip.compress(rows.encode(), mtime=0))
 
 
 def _frame(table: CaseTable, records: np.ndarray) -> pd.DataFrame:

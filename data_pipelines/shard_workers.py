@@ -36,7 +36,7 @@ def write_shards(
     Raises:
         InputError: a worker process was killed.
     """
-    total = sum(int(table.present[layout.rows(index)].sum()) for index in indices)
+    total = layout.present_in(indices, table)
     with tqdm(total=total, desc="preparing images", unit="image", disable=not total) as bar:
         if min(processes, len(indices)) <= 1:
             for index in indices:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,11 @@ class Layout:
         start = index * self.rows_per_shard
         return np.arange(start, min(start + self.rows_per_shard, self.n_rows))
 
+    def present_in(self, indices: Sequence[int], table: CaseTable) -> int:
+        """Number of images that are present in the rows of some shards."""
+        present = table.present
+        return sum(int(present[self.rows(index)].sum()) for index in indices)
+
     def shard(self, index: int) -> Path:
         """A shard's file, named as TFDS expects it."""
         name = f"{self.source}-{SPLIT}.array_record-{index:05d}-of-{self.n_shards:05d}"
@@ -118,7 +123,7 @@ def finished(layout: Layout, table: CaseTable, index: int) -> Report | None:
     report = read_report(layout, index)
     if report is None or not holds(layout.shard(index), report["records"]):
         return None
-    if report["present"] != _digest_of_present(table, layout.rows(index)):
+    if report["present"] != _digest_of_rows(_present_rows(layout, table, index)):
         return None
     for name, _ in report["refused"]:
         row = int(np.searchsorted(table.images, name))
@@ -171,12 +176,12 @@ def write_shard(
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    rows = layout.rows(index)
+    rows = _present_rows(layout, table, index)
     serialize = features(layout.size, len(table.findings)).serialize_example
     digest, refused, records = hashlib.sha256(), [], 0
     with _draft(layout, index) as draft:
         writer = ArrayRecordWriter(str(draft), WRITER_OPTIONS)
-        for row in rows[table.present[rows]].tolist():
+        for row in rows.tolist():
             if step():
                 writer.close()
                 return None
@@ -194,7 +199,7 @@ def write_shard(
         os.replace(draft, layout.shard(index))
     report = {
         "records": records,
-        "present": _digest_of_present(table, rows),
+        "present": _digest_of_rows(rows),
         "sha256": digest.hexdigest(),
         "refused": refused,
     }
@@ -228,10 +233,13 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
 
 def _read(table: CaseTable, row: int, size: int) -> np.ndarray | str:
     """The image ``[S, S, 1]``, or why it cannot be read."""
+    # Decoders take much that is damaged without a word.
+    if reason := table.store.fault(row, whole=True):
+        return reason
     try:
         return table.store.read(np.array([row]), size)[0]
     except InputError as error:
-        return table.store.fault(row, whole=True) or str(error)
+        return str(error)
 
 
 def _record(table: CaseTable, row: int) -> dict[str, Any]:
@@ -246,5 +254,10 @@ def _record(table: CaseTable, row: int) -> dict[str, Any]:
     }
 
 
-def _digest_of_present(table: CaseTable, rows: np.ndarray) -> str:
-    return hashlib.sha256(rows[table.present[rows]].astype("<i8").tobytes()).hexdigest()
+def _present_rows(layout: Layout, table: CaseTable, index: int) -> np.ndarray:
+    rows = layout.rows(index)
+    return rows[table.present[rows]]
+
+
+def _digest_of_rows(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
