@@ -5,7 +5,6 @@ its records are a function of the table and the images, whoever writes it and in
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -173,43 +172,61 @@ def write_shard(
     Returns:
         ``records``, ``present`` (digest of which rows were), ``sha256`` (of what the records hold),
         ``refused`` (``[name, reason]`` of each unreadable image); None if it was abandoned.
-    """
-    from array_record.python.array_record_module import ArrayRecordWriter
 
+    Raises:
+        InputError: the disk is full.
+    """
     rows = _present_rows(layout, table, index)
-    serialize = features(layout.size, len(table.findings)).serialize_example
-    digest, refused, records = hashlib.sha256(), [], 0
-    with _draft(layout, index) as draft:
-        writer = ArrayRecordWriter(str(draft), WRITER_OPTIONS)
-        for row in rows.tolist():
-            if step():
-                writer.close()
+    try:
+        with _draft(layout, index) as draft:
+            report = _write_records(table, layout, rows, draft, step)
+            if report is None:
                 return None
-            image = _read(table, row, layout.size)
-            if isinstance(image, str):
-                refused.append([str(table.images[row]), image])
-                continue
-            record = _record(table, row)
-            digest.update(json.dumps(record).encode() + b"\n" + image.tobytes())
-            writer.write(serialize({**record, "image": image}))
-            records += 1
-        writer.close()
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, layout.shard(index))
-    report = {
-        "records": records,
-        "present": _digest_of_rows(rows),
-        "sha256": digest.hexdigest(),
-        "refused": refused,
-    }
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, layout.shard(index))
+    except RuntimeError as error:  # what ArrayRecord makes of a full disk
+        raise InputError(
+            f"The shard {layout.shard(index)} cannot be written ({error}): put that right and "
+            "start the same command again, it continues."
+        ) from error
     with whole_file(layout.report(index)) as file:
         json.dump(report, file)
     return report
 
 
+def _write_records(
+    table: CaseTable, layout: Layout, rows: np.ndarray, draft: Path, step: Callable[[], bool]
+) -> Report | None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    serialize = features(layout.size, len(table.findings)).serialize_example
+    digest, refused = hashlib.sha256(), []
+    writer = ArrayRecordWriter(str(draft), WRITER_OPTIONS)
+    for row in rows.tolist():
+        if step():
+            writer.close()
+            return None
+        image = _read(table, row, layout.size)
+        if isinstance(image, str):
+            refused.append([str(table.images[row]), image])
+            continue
+        record = _record(table, row)
+        digest.update(json.dumps(record).encode() + b"\n" + image.tobytes())
+        writer.write(serialize({**record, "image": image}))
+    writer.close()
+    return {
+        "records": len(rows) - len(refused),
+        "present": _digest_of_rows(rows),
+        "sha256": digest.hexdigest(),
+        "refused": refused,
+    }
+
+
 def remove_stale_drafts(layout: Layout) -> None:
     """Removes what killed processes have left; the drafts of living ones are locked."""
+    import fcntl  # not on Windows, where there is no ArrayRecord either
+
     for draft in layout.reports.glob(f"*{_DRAFT}"):
         try:
             with draft.open("rb") as file:
@@ -222,6 +239,8 @@ def remove_stale_drafts(layout: Layout) -> None:
 @contextmanager
 def _draft(layout: Layout, index: int) -> Iterator[Path]:
     """A locked file of a name that no other process has; removed unless it was renamed."""
+    import fcntl
+
     path = layout.reports / f"{index:05d}.{uuid.uuid4().hex}{_DRAFT}"
     with path.open("xb") as file:
         try:

@@ -19,6 +19,7 @@ from data_pipelines.prepare import main, prepare
 from data_pipelines.prepared import is_prepared
 
 SOURCE = "nih_chest_xray14"
+_ROOT = os.path.dirname(os.path.dirname(prepare_module.__file__))
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def many(nih):
     return nih
 
 
-def _start(many, out):
+def _start(many, out, **options):
     script = (
         "from pathlib import Path; from data_pipelines.prepare import prepare\n"
         "if __name__ == '__main__':\n"
@@ -129,8 +130,9 @@ def _start(many, out):
     )
     file = out.parent / "script.py"
     file.write_text(script)
-    root = os.path.dirname(os.path.dirname(prepare_module.__file__))
-    return subprocess.Popen([sys.executable, file], env=os.environ | {"PYTHONPATH": root})
+    return subprocess.Popen(
+        [sys.executable, file], env=os.environ | {"PYTHONPATH": _ROOT}, **options
+    )
 
 
 def _wait_for(process, condition):
@@ -177,6 +179,41 @@ def _wait_until_unlocked(progress):
                 time.sleep(0.01)
             except FileNotFoundError:
                 break
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(many, tmp_path):
+    _prepare(many, tmp_path / "whole", size=300)
+    moments = np.random.default_rng(0)
+    for run in range(6):
+        out = tmp_path / f"killed{run}"
+        for _ in range(4):
+            process = _start(many, out)
+            try:
+                process.wait(moments.uniform(1, 6))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        _wait_until_unlocked(out / "progress")
+        _prepare(many, out, size=300)
+        assert _content(out) == _content(tmp_path / "whole")
+        assert [name for name in _leftovers(out) if name.endswith(".draft")] == []
+
+
+def test_a_killed_worker_is_one_sentence(many, tmp_path):
+    out = tmp_path / "out"
+    process = _start(many, out, stderr=subprocess.PIPE)
+    _wait_for(process, lambda: list((out / "progress").glob("*.draft")))
+    tasks = f"/proc/{process.pid}/task"
+    for task in os.listdir(tasks):
+        with open(f"{tasks}/{task}/children") as file:
+            for child in map(int, file.read().split()):
+                with open(f"/proc/{child}/cmdline") as command:
+                    if "spawn_main" in command.read():
+                        os.kill(child, signal.SIGKILL)
+    assert b"was killed, perhaps for want of memory" in process.communicate()[1]
+    assert process.returncode == 1
+    assert not is_prepared(out)
 
 
 def test_two_processes_on_the_same_share_do_no_harm(many, tmp_path):
@@ -402,6 +439,38 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(nih, tmp_path, capsys)
     (tmp_path / "file").write_text("")
     assert _command(nih.path, tmp_path / "file" / "out", "--size=8") == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_full_disk_is_one_sentence(many, out, processes):
+    """A limit on the size of a file stands in for the disk's end."""
+    command = ["-m", "data_pipelines.prepare", SOURCE, f"--source={many.path}", f"--out={out}"]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+    run = "import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    made = subprocess.run(
+        [sys.executable, "-c", f"{limit}; {run}", *command, f"--processes={processes}"],
+        env=os.environ | {"PYTHONPATH": _ROOT},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2
+    assert "Traceback" not in made.stderr
+    assert "full.array_record-00000-of-00001 cannot be written (" in made.stderr
+    assert _leftovers(out) == []
+    assert not list(out.glob("*.array_record-*"))
+
+
+def test_workers_import_neither_jax_nor_tensorflow(nih, out):
+    script = (
+        "import sys; from data_pipelines.prepare import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or len({'jax', 'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    arguments = [SOURCE, f"--source={nih.path}", f"--out={out}", "--size=8", "--processes=1"]
+    subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": _ROOT},
+        check=True,
+    )
 
 
 def test_interrupted_by_hand_it_leaves_no_worker(many, tmp_path):
