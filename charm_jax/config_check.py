@@ -41,8 +41,7 @@ def _check_run(config: ConfigDict) -> None:
     for key, seed in (("seed", config.seed), ("data.split_seed", config.data.split_seed)):
         if not 0 <= seed < 2**31:
             raise InputError(f"config.{key} is {seed}: set it from 0 to {2**31 - 1}.")
-    if config.data.resident:
-        raise InputError("config.data.resident is True: only False is supported yet.")
+    _at_least("config.data.processes", config.data.processes, 0)
 
 
 def _check_model(model: ConfigDict) -> None:

@@ -12,11 +12,9 @@ from flax.traverse_util import unflatten_dict
 
 from charm_jax import command_line, pretrained, recipe, runs, weights_file
 from charm_jax.backbones import BACKBONES
-from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
 from charm_jax.command_line import say
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.momentum import Momentum
-from charm_jax.stages import STAGES
 from charm_jax.state import TrainState
 from data_pipelines.errors import InputError
 
@@ -31,7 +29,7 @@ def main(argv: list[str]) -> int:
     _check_target(target, values.to)
     config = recipe.defaults()
     command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
-    state, name = _restore(run, values.checkpoint)
+    state, name = runs.restore(run, values.checkpoint, _shapes)
     tensors = pretrained.to_reference(state, BACKBONES[config.model.backbone])
     weights_file.write(target, tensors)
     say(f"Written {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
@@ -69,25 +67,12 @@ def _check_target(target: Path, kind: str) -> None:
         raise InputError(f"There is no folder {target.parent}: make it, or choose another.")
 
 
-def _restore(run: Path, checkpoint: str) -> tuple[TrainState, str]:
-    checkpoints = Checkpoints(run / "checkpoints", STAGES)
-    try:
-        stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
-        leaves = checkpoints.meta(stage, step)["leaves"]
-        state, _ = checkpoints.restore(stage, step, _shapes(leaves))
-    except DamagedCheckpoint as error:
-        raise InputError(f"{error} Choose another with --checkpoint.") from error
-    finally:
-        checkpoints.close()
-    return state, f"{stage}/{step}"
-
-
-def _shapes(leaves: dict[str, dict[str, Any]]) -> TrainState:
+def _shapes(meta: dict[str, Any]) -> TrainState:
     """The network of a checkpoint as shapes; so no data are needed to restore it."""
     tree = unflatten_dict(
         {
             tuple(name.split("/")): jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
-            for name, leaf in leaves.items()
+            for name, leaf in meta["leaves"].items()
         }
     )
     return TrainState(

@@ -12,12 +12,10 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from charm_jax import command_line, config_check, experiment, initial_weights, recipe, runs
-from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
 from charm_jax.command_line import say
 from charm_jax.metrics import macro_auroc_interval, summarise
 from charm_jax.model import Charm
 from charm_jax.plain import Plain
-from charm_jax.stages import STAGES
 from charm_jax.state import TrainState
 from data_pipelines import splits
 from data_pipelines.errors import InputError
@@ -46,11 +44,14 @@ def main(argv: list[str]) -> int:
         known = runs.known_cases(run, data.table)
         simulated = runs.read_json(run / "split.json")["simulated"]
         _check_unseen(known, rows, data.split.rule, values.split, run)
-        state, checkpoint = _restore(run, config, model, values.checkpoint)
+        shapes = experiment.state_shapes(model, config)
+        state, checkpoint = runs.restore(run, values.checkpoint, lambda _: shapes)
+        say(f"Evaluating checkpoint {checkpoint} of {run}.")
         out = run / "eval" / values.split
     step = _as_known(experiment.eval_step(config, model), known)
     batch = max(config.stages[stage].batch_size for stage in stages)
-    z = experiment.logits(config, data, rows, batch, step, state, f"evaluating {values.split}")
+    batches = experiment.evaluation_batches(config, data, rows, batch)
+    z = experiment.logits(batches, rows, step, state, f"evaluating {values.split}")
     out.mkdir(parents=True, exist_ok=True)
     _write_predictions(out / "predictions.csv", data, rows, np.asarray(jax.nn.sigmoid(z)))
     metrics = {
@@ -135,21 +136,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
-
-
-def _restore(
-    run: Path, config: ConfigDict, model: Charm | Plain, checkpoint: str
-) -> tuple[TrainState, str]:
-    checkpoints = Checkpoints(run / "checkpoints", STAGES)
-    try:
-        stage, step = runs.resolve_checkpoint(checkpoints, checkpoint)
-        state, _ = checkpoints.restore(stage, step, experiment.state_shapes(model, config))
-    except DamagedCheckpoint as error:
-        raise InputError(f"{error} Choose another with --checkpoint.") from error
-    finally:
-        checkpoints.close()
-    say(f"Evaluating checkpoint {stage}/{step} of {run}.")
-    return state, f"{stage}/{step}"
 
 
 def _weights(config: ConfigDict, model: Charm | Plain) -> tuple[TrainState, str]:

@@ -26,9 +26,10 @@ from charm_jax.plain import Plain
 from charm_jax.stages import STAGES, Plan
 from charm_jax.state import TrainState
 from charm_jax.steps import jit_eval_step, jit_train_step
-from data_pipelines import augment, loader, quarantine, sources, splits
+from data_pipelines import augment, loader, quarantine, resident, sources, splits
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
+from data_pipelines.resident import ResidentCases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,9 +231,19 @@ def optimizer(config: ConfigDict, stage: Plan) -> Any:
     return optim.adamw_one_cycle(config.stages[stage.stage].peak_lr, steps)
 
 
-def train_step(config: ConfigDict, model: Charm | Plain, stage: Plan) -> Callable:
+def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
+    """All that training and validation see, on the device, if ``config.data.resident`` says so."""
+    if not config.data.resident:
+        return None
+    return resident.load(data.table, data.seen, config.data.image_size)
+
+
+def train_step(
+    config: ConfigDict, model: Charm | Plain, stage: Plan, cases: ResidentCases | None
+) -> Callable:
     """The jitted step of a stage."""
     return jit_train_step(
+        cases,
         model=model,
         optimizer=optimizer(config, stage),
         loss=LOSSES[config.stages[stage.stage].loss],
@@ -241,10 +252,12 @@ def train_step(config: ConfigDict, model: Charm | Plain, stage: Plan) -> Callabl
     )
 
 
-def eval_step(config: ConfigDict, model: Charm | Plain) -> Callable:
+def eval_step(
+    config: ConfigDict, model: Charm | Plain, cases: ResidentCases | None = None
+) -> Callable:
     """The jitted evaluation step."""
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    return jit_eval_step(model=model, prepare=prepare)
+    return jit_eval_step(cases, model=model, prepare=prepare)
 
 
 def training_batches(
@@ -258,24 +271,38 @@ def training_batches(
         epochs=stage.epochs,
         batch_key=f"config.stages.{stage.stage}.batch_size",
     )
+    if config.data.resident:
+        return loader.training_ids(case_ids, start_step)
     return loader.training_batches(
-        data.table, case_ids, image_size=config.data.image_size, start_step=start_step
+        data.table,
+        case_ids,
+        image_size=config.data.image_size,
+        processes=config.data.processes,
+        start_step=start_step,
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict, data: Data, rows: np.ndarray, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The given rows from their files, once and in order."""
+    return loader.evaluation_batches(
+        data.table,
+        rows,
+        image_size=config.data.image_size,
+        batch_size=batch_size,
+        processes=config.data.processes,
     )
 
 
 def logits(
-    config: ConfigDict,
-    data: Data,
+    batches: Iterator[dict[str, np.ndarray]],
     rows: np.ndarray,
-    batch_size: int,
     step: Callable,
     network: TrainState,
     title: str,
 ) -> np.ndarray:
-    """``[n, F]`` logits of the given rows, with a progress bar."""
-    batches = loader.evaluation_batches(
-        data.table, rows, image_size=config.data.image_size, batch_size=batch_size
-    )
+    """``[n, F]`` logits of the rows that the batches hold, with a progress bar."""
     with tqdm(total=len(rows), desc=title, unit=" images", dynamic_ncols=True, leave=False) as bar:
         return logits_of(network, batches, step, rows, bar.update)
 
@@ -289,7 +316,11 @@ def validator(
     loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.stage].loss]
 
     def validate(network: TrainState) -> tuple[float, float | None]:
-        z = logits(config, data, rows, stage.batch_size, step, network, "validation")
+        if config.data.resident:
+            batches = loader.evaluation_ids(rows, batch_size=stage.batch_size)
+        else:
+            batches = evaluation_batches(config, data, rows, stage.batch_size)
+        z = logits(batches, rows, step, network, "validation")
         value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
         # Without a finite loss the run stops: ranking logits that are not numbers would raise
         # first.

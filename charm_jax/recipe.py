@@ -22,7 +22,8 @@ def defaults() -> ConfigDict:
     data.split_seed = 0  # independent of config.seed: runs with other seeds share their parts
     data.image_size = 224  # pixels, square
     data.missing = "error"  # "skip" uses the images that are there
-    data.resident = False  # only False yet
+    data.resident = False  # True: all images in the device's memory, batches gathered there
+    data.processes = 0  # that decode images; 0: threads do, which is faster on few cores
     # Of the source "phantom" alone: what is drawn on first use.
     data.phantom = ConfigDict(
         {"train_images": 2400, "test_images": 800, "image_size": 64, "seed": 0}

@@ -6,7 +6,7 @@ import fcntl
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +17,19 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from charm_jax.checkpoints import Checkpoints
+from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
+from charm_jax.stages import STAGES
+from charm_jax.state import TrainState
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.whole_file import whole_file
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 # Keys that may differ when a run goes on: they change where things are, not what is computed.
-_FREE_KEYS = ("name", "runs_dir", "resume", "data.dir", "log.", "checkpoint.")
+_FREE_KEYS = (
+    *("name", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
+    *("log.", "checkpoint."),
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -241,6 +246,31 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
         f"There is no checkpoint {name!r} in {checkpoints.directory}: choose best, last or one "
         f"of {known}."
     )
+
+
+def restore(
+    run: Path, name: str, like: Callable[[dict[str, Any]], TrainState]
+) -> tuple[TrainState, str]:
+    """The state of a run's checkpoint, and its name ``<stage>/<step>``.
+
+    Args:
+        run: its folder.
+        name: as ``resolve_checkpoint`` takes it.
+        like: from the checkpoint's JSON, a state of the network as ``Checkpoints.restore`` takes
+            it.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged or of another architecture.
+    """
+    checkpoints = Checkpoints(run / "checkpoints", STAGES)
+    try:
+        stage, step = resolve_checkpoint(checkpoints, name)
+        state, _ = checkpoints.restore(stage, step, like(checkpoints.meta(stage, step)))
+    except DamagedCheckpoint as error:
+        raise InputError(f"{error} Choose another with --checkpoint.") from error
+    finally:
+        checkpoints.close()
+    return state, f"{stage}/{step}"
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The jitted steps: pure functions of a state and a batch."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import optax
@@ -104,19 +106,38 @@ def eval_step(
     return output.logits
 
 
-def jit_train_step(**parts: object) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """``train_step`` with its keyword arguments bound, compiled, the state donated."""
+@runtime_checkable
+class DeviceCases(Protocol):
+    """Cases in the device's memory: a pytree of arrays."""
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        return train_step(state, batch, **parts)
-
-    return jax.jit(step, donate_argnums=0)
+    def batch(self, case_ids: Array) -> Batch:
+        """The batch with these case ids."""
 
 
-def jit_eval_step(**parts: object) -> Callable[[TrainState, Batch], Array]:
-    """``eval_step`` with its keyword arguments bound, compiled."""
+def jit_train_step(
+    cases: DeviceCases | None = None, **parts: object
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+    """``train_step`` with its keyword arguments bound, compiled, the state donated.
 
-    def step(state: TrainState, batch: Batch) -> Array:
-        return eval_step(state, batch, **parts)
+    With ``cases`` on the device, of a batch only ``case_id`` is sent there.
+    """
+    return _jit(partial(train_step, **parts), cases, donate_argnums=0)
 
-    return jax.jit(step)
+
+def jit_eval_step(
+    cases: DeviceCases | None = None, **parts: object
+) -> Callable[[TrainState, Batch], Array]:
+    """``eval_step`` with its keyword arguments bound, compiled; ``cases`` as above."""
+    return _jit(partial(eval_step, **parts), cases)
+
+
+def _jit(step: Callable, cases: DeviceCases | None, **options: int) -> Callable:
+    if cases is None:
+        return jax.jit(step, **options)
+
+    # The cases are an argument: as a constant they would be compiled into the program.
+    def gather_and_step(state: TrainState, case_ids: Array, cases: DeviceCases) -> object:
+        return step(state, cases.batch(case_ids))
+
+    compiled = jax.jit(gather_and_step, **options)
+    return lambda state, batch: compiled(state, batch["case_id"], cases)

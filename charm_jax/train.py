@@ -123,7 +123,8 @@ class _Training:
         self.config, self.data, self.directory = config, data, directory
         self.names = experiment.stage_names(config)
         self.model = experiment.build_model(config, data)
-        self.eval_step = experiment.eval_step(config, self.model)
+        self.cases = experiment.resident_cases(config, data)
+        self.eval_step = experiment.eval_step(config, self.model, self.cases)
         self.checkpoints = Checkpoints(
             directory / "checkpoints", self.names, config.checkpoint.keep
         )
@@ -240,7 +241,7 @@ class _Training:
             return state, progress
         batches = experiment.training_batches(self.config, self.data, plan, int(state.step))
         hooks = Hooks(
-            train_step=experiment.train_step(self.config, self.model, plan),
+            train_step=experiment.train_step(self.config, self.model, plan, self.cases),
             batches=batches,
             validate=experiment.validator(self.config, self.data, plan, self.eval_step),
             log=log,

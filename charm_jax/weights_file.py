@@ -1,6 +1,8 @@
 """Weight files of torch: read without running anything that is in them, and written."""
 
+import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,19 +66,25 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     Raises:
         InputError: the suffix is of neither kind, or PyTorch is needed and not installed.
+        OSError: the disk is full or may not be written.
     """
     kind = kind_of(path)
     own = {name: np.array(value, order="C") for name, value in tensors.items()}
+    # By way of memory: what the libraries raise where they write themselves hides a full disk.
+    content = safetensors.numpy.save(own) if kind == "safetensors" else _torch_bytes(path, own)
     draft = path.with_name(path.name + ".tmp")
     try:
-        if kind == "safetensors":
-            safetensors.numpy.save_file(own, draft)
-        else:
-            torch = _torch(path)
-            torch.save({name: torch.from_numpy(value) for name, value in own.items()}, draft)
+        draft.write_bytes(content)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _torch_bytes(path: Path, tensors: dict[str, np.ndarray]) -> bytes:
+    torch = _torch(path)
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, buffer)
+    return buffer.getvalue()
 
 
 def kind_of(path: Path) -> str:
@@ -106,7 +114,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         if not file.read(4).startswith(_MAGIC):
             raise _unreadable(path, "it does not begin as PyTorch's files do")
     try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+        with (
+            warnings.catch_warnings(action="ignore"),  # they tell how to run what is in the file
+            torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]),
+        ):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
@@ -114,20 +125,25 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
                 f"{path} is refused: it holds more than weights, and code in such a file could do "
                 "anything; ask its author for the state dict alone, best as .safetensors."
             ) from error
-        raise _unreadable(path, str(error) or type(error).__name__) from error
+        # What comes before that is advice to load the file without weights_only.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        raise _unreadable(path, reason or type(error).__name__) from error
     return {
-        name: _float32(_as_numpy(torch, value))
+        str(name): _as_numpy(torch, path, name, value)
         for name, value in _state_dict(path, loaded).items()
         if isinstance(value, torch.Tensor)
     }
 
 
-def _as_numpy(torch: Any, value: Any) -> np.ndarray:
+def _as_numpy(torch: Any, path: Path, name: Any, value: Any) -> np.ndarray:
     value = value.to(torch.float32) if value.is_floating_point() else value
-    return value.detach().numpy()
+    try:
+        return value.detach().numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, ...
+        raise _unreadable(path, f"{name}: {error}") from error
 
 
-def _state_dict(path: Path, loaded: Any) -> Mapping[str, Any]:
+def _state_dict(path: Path, loaded: Any) -> Mapping[Any, Any]:
     for nest in _NESTS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
             loaded = loaded[nest]

@@ -71,4 +71,4 @@ class ImageFiles:
 
     def fault(self, case_id: int, *, whole: bool) -> str:
         """Looks at the file; see ``ImageStore``."""
-        return fault(self.paths[case_id], whole=whole)
+        return fault(self.paths[case_id], whole)

@@ -51,24 +51,38 @@ class ReadCases:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PaddedBatches:
-    """Consecutive batches of equal size; the last is filled up with zeros and masked."""
+class _PaddedIds:
+    """Consecutive batches of equal size; the last is filled up with id 0 and masked."""
 
     rows: np.ndarray
-    read: ReadCases
     batch_size: int
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        batch = self.read(self.rows[index * self.batch_size : (index + 1) * self.batch_size])
-        filled = len(batch["case_id"])
+        ids = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+        filled = np.arange(self.batch_size) < len(ids)
+        padded = np.zeros(self.batch_size, np.int32)
+        padded[filled] = ids
+        return {"case_id": padded, "mask": filled}
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadPadded:
+    """From padded ids to a batch whose padding is zero."""
+
+    read: ReadCases
+
+    def __call__(self, ids: Batch) -> Batch:
+        mask = ids["mask"]
+        batch = self.read(ids["case_id"][mask])
+        missing = len(mask) - int(mask.sum())
         padded = {
-            key: np.pad(value, [(0, self.batch_size - filled)] + [(0, 0)] * (value.ndim - 1))
+            key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
             for key, value in batch.items()
         }
-        return padded | {"mask": np.arange(self.batch_size) < filled}
+        return padded | {"mask": mask}
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -117,6 +131,23 @@ def case_id_batches(
         .batch(batch_size, drop_remainder=True)
         .repeat(epochs)
     )
+
+
+def training_ids(
+    case_ids: "grain.MapDataset[np.ndarray]", start_step: int = 0
+) -> "grain.DatasetIterator[Batch]":
+    """The batches that ``case_id_batches`` lists as their ids alone, for cases on the device."""
+    return iter(case_ids[start_step:].map(_named_ids).to_iter_dataset())
+
+
+def _named_ids(ids: np.ndarray) -> Batch:
+    return {"case_id": ids.astype(np.int32)}
+
+
+def evaluation_ids(rows: Int[np.ndarray, " n"], *, batch_size: int) -> Iterator[Batch]:
+    """The batches of ``evaluation_batches`` as ids and mask alone, for cases on the device."""
+    padded = _PaddedIds(rows, batch_size)
+    return (padded[i] for i in range(len(padded)))
 
 
 def training_batches(
@@ -177,8 +208,8 @@ def evaluation_batches(
     """
     import grain
 
-    batches = _PaddedBatches(rows, ReadCases(table, image_size), batch_size)
-    return _stream(grain.MapDataset.source(batches), threads, processes)
+    batches = grain.MapDataset.source(_PaddedIds(rows, batch_size))
+    return _stream(batches.map(_ReadPadded(ReadCases(table, image_size))), threads, processes)
 
 
 def _stream(

@@ -2,12 +2,16 @@
 
 import os
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook(("charm_jax", "data_pipelines"), "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# How long an example takes says nothing here: others may share the machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):

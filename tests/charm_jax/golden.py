@@ -78,8 +78,7 @@ def described(arch):
     return {n: tuple(s) for n, s in every if not n.endswith("num_batches_tracked")}
 
 
-def model(arch, dropout=0.0):
-    backbone = BACKBONES[arch]
+def charm(backbone, dropout=0.0):
     return Charm(
         trunk=backbone.trunk(drop_rate=0.0),
         expansion=backbone.expansion(),
@@ -90,6 +89,10 @@ def model(arch, dropout=0.0):
             memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * 14
         ),
     )
+
+
+def model(arch, dropout=0.0):
+    return charm(BACKBONES[arch], dropout)
 
 
 @functools.cache

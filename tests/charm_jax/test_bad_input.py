@@ -69,7 +69,7 @@ def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused
         (["--config="], ["--config", "config file"]),
         (["--config"], ["--config", "config file"]),
         (["--config.model.momentum=nan"], ["config.model.momentum", "from 0 to 1"]),
-        (["--config.data.resident"], ["config.data.resident"]),
+        (["--config.data.processes=-1"], ["config.data.processes", "0 or more"]),
         (["--config.data.image_size=0"], ["config.data.image_size", "32"]),
         (["--config.data.missing=ignore"], ["config.data.missing", "skip"]),
         (["extra"], ["'extra'"]),

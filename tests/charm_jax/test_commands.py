@@ -188,3 +188,17 @@ def test_evaluation_leaves_a_save_in_progress_alone(finished, tmp_path):
 def test_ci_has_the_real_data():
     """The real images are in every CI run; elsewhere their tests are skipped."""
     assert os.environ.get("CHARM_TEST_DATA") or not os.environ.get("CI")
+
+
+def test_images_on_the_device_train_the_same_network(finished, tmp_path):
+    copy_data(finished, tmp_path)
+    result = train("--config.data.resident", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "loading images" in result.stderr
+    here, there = (read(folder / "runs/demo/summary.json") for folder in (tmp_path, finished[0]))
+    for stage, expected in there["stages"].items():
+        assert here["stages"][stage]["steps"] == expected["steps"]
+        assert here["stages"][stage]["best_epoch"] == expected["best_epoch"]
+        assert here["stages"][stage]["best_val_loss"] == pytest.approx(
+            expected["best_val_loss"], rel=1e-4
+        )

@@ -16,7 +16,7 @@ from charm_jax import losses
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.npz"
 BATCH, FINDINGS = 4, 14
 seeds = st.integers(0, 2**32 - 1)
-quick = settings(deadline=None, max_examples=25)
+quick = settings(max_examples=25)
 either = pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "plain"])
 every_loss = pytest.mark.parametrize("name", list(losses.LOSSES))
 

@@ -22,7 +22,7 @@ masks = st.lists(
     st.lists(st.booleans(), min_size=BATCH, max_size=BATCH).map(np.array), min_size=1, max_size=5
 )
 seeds = st.integers(0, 2**32 - 1)
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 class Ring:

@@ -271,7 +271,7 @@ def simple_stage(losses, plan):
     return i, run.index(min(run)) + 1, i < plan.epochs
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     losses=st.lists(st.integers(0, 12).map(lambda n: n / 8), min_size=1, max_size=12),
     patience=st.integers(1, 4),

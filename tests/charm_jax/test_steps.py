@@ -17,6 +17,7 @@ from charm_jax.memory_bank import Retrieved
 from charm_jax.model import Charm, CharmOutput, Head
 from charm_jax.plain import Plain
 from data_pipelines.augment import evaluation_images, training_images
+from data_pipelines.resident import ResidentCases
 
 BATCH, SIDE, FINDINGS, SLOTS, DECAY = 8, 32, 3, 12, 0.9
 DIM = 32
@@ -377,3 +378,30 @@ def test_a_plain_network_trains_without_bank_and_momentum_branch():
     assert "bank_count" not in metrics
     logits = steps.jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
     assert logits.shape == (BATCH, FINDINGS)
+
+
+def test_a_batch_on_the_device_is_gathered_within_the_step(train_step, fresh):
+    whole = batch_of(seed=5)
+    shuffled = np.random.default_rng(0).permutation(BATCH)
+    row_of = np.full(int(max(whole["case_id"])) + 1, -1, np.int32)
+    row_of[np.asarray(whole["case_id"])[shuffled]] = np.arange(BATCH)
+    cases = ResidentCases(
+        images=jnp.asarray(whole["image"])[shuffled],
+        labels=jnp.asarray(whole["labels"])[shuffled],
+        patient_ids=jnp.asarray(whole["patient_id"])[shuffled],
+        row_of=jnp.asarray(row_of),
+    )
+    chex.clear_trace_counter()
+    step = steps.jit_train_step(
+        cases,
+        model=network(),
+        optimizer=OPTIMIZER,
+        loss=binary_cross_entropy,
+        augment=chex.assert_max_traces(training_images, n=1),
+        momentum_decay=DECAY,
+    )
+    for _ in range(2):
+        gathered, metrics = step(copied(fresh), {"case_id": whole["case_id"]})
+    streamed, expected = train_step(fresh, whole)
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-4)
+    chex.assert_trees_all_close(gathered.memory, streamed.memory, rtol=1e-4)

@@ -1,5 +1,8 @@
+import errno
+import resource
 import sys
 import zipfile
+from contextlib import contextmanager
 
 import jax.numpy as jnp
 import numpy as np
@@ -115,12 +118,23 @@ def test_without_pytorch_one_sentence_names_the_extra_and_safetensors(tmp_path, 
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def full(_tensors, draft):
-        draft.write_bytes(b"half")
-        raise OSError("no space")
+@contextmanager
+def small_files():
+    """No file may grow beyond 10,000 bytes, which fails as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
-        weights_file.write(tmp_path / "weights.safetensors", TENSORS)
-    assert not list(tmp_path.iterdir())
+
+def check_that_a_failed_write_leaves_nothing(path):
+    with small_files(), pytest.raises(OSError) as error:
+        weights_file.write(path, {"w": np.zeros(9999, np.float32)})
+    assert error.value.errno == errno.EFBIG
+    assert not list(path.parent.iterdir())
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    check_that_a_failed_write_leaves_nothing(tmp_path / "weights.safetensors")

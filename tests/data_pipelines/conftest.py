@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import save
 from PIL import Image
+
+from data_pipelines import dicom
 
 HEADER_V2020 = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -83,3 +86,18 @@ def make_nih(tmp_path: Path) -> Callable[..., NihFolder]:
 @pytest.fixture
 def nih(make_nih: Callable[..., NihFolder]) -> NihFolder:
     return make_nih()
+
+
+@pytest.fixture
+def grey(tmp_path: Path) -> Callable[..., np.ndarray]:
+    """Saves a DICOM object and reads it as grey in [0, 1]; its header is found in order first."""
+
+    def read(dataset):
+        path = save(dataset, tmp_path / "image")
+        dicom.check_header(path)
+        image = dicom.read_grey(path)
+        assert image.dtype == np.float32
+        assert 0 <= image.min() <= image.max() <= 1
+        return image
+
+    return read

@@ -69,7 +69,7 @@ def test_flip_takes_half_of_the_images_one_by_one():
 
 
 @given(angle=st.floats(-180, 180, width=32), shape=st.sampled_from([(9, 9), (6, 13), (12, 7)]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rotation_by_a_known_angle_is_scipy_s(angle, shape):
     images = _floats(1, *shape)
     out = jax.jit(rotate_by)(jnp.array([angle], jnp.float32), images)

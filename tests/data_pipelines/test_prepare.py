@@ -320,7 +320,8 @@ def test_unreadable_images_are_listed_and_left_out(nih, out, processes):
     nih.file(nih.names[9]).write_text("<html>")
     refused = _prepare(nih, out, max_share=0.2, processes=processes)
     assert [name for name, _ in refused] == [nih.names[4], nih.names[9]]
-    assert refused[1][1] == "not an image file"
+    store = sources.load(SOURCE, nih.path).store
+    assert [reason for _, reason in refused] == [store.fault(i, whole=True) for i in (4, 9)]
     with (out / "quarantine.csv").open(newline="") as file:
         assert [tuple(row) for row in csv.reader(file)] == [("image", "reason"), *refused]
     summary, names, _, _ = _content(out)

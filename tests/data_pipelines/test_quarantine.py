@@ -12,6 +12,7 @@ from data_pipelines.nih_chest_xray14 import load
 from data_pipelines.quarantine import apply_policy, verify_files, write_quarantine
 from data_pipelines.splits import make_split
 
+NO_IMAGE = "not a PNG, JPEG, TIFF or DICOM file of a known kind"
 RECIPE = {"bce": "abnormal", "focal": "all"}
 
 
@@ -41,7 +42,7 @@ def test_every_kind_of_fault_is_found_in_the_order_of_the_rows(spoilt):
     entries = verify_files(load(spoilt.path), np.arange(12)[::-1])
     assert [name for name, _ in entries] == [spoilt.names[i] for i in (10, 7, 4, 1)]
     reasons = [reason for _, reason in entries]
-    assert (reasons[0], reasons[2], reasons[3]) == ("not an image file", "empty", "absent")
+    assert (reasons[0], reasons[2], reasons[3]) == (NO_IMAGE, "empty", "absent")
     assert reasons[1]
 
 
