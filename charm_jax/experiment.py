@@ -71,6 +71,7 @@ def load_data(config: ConfigDict) -> Data:
     options = data.get(data.source)
     options = options if isinstance(options, ConfigDict) else {}
     table = sources.load(data.source, Path(data.dir), data.csv, **options)
+    table.store.check_size(data.image_size)
     images, note = _stage_images(config, table)
     split = splits.make_split(table, data.split, images, data.split_seed)
     split, quarantined = quarantine.apply_policy(table, split, data.missing)

@@ -24,6 +24,11 @@ _USERS_OWN = Card(
     description="Images of the user's own folder.",
     license="The terms of the images that were prepared hold for this folder, too.",
 )
+_MEDMNIST = (
+    "J. Yang, R. Shi, D. Wei, Z. Liu, L. Zhao, B. Ke, H. Pfister, B. Ni, 'MedMNIST v2 - A "
+    "large-scale lightweight benchmark for 2D and 3D biomedical image classification', Scientific "
+    "Data 10:41, 2023."
+)
 _CARDS = {
     "nih_chest_xray14": Card(
         description=(
@@ -41,6 +46,18 @@ _CARDS = {
             "Classification and Localization of Common Thorax Diseases', CVPR 2017."
         ),
         homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+    ),
+    "chestmnist": Card(
+        description="ChestMNIST: ChestX-ray14 as MedMNIST resized and divided it.",
+        license="CC BY 4.0.",
+        citation=_MEDMNIST,
+        homepage="https://medmnist.com",
+    ),
+    "pneumoniamnist": Card(
+        description="PneumoniaMNIST: X-rays of children as MedMNIST resized and divided them.",
+        license="CC BY 4.0.",
+        citation=_MEDMNIST,
+        homepage="https://medmnist.com",
     ),
     "phantom": Card(
         description="SIMULATED chest X-rays, drawn by a program, of no patient.",

@@ -30,6 +30,13 @@ class ImageStore(Protocol):
             InputError: one is absent or unreadable, or the store has another size only.
         """
 
+    def check_size(self, size: int) -> None:
+        """Says at once whether images can be read at a size.
+
+        Raises:
+            InputError: the store has another size only.
+        """
+
     def fault(self, case_id: int, *, whole: bool) -> str:
         """Why an image that is present cannot be used, in a few words; empty if it can.
 
@@ -70,6 +77,9 @@ class ImageFiles:
             image[:] = read_image(self.paths[case_id], size)
         return images
 
+    def check_size(self, size: int) -> None:
+        """Any size will do."""
+
     def fault(self, case_id: int, *, whole: bool) -> str:
         """Looks at the file; see ``ImageStore``."""
         return fault(self.paths[case_id], whole)
@@ -98,6 +108,9 @@ class ImageArray:
         for image, case_id in zip(images, case_ids.tolist(), strict=True):
             image[:] = to_square(Image.fromarray(self.images[case_id]), size)
         return images
+
+    def check_size(self, size: int) -> None:
+        """Any size will do."""
 
     def fault(self, case_id: int, *, whole: bool) -> str:
         """Finds none; see ``ImageStore``."""

@@ -71,7 +71,7 @@ def prepare(
     absent = _absent(table, missing, max_share)
     n_expected = len(table.images) - (len(absent) if missing == "skip" else 0)
     layout = Layout(out, source, size, len(table.images), rows_per_shard)
-    _claim(layout, prepared.table_digest(table))
+    _claim(layout, table)
     remove_stale_drafts(layout)
     share, of = part or (0, 1)
     indices = range(share, layout.n_shards, of)
@@ -123,7 +123,7 @@ def _absent(table: CaseTable, missing: str, max_share: float) -> list[Entry]:
     return [(name, ABSENT) for name in absent]
 
 
-def _claim(layout: Layout, digest: str) -> None:
+def _claim(layout: Layout, table: CaseTable) -> None:
     """Writes into an empty folder what it is for, or compares that with what is asked for."""
     path = layout.directory / prepared.IDENTITY
     asked = {
@@ -132,7 +132,8 @@ def _claim(layout: Layout, digest: str) -> None:
         "size": layout.size,
         "rows": layout.n_rows,
         "rows_per_shard": layout.rows_per_shard,
-        "table_sha256": digest,
+        "table_sha256": prepared.table_digest(table),
+        "notes": prepared.notes(table),
     }
     if not path.is_file():
         if layout.directory.is_dir() and any(layout.directory.iterdir()):

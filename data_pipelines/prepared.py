@@ -80,7 +80,22 @@ def load(directory: Path, source: str) -> CaseTable:
         ages=frame["age"].to_numpy(np.int16),
         store=_records(layout, images, frame["record"].to_numpy(np.int64)),
         simulated=(directory / SIMULATED_MARKER).is_file(),
+        **_from_json(identity["notes"]),
     )
+
+
+def notes(table: CaseTable) -> dict[str, Any]:
+    """What a table says of all its images together, for JSON; ``load`` takes it back."""
+    return {
+        "official_known": table.official_known,
+        "patients_known": table.patients_known,
+        "patient_names": list(table.patient_names),
+        "warnings": list(table.warnings),
+    }
+
+
+def _from_json(notes: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in notes.items()}
 
 
 def table_digest(table: CaseTable) -> str:
@@ -210,13 +225,7 @@ class Records:
         self, case_ids: Int[np.ndarray, " batch"], size: int
     ) -> UInt8[np.ndarray, "batch size size 1"]:
         """Reads a batch, shard by shard; see ``ImageStore``."""
-        prepared = self.layout.size
-        if size != prepared:
-            raise InputError(
-                f"config.data.image_size is {size} but {self.layout.directory} was prepared at "
-                f"{prepared}: set --config.data.image_size={prepared}, or prepare the images at "
-                f"{size} into another folder."
-            )
+        self.check_size(size)
         records = self.records[case_ids]
         if (records < 0).any():
             raise InputError(
@@ -231,6 +240,16 @@ class Records:
             places = np.flatnonzero(shards == shard)
             self._read_shard(images, places, case_ids, shard)
         return images
+
+    def check_size(self, size: int) -> None:
+        """Refuses another size than the prepared one; see ``ImageStore``."""
+        prepared = self.layout.size
+        if size != prepared:
+            raise InputError(
+                f"config.data.image_size is {size} but {self.layout.directory} was prepared at "
+                f"{prepared}: set --config.data.image_size={prepared}, or prepare the images at "
+                f"{size} into another folder."
+            )
 
     def fault(self, case_id: int, *, whole: bool) -> str:
         """The image was verified when it was prepared; ``whole`` reads its record once more."""

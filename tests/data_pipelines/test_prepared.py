@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_pipelines import loader, quarantine, sources, splits
 from data_pipelines.errors import InputError
@@ -49,6 +50,25 @@ def test_a_prepared_folder_gives_the_table_of_the_raw_one(nih, out):
     assert is_prepared(out)
     assert not is_prepared(nih.path)
     assert isinstance(load(out, SOURCE).store, ImageStore)
+
+
+def test_own_patients_unknown_labels_and_warnings_survive(tmp_path):
+    raw = tmp_path / "own"
+    raw.mkdir()
+    for i in range(6):
+        Image.new("L", (9, 7), 40 * i).save(raw / f"{i}.jpg")
+    rows = "".join(f"{i}.jpg,P {i // 2},{['', '1', '0'][i % 3]},1\n" for i in range(6))
+    (raw / "labels.csv").write_text("image,patient,Mass,My finding\n" + rows)
+    prepare("csv_folder", raw, tmp_path / "out", size=8)
+    _assert_same_table(
+        sources.load("csv_folder", raw), sources.load("csv_folder", tmp_path / "out")
+    )
+    (raw / "labels.csv").write_text("image,Mass\n" + "".join(f"{i}.jpg,1\n" for i in range(6)))
+    prepare("csv_folder", raw, tmp_path / "unknown", size=8)
+    unknown = sources.load("csv_folder", tmp_path / "unknown")
+    assert not unknown.patients_known
+    assert not unknown.official_known
+    assert unknown.warnings == sources.load("csv_folder", raw).warnings != ()
 
 
 def test_the_real_table_survives_whole(real):
@@ -153,6 +173,12 @@ def test_a_store_goes_to_worker_processes(out):
     batches = loader.training_batches(table, case_ids, image_size=8, processes=2)
     for batch in batches:
         np.testing.assert_array_equal(batch["image"], before[batch["case_id"]])
+
+
+def test_another_size_is_refused_before_anything_is_read(out):
+    with pytest.raises(InputError, match=r"config\.data\.image_size is 16 .* at 8: set"):
+        load(out, SOURCE).store.check_size(16)
+    load(out, SOURCE).store.check_size(8)
 
 
 def test_another_size_names_the_key_and_both_sizes(out):
