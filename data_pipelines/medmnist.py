@@ -19,6 +19,10 @@ large-scale lightweight benchmark for 2D and 3D biomedical image classification"
 Download: https://medmnist.com
 """
 
+import math
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -58,6 +62,22 @@ _PNEUMONIA_WARNING = (
     "PneumoniaMNIST gives no patient numbers: each image counts as a patient of its own, so "
     "patients may be in several parts."
 )
+# Errors of zip, npy and deflate have no common base; a damaged header is parsed as Python's.
+_READ_ERRORS = (
+    *(
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        NotImplementedError,
+        RuntimeError,
+        Warning,
+    ),
+    *(struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile),
+)
+# Images do not become a hundredth when they are packed; below this size it does not matter.
+_MOST_DEFLATED, _SMALL = 100, 2**28
 _PARTS = ("test", "train", "val")  # sorted, so that names in this order are
 
 
@@ -131,12 +151,12 @@ def _find(directory: Path, csv: str, source: str) -> Path:
 
 def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All images, ``[n, S, S]`` uint8 in the order of the parts, and the labels of each part."""
-    # Errors of zip, npy and deflate have no common base.
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with arrays:
+            _check_claims(path, arrays.zip)
             labels = {part: arrays[f"{part}_labels"] for part in _PARTS}
             _check_labels(path, labels, n_findings)
             return _gather(path, arrays, labels), labels
@@ -145,11 +165,32 @@ def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray
             f"The file {path} has no array {error.args[0].split()[0]!r}: a file of MedMNIST has "
             f"images and labels of train, val and test; download it again from {DOWNLOAD_PAGE}."
         ) from error
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except _READ_ERRORS as error:
         raise InputError(
             f"The file {path} cannot be read as an .npz file ({error}): download it again from "
             f"{DOWNLOAD_PAGE}."
         ) from error
+
+
+def _check_claims(path: Path, archive: zipfile.ZipFile) -> None:
+    """Compares what the arrays and the archive claim to hold with the file, before memory is taken.
+
+    Raises:
+        ValueError: there is less in it.
+    """
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(_SMALL, _MOST_DEFLATED * path.stat().st_size):
+        raise ValueError(f"it claims to unpack to {unpacked / 1e9:.1f} GB")
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"{member.filename} is of format {version}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy warns of headers that it has to guess at
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} claims the shape {shape} and holds less")
 
 
 def _check_labels(path: Path, labels: dict[str, np.ndarray], n_findings: int) -> None:
