@@ -1,8 +1,10 @@
 """Small sound files and decompression bombs that ``fuzz_inputs.py`` starts from."""
 
+import gzip
 import io
 import struct
 import tempfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -164,3 +166,41 @@ def _deflated(data: bytes, tail: bytes) -> bytes:
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()
+
+
+def nih_csv() -> list[bytes]:
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender"
+    labels = ("No Finding", "Mass", "Cardiomegaly|Effusion", "Hernia")
+    rows = [f"{i:08d}_000.png,{labels[i % 4]},0,{i},05{i}Y,M,PA" for i in range(8)]
+    plain = "\n".join([f"{header},View Position", *rows]).encode()
+    return [plain, plain.replace(b"\n", b",\r\n"), b"\xef\xbb\xbf" + plain, gzip.compress(plain)]
+
+
+def labels_csv() -> list[bytes]:
+    rows = [f"ward {i % 2}/{i}.png,P{i // 2},{i % 3 - 1},,{i % 2}.0" for i in range(8)]
+    plain = "\n".join(["image,patient,Mass,Edema,Rib fracture", *rows]).encode()
+    quoted = plain.replace(b"ward 0", b'"ward, ""0"""')
+    return [plain, quoted, b"image,Mass\na.png,1\nb.png,0\n"]
+
+
+def npz() -> list[bytes]:
+    parts = {"train": 6, "val": 2, "test": 3}
+    arrays = {f"{part}_images": np.full((n, 28, 28), 9, np.uint8) for part, n in parts.items()}
+    arrays |= {f"{part}_labels": np.ones((n, 1), np.uint8) for part, n in parts.items()}
+    files = []
+    for write in (np.savez, np.savez_compressed):
+        buffer = io.BytesIO()
+        write(buffer, **arrays)
+        files.append(buffer.getvalue())
+    claim = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        claim, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 224, 224)}
+    )
+    huge = io.BytesIO()
+    with zipfile.ZipFile(huge, "w") as archive:
+        for name, value in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, value)
+            content = claim.getvalue() if name == "train_images" else member.getvalue()
+            archive.writestr(f"{name}.npy", content)
+    return [*files, huge.getvalue()]

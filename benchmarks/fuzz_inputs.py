@@ -17,12 +17,15 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fuzz_corpus
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines import csv_folder, medmnist, nih_chest_xray14
+from data_pipelines.case_table import CaseTable
 from data_pipelines.decode import fault, read_image
 from data_pipelines.errors import InputError
 
@@ -40,12 +43,31 @@ def read_square(path: Path) -> None:
     assert image.dtype == np.uint8, image.dtype
 
 
+def read_table(load: Callable[[Path, str], CaseTable], path: Path) -> None:
+    """Reads a table; what comes back must be sorted and of the promised types."""
+    table = load(path.parent, str(path))
+    n = len(table.images)
+    assert n, "no rows"
+    assert list(table.images) == sorted(set(table.images.tolist())), "not sorted"
+    assert table.labels.shape == (n, len(table.findings)), table.labels.shape
+    assert table.labels.dtype == np.int8, table.labels.dtype
+    assert np.isin(table.labels, (-1, 0, 1)).all(), "labels"
+    assert (table.patients >= 0).all(), "patients"
+    if table.present.any():
+        images = table.store.read(np.flatnonzero(table.present)[:4], _SIDE)
+        assert images.shape[1:] == (_SIDE, _SIDE, 1), images.shape
+        assert images.dtype == np.uint8, images.dtype
+
+
 # Kind -> what makes the files to start from, and what reads one: it may raise InputError only.
 KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[Path], None]]] = {
     "png": (fuzz_corpus.png, read_square),
     "jpeg": (fuzz_corpus.jpeg, read_square),
     "tiff": (fuzz_corpus.tiff, read_square),
     "dicom": (fuzz_corpus.dicom, read_square),
+    "nih_csv": (fuzz_corpus.nih_csv, partial(read_table, nih_chest_xray14.load)),
+    "labels_csv": (fuzz_corpus.labels_csv, partial(read_table, csv_folder.load)),
+    "npz": (fuzz_corpus.npz, partial(read_table, medmnist.load_pneumoniamnist)),
 }
 
 

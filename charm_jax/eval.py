@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     run, config, values = _parse(argv)
     config_check.check(config)
     data = experiment.load_data(config)
+    for note in data.notes:
+        say(note)
     stages = experiment.stage_names(config)
     rows = data.split.rows(stages[-1], values.split)
     model = experiment.build_model(config, data)
@@ -41,8 +43,9 @@ def main(argv: list[str]) -> int:
         state, checkpoint = _weights(config, model)
         out = Path(config.runs_dir) / Path(checkpoint).stem / "eval" / values.split
     else:
-        known = runs.known_cases(run, data.table)
-        simulated = runs.read_json(run / "split.json")["simulated"]
+        trained = runs.read_json(run / "split.json")
+        runs.check_findings(run, trained["findings"], data.table)
+        known, simulated = runs.known_cases(run, data.table), trained["simulated"]
         _check_unseen(known, rows, data.split.rule, values.split, run)
         shapes = experiment.state_shapes(model, config)
         state, checkpoint = runs.restore(run, values.checkpoint, lambda _: shapes)
@@ -161,6 +164,7 @@ def _described(
         "split_sha256": part["sha256"],
         "n_images": part["images"],
         "n_patients": part["patients"],
+        "patients_known": data.table.patients_known,
         "images_present": present,
         "images_missing": len(data.table.images) - present,
         "refused": data.refused,
@@ -189,29 +193,42 @@ def table(metrics: dict[str, Any]) -> str:
         lines.append("The network was trained on SIMULATED images.")
     if metrics["images_missing"]:
         lines.append(f"{metrics['images_missing']:,} images of the table are missing.")
-    lines += ["", f"{'finding':<20} {'AUROC':>7} {'positives':>10}"]
-    for name, values in metrics["findings"].items():
-        auroc = "-" if values["auroc"] is None else f"{values['auroc']:.4f}"
-        lines.append(f"{name:<20} {auroc:>7} {values['positives']:>10,}")
+    lines += ["", *_findings(metrics["findings"])]
     macro = "undefined" if metrics["macro_auroc"] is None else f"{metrics['macro_auroc']:.4f}"
     defined = len(metrics["findings"]) - len(metrics["undefined"])
+    noun = "finding" if defined == 1 else "findings"
     low, high = metrics["macro_auroc_interval"]
     interval = "" if low is None else f" (95 % of patient bootstraps: {low:.4f} to {high:.4f})"
-    lines += ["", f"macro AUROC {macro} over {defined} findings{interval}"]
+    lines += ["", f"macro AUROC {macro} over {defined} {noun}{interval}"]
     if metrics["undefined"]:
         lines.append(f"without both classes, left out: {', '.join(metrics['undefined'])}")
     return "\n".join([*lines, DISCLAIMER])
 
 
+def _findings(findings: dict[str, dict[str, Any]]) -> list[str]:
+    """A header and a line a finding; unknown labels have a column where there are any."""
+    width = max(20, *map(len, findings))
+    some_unknown = any(values["unknown"] for values in findings.values())
+    unknown = f" {'unknown':>10}" if some_unknown else ""
+    lines = [f"{'finding':<{width}} {'AUROC':>7} {'positives':>10}{unknown}"]
+    for name, values in findings.items():
+        auroc = "-" if values["auroc"] is None else f"{values['auroc']:.4f}"
+        unknown = f" {values['unknown']:>10,}" if some_unknown else ""
+        lines.append(f"{name:<{width}} {auroc:>7} {values['positives']:>10,}{unknown}")
+    return lines
+
+
 def _leak(metrics: dict[str, Any]) -> str:
     if metrics["trained_on_simulated"] is None:
         return "What these weights were trained on is not known here."
-    if not metrics["leak_images"]:
-        return "Training and validation saw no abnormal image of these patients."
-    return (
-        f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here are "
-        "of patients that the run trained or validated on."
-    )
+    if metrics["leak_images"]:
+        return (
+            f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
+            "are of patients that the run trained or validated on."
+        )
+    if not metrics["patients_known"]:
+        return "The source does not tell patients apart: what training saw of them is not known."
+    return "Training and validation saw no abnormal image of these patients."
 
 
 def _write_predictions(
@@ -224,7 +241,8 @@ def _write_predictions(
         writer.writerow(header)
         for row, score in zip(rows, scores, strict=True):
             labels = ["" if label < 0 else int(label) for label in data.table.labels[row]]
-            known = [data.table.images[row], data.table.patients[row]]
+            patient = data.table.patient_name(data.table.patients[row])
+            known = [data.table.images[row], patient]
             writer.writerow([*known, *(f"{s:.9g}" for s in score), *labels])
 
 

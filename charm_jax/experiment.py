@@ -43,7 +43,9 @@ class Data:
         quarantined: (image, reason) of those.
         refused: how many of those should have been usable: all but files that are absent with
             ``config.data.missing=skip``.
-        prevalence: share of the whole training part, abnormal or not, with each finding.
+        prevalence: share of the whole training part, abnormal or not, with each finding, among the
+            images where it is known.
+        notes: lines for the user on these data.
     """
 
     table: CaseTable
@@ -51,6 +53,7 @@ class Data:
     quarantined: list[tuple[str, str]]
     refused: int
     prevalence: tuple[float, ...]
+    notes: tuple[str, ...]
 
     @property
     def seen(self) -> np.ndarray:
@@ -66,9 +69,11 @@ def load_data(config: ConfigDict) -> Data:
         InputError: whatever is wrong with the data, or a batch that a part cannot fill.
     """
     data = config.data
-    options = data.get(data.source, {})
+    options = data.get(data.source)
+    options = options if isinstance(options, ConfigDict) else {}
     table = sources.load(data.source, Path(data.dir), data.csv, **options)
-    images = {name: config.stages[name].images for name in stage_names(config)}
+    table.store.check_size(data.image_size)
+    images, note = _stage_images(config, table)
     split = splits.make_split(table, data.split, images, data.split_seed)
     split, quarantined = quarantine.apply_policy(table, split, data.missing)
     absent = sum(reason == quarantine.ABSENT for _, reason in quarantined)
@@ -78,7 +83,22 @@ def load_data(config: ConfigDict) -> Data:
         quarantined=quarantined,
         refused=len(quarantined) - (absent if data.missing == "skip" else 0),
         prevalence=_prevalence(table, data, quarantined),
+        notes=(*(f"warning: {warning}" for warning in table.warnings), *note),
     )
+
+
+def _stage_images(config: ConfigDict, table: CaseTable) -> tuple[dict[str, str], list[str]]:
+    """The kind of images of each stage, and a note where it is not the config's."""
+    images = {name: config.stages[name].images for name in stage_names(config)}
+    abnormal = [name for name, kind in images.items() if kind == "abnormal"]
+    # With one finding the abnormal images are of one class, and nothing could be learned of it.
+    if len(table.findings) > 1 or not abnormal:
+        return images, []
+    note = (
+        f"The only finding is {table.findings[0]}, which every abnormal image has: stage "
+        f"{abnormal[0]} uses all images."
+    )
+    return dict.fromkeys(images, "all"), [note]
 
 
 def _prevalence(
@@ -87,8 +107,8 @@ def _prevalence(
     whole = splits.make_split(table, data.split, {"all": "all"}, data.split_seed)
     rows = whole.stages["all"]["train"]
     rows = rows[~np.isin(table.images[rows], [name for name, _ in quarantined])]
-    positive = (table.labels[rows] == 1).sum(axis=0)
-    return tuple(float(n) for n in positive / max(len(rows), 1))
+    positive, known = (table.labels[rows] == 1).sum(axis=0), (table.labels[rows] >= 0).sum(axis=0)
+    return tuple(float(share) for share in positive / np.maximum(known, 1))
 
 
 def stage_names(config: ConfigDict) -> list[str]:
@@ -144,6 +164,8 @@ def describe_split(config: ConfigDict, data: Data) -> dict[str, Any]:
     return {
         "source": data.table.source,
         "simulated": data.table.simulated,
+        "findings": list(data.table.findings),
+        "patients_known": data.table.patients_known,
         "rule": data.split.rule,
         "split_seed": data.split.split_seed,
         "leak_images": data.split.leak_images,
@@ -159,6 +181,8 @@ def describe_split(config: ConfigDict, data: Data) -> dict[str, Any]:
 def describe_leak(data: Data) -> str:
     """One sentence on the patients that the parts share."""
     split = data.split
+    if not data.table.patients_known:
+        return "The source does not tell patients apart: whether parts share any is not known."
     if split.rule in splits.DISJOINT:
         return "No patient is in two parts."
     return (

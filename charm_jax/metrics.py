@@ -20,7 +20,8 @@ def auroc_by_finding(
         findings: Names of the columns.
 
     Returns:
-        name → {"auroc": 0 … 1, or None without both classes, "positives": int, "negatives": int}.
+        name → {"auroc": 0 … 1, or None without both classes, "positives": int, "negatives": int,
+        "unknown": int}.
 
     Raises:
         ValueError: If the shapes do not agree, a score is not finite or a label is none of these.
@@ -37,7 +38,12 @@ def auroc_by_finding(
         auroc = None
         if positives and negatives:
             auroc = float(roc_auc_score(truth, scores[known, column]))
-        result[name] = {"auroc": auroc, "positives": positives, "negatives": negatives}
+        result[name] = {
+            "auroc": auroc,
+            "positives": positives,
+            "negatives": negatives,
+            "unknown": len(labels) - len(truth),
+        }
     return result
 
 

@@ -15,9 +15,9 @@ def defaults() -> ConfigDict:
     config.deterministic = False  # the same bits from run to run on CUDA too; slower
 
     config.data = data = ConfigDict()
-    data.source = "nih_chest_xray14"
+    data.source = "nih_chest_xray14"  # or csv_folder, chestmnist, pneumoniamnist, phantom
     data.dir = os.environ.get("CHARM_DATA", "data/nih_chest_xray14")
-    data.csv = ""  # another table than the source's own
+    data.csv = ""  # another table than the source's own; for MedMNIST, which .npz file
     data.split = "official"  # or patient, notebook
     data.split_seed = 0  # independent of config.seed: runs with other seeds share their parts
     data.image_size = 224  # pixels, square

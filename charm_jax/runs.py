@@ -6,7 +6,7 @@ import fcntl
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -95,7 +95,7 @@ def known_cases(directory: Path, table: CaseTable) -> Known:
         InputError: the run lacks its list of cases.
     """
     try:
-        cases = pd.read_csv(directory / "cases.csv", dtype={"image": str})
+        cases = pd.read_csv(directory / "cases.csv", dtype={"image": str}, keep_default_na=False)
         trained_on = (directory / "trained_on.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
@@ -105,6 +105,19 @@ def known_cases(directory: Path, table: CaseTable) -> Known:
     patient_ids = found["patient"].fillna(-1).to_numpy(np.int32)
     seen = np.isin(patient_ids, cases.loc[trained_on, "patient"].to_numpy()) & (case_ids >= 0)
     return Known(case_ids, patient_ids, seen)
+
+
+def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) -> None:
+    """Compares the findings that a run learns, in order, with those of a table.
+
+    Raises:
+        InputError: they differ.
+    """
+    if list(learned) != list(table.findings):
+        raise InputError(
+            f"The run {directory} knows the findings {', '.join(learned)} but {table.source} has "
+            f"{', '.join(table.findings)}: give it data with the same findings in the same order."
+        )
 
 
 def unknown_cases(table: CaseTable) -> Known:

@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
     data = experiment.load_data(config)
     experiment.check_batches(config, data)
     description = experiment.describe_split(config, data)
+    for note in data.notes:
+        say(note)
     if values.dry_run:
         _check_weights(config, data)
         print(json.dumps(description, indent=2))

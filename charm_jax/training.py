@@ -50,7 +50,8 @@ class Training:
             for stage, parts in description["stages"].items()
             for part in data.split.stages[stage]
         }
-        self.split = {"rule": data.split.rule, "sha256": hashes}
+        findings = list(data.table.findings)
+        self.split = {"rule": data.split.rule, "findings": findings, "sha256": hashes}
         self.finished: dict[str, dict[str, Any]] = {}
         self.ending: int | None = None
 
@@ -108,8 +109,9 @@ class Training:
         """Refuses to go on with other images: steps, order and bank would lose their meaning.
 
         Raises:
-            InputError: the first part that differs.
+            InputError: the findings, or the first part, that differ.
         """
+        runs.check_findings(self.directory, saved["findings"], self.data.table)
         now = {"rule": self.split["rule"], **self.split["sha256"]}
         then = {"rule": saved["rule"], **saved["sha256"]}
         changed = [name for name in now if now[name] != then.get(name)]

@@ -25,6 +25,11 @@ class CaseTable:
         ages: ``[n]`` int16 years; -1 for unknown.
         store: the pixels of the images that are present.
         simulated: whether the images are drawn rather than acquired.
+        official_known: whether the source gives parts at all; if not, rule ``official`` divides by
+            patient.
+        patients_known: whether the source tells patients apart; if not, each image is its own.
+        patient_names: what the source calls each patient, by number; empty where it numbers them.
+        warnings: what a user has to know of these data, a sentence each; the commands print them.
     """
 
     source: str
@@ -38,6 +43,10 @@ class CaseTable:
     ages: np.ndarray
     store: ImageStore
     simulated: bool = False
+    official_known: bool = True
+    patients_known: bool = True
+    patient_names: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -48,3 +57,7 @@ class CaseTable:
     def abnormal(self) -> Bool[np.ndarray, " n"]:
         """Whether the image has at least one finding."""
         return (self.labels == 1).any(axis=1)
+
+    def patient_name(self, number: int | np.integer) -> str:
+        """What the source calls a patient."""
+        return self.patient_names[number] if self.patient_names else str(number)

@@ -66,7 +66,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
         if _is_dicom(path):
             return _rounded_square(Image.fromarray(dicom.read_grey(path)), size, 1)
         with _opened(path) as image:
-            return _to_square(image, size)
+            return to_square(image, size)
     except DECODE_ERRORS as error:
         raise InputError(
             f"The image {path} cannot be read ({unreadable_reason(error)}): fetch it again, or "
@@ -98,7 +98,7 @@ def fault(path: Path, whole: bool) -> str:
             if whole and image.format == "PNG":
                 image.verify()
             elif whole:
-                _to_square(image, 1)
+                to_square(image, 1)
     except DECODE_ERRORS as error:
         return unreadable_reason(error)
     return ""
@@ -142,7 +142,15 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise ValueError("its 8-bit values are signed")
 
 
-def _to_square(image: Image.Image, size: int) -> np.ndarray:
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """One grey channel of an image, resized to a square as ``read_image`` says.
+
+    Returns:
+        ``[size, size, 1]`` uint8.
+
+    Raises:
+        ValueError: a value that 16 bits do not hold.
+    """
     if image.mode in _EIGHT_BIT:
         grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
         return np.array(grey)[..., None]

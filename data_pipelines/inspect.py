@@ -251,6 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "A simulated set that is drawn is read with --source nih_chest_xray14."
             )
         table = sources.load(options.source, options.dir, options.csv)
+        for warning in table.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         summary = inspect(table, options.split, size=options.size, sample=options.sample, out=out)
         text = summary_text({"directory": str(options.dir), **summary})
         with whole_file(out / "summary.txt") as file:

@@ -261,12 +261,13 @@ def load(directory: Path, csv: str = "", **sizes: int) -> CaseTable:
     Args:
         directory: of the set.
         csv: as for ChestX-ray14.
-        **sizes: those of `write_phantoms`.
+        **sizes: those of `write_phantoms`; without any, a set that was drawn before is read.
 
     Raises:
         InputError: as in `write_phantoms` and for ChestX-ray14.
     """
-    ensure_phantoms(directory, **sizes)
+    if sizes:
+        ensure_phantoms(directory, **sizes)
     return dataclasses.replace(nih_chest_xray14.load(directory, csv), source="phantom")
 
 

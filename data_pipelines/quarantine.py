@@ -79,7 +79,7 @@ def apply_policy(
     if len(entries) == len(rows):
         raise InputError(
             f"Not one of the {len(rows)} images of the table {_is_usable(entries)}: set "
-            "--config.data.dir to the folder that holds the PNG files."
+            "--config.data.dir to the folder that holds the image files."
         )
     if missing == "error" and len(entries) > max_share * len(rows):
         raise InputError(

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines import nih_chest_xray14, phantom
+from data_pipelines import csv_folder, medmnist, nih_chest_xray14, phantom, prepared
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError, did_you_mean
 
 SOURCES: dict[str, Callable[..., CaseTable]] = {
     "nih_chest_xray14": nih_chest_xray14.load,
+    "csv_folder": csv_folder.load,
+    "chestmnist": medmnist.load_chestmnist,
+    "pneumoniamnist": medmnist.load_pneumoniamnist,
     "phantom": phantom.load,
 }
 
@@ -18,7 +21,7 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
 
     Args:
         source: a name of ``SOURCES``.
-        directory: folder of the data.
+        directory: folder of the data, raw or prepared (``data_pipelines.prepare``).
         csv: file to read in place of the source's own table; empty for the source's own.
         **options: what this source alone takes, the keys of ``config.data.<source>``.
 
@@ -30,4 +33,11 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
             f"config.data.source is {source!r}, which is no known source: "
             f"{did_you_mean(source, SOURCES)}"
         )
+    if prepared.is_prepared(directory):
+        if csv:
+            raise InputError(
+                f"config.data.csv is {csv!r} but {directory} is prepared and has its own table: "
+                "leave the key empty, or name the folder of the source's own files."
+            )
+        return prepared.load(directory, source)
     return SOURCES[source](Path(directory), csv, **options)

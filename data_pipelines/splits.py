@@ -67,6 +67,8 @@ class Split:
 def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_seed: int) -> Split:
     """Divides the full table, whether the image files are present or not.
 
+    A source that has no parts of its own is divided by ``patient`` where the rule is ``official``.
+
     Args:
         table: the source's full table.
         rule: a key of ``RULES``.
@@ -86,6 +88,8 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
             raise InputError(
                 f"config.stages.{stage}.images is {kind!r}: set it to 'abnormal' or 'all'."
             )
+    if rule == "official" and not table.official_known:
+        rule = "patient"
     return _with_leak(table, rule, split_seed, RULES[rule](table, images, split_seed))
 
 
@@ -192,9 +196,10 @@ def _assert_disjoint(table: CaseTable, part: np.ndarray) -> None:
     if clash.size:
         first, second = order[clash[0]], order[clash[0] + 1]
         raise InputError(
-            f"The patient {patients[clash[0]]} is in two parts, '{part[first]}' "
-            f"({table.images[first]}) and '{part[second]}' ({table.images[second]}): put all the "
-            "images of a patient into one part, or set --config.data.split=patient."
+            f"The patient {table.patient_name(patients[clash[0]])} is in two parts, "
+            f"'{part[first]}' ({table.images[first]}) and '{part[second]}' "
+            f"({table.images[second]}): put all the images of a patient into one part, or set "
+            "--config.data.split=patient."
         )
 
 

@@ -1,10 +1,25 @@
 """Files that appear whole or not at all."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """Gives another name to write to; at the end the file takes the place of ``path``.
+
+    The name is unlike any other's, so that two processes may write the same file.
+    """
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -13,10 +28,5 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
     Lines end as they are written, so that ``csv`` may write to it.
     """
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_path(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        yield file

@@ -53,6 +53,7 @@ def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused
         (["--config.stages.bce.find_lr"], ["config.stages.bce.find_lr"]),
         (["--config.data.split=oficial"], ["oficial", "official"]),
         (["--config.data.source=nih"], ["config.data.source", "nih_chest_xray14"]),
+        (["--config.data.source=csv"], ["config.data.source", "csv_folder"]),
         (["--config.stages.bce.batch_size=5000"], ["config.stages.bce.batch_size", "5000"]),
         (["--config.runs_dir=/sys/runs"], ["/sys/runs", "cannot be made", "runs_dir"]),
         (["--config.runs_dir=/proc/runs"], ["/proc/runs", "cannot be made"]),

@@ -405,3 +405,12 @@ def test_a_batch_on_the_device_is_gathered_within_the_step(train_step, fresh):
     streamed, expected = train_step(fresh, whole)
     chex.assert_trees_all_close(metrics, expected, rtol=1e-4)
     chex.assert_trees_all_close(gathered.memory, streamed.memory, rtol=1e-4)
+
+
+def test_a_batch_without_any_known_label_has_no_loss_and_no_gradient(train_step, fresh):
+    batch = batch_of(0)
+    batch["labels"] = np.full_like(batch["labels"], -1)
+    new, metrics = train_step(fresh, batch)
+    assert metrics["loss"] == 0
+    assert metrics["grad_norm"] == 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new.params))

@@ -161,3 +161,11 @@ def test_the_real_images(nih_dir, tmp_path):
     assert found["parts"]["test"]["images"] == 310
     assert found["duplicates"]["groups"] == 0
     assert not any(found["pixels"]["outliers"].values())
+
+
+def test_the_warnings_of_a_source_are_said(films, tmp_path, capsys):
+    lines = [f"{path.relative_to(films.path)},1" for path in films.path.rglob("*.png")]
+    (films.path / "labels.csv").write_text("\n".join(["image,Mass", *lines]) + "\n")
+    arguments = ("--source", "csv_folder", "--split", "patient")
+    assert _inspect(films, tmp_path / "out", *arguments) == 0
+    assert "warning: The table" in capsys.readouterr().err
