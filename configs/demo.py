@@ -10,15 +10,15 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The recipe at a size for a laptop."""
+    """The recipe at a size for a laptop: from random weights, so nothing is frozen at first."""
     config = ConfigDict()
     config.name = "demo"
     config.data = ConfigDict({"source": "phantom", "dir": "data/phantom", "image_size": 64})
     config.model = ConfigDict({"backbone": "efficientnet_v2_nano"})
     config.stages = ConfigDict(
         {
-            "bce": {"epochs": 8, "batch_size": 32, "peak_lr": 2e-3},
-            "focal": {"epochs": 4, "batch_size": 64, "peak_lr": 1e-3},
+            "bce": {"frozen_epochs": 0, "epochs": 8, "batch_size": 32, "peak_lr": 2e-3},
+            "focal": {"epochs": 4, "batch_size": 64, "peak_lr": 1e-3, "lr_spread": 1.0},
         }
     )
     config.checkpoint = ConfigDict({"every_steps": 50})

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +122,82 @@ def test_a_step_is_adamw(steps):
 def test_no_steps_are_refused(steps):
     with pytest.raises(ValueError, match=f"at least one step, not {steps}"):
         optim.adamw_one_cycle(optim.geometric(PEAK, PEAK), steps)
+
+
+PARAMS = {part: {"kernel": jnp.ones((2, 2))} for part in ("trunk", "expansion", "fusion", "head")}
+
+
+def ones_like(tree):
+    return jax.tree.map(jnp.ones_like, tree)
+
+
+def changes(optimizer, params=PARAMS, grads=None, steps=1):
+    """What a number of equal gradients do to the parameters together."""
+    grads, state, now = grads or ones_like(params), optimizer.init(params), params
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, now)
+        now = optax.apply_updates(now, updates)
+    return jax.tree.map(lambda new, old: new - old, now, params)
+
+
+def test_the_rates_of_the_groups_are_a_geometric_row():
+    assert optim.geometric(2e-5, 8e-5) == pytest.approx(
+        {"trunk": 2e-5, "expansion": 4e-5, "head": 8e-5}
+    )
+    assert optim.geometric(PEAK, PEAK) == pytest.approx(dict.fromkeys(optim.GROUPS, PEAK))
+
+
+def test_a_group_moves_by_its_share_of_the_rate():
+    even = changes(optim.adamw_one_cycle(optim.geometric(8e-2, 8e-2), 8))
+    spread = changes(optim.adamw_one_cycle(optim.geometric(2e-2, 8e-2), 8))
+    for part, share in {"trunk": 0.25, "expansion": 0.5, "fusion": 1, "head": 1}.items():
+        np.testing.assert_allclose(
+            spread[part]["kernel"], share * even[part]["kernel"], rtol=1e-4, err_msg=part
+        )
+
+
+def test_a_frozen_trunk_is_unknown_to_the_optimizer():
+    rest = optim.trainable(PARAMS, freeze_trunk=True)
+    assert set(rest) == {"expansion", "fusion", "head"}
+    assert optim.trainable(PARAMS, freeze_trunk=False) == PARAMS
+    state = optim.adamw_one_cycle(optim.geometric(1e-3, 4e-3), 8).init(rest)
+    moments = optax.tree.get(state, "mu")
+    assert set(moments) == set(rest)
+
+
+def test_long_gradients_are_clipped_and_short_ones_are_not():
+    def first_moment(clip_norm):
+        optimizer = optim.adamw_one_cycle(optim.geometric(1.0, 1.0), 8, clip_norm=clip_norm)
+        _, state = optimizer.update(ones_like(PARAMS), optimizer.init(PARAMS), PARAMS)
+        return optax.tree.norm(optax.tree.get(state, "mu"))
+
+    norm = 4.0  # of 16 ones
+    np.testing.assert_allclose(first_moment(2.0), first_moment(0.0) * 2.0 / norm, rtol=1e-5)
+    np.testing.assert_allclose(first_moment(5.0), first_moment(0.0), rtol=1e-6)
+
+
+def test_accumulated_batches_make_one_update_of_their_mean():
+    peaks = optim.geometric(1e-2, 4e-2)
+    two = optim.adamw_one_cycle(peaks, 16, accumulate=2)
+    grads = [jax.tree.map(lambda p, s=s: s * jnp.ones_like(p), PARAMS) for s in (1.0, 3.0)]
+    state, now = two.init(PARAMS), PARAMS
+    for number, each in enumerate(grads):
+        updates, state = two.update(each, state, now)
+        now = optax.apply_updates(now, updates)
+        if number == 0:
+            chex.assert_trees_all_equal(now, PARAMS)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    expected = changes(optim.adamw_one_cycle(peaks, 8), grads=mean)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda new, old: new - old, now, PARAMS), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"accumulate": 3}])
+@pytest.mark.parametrize("spread", [1, 4])
+def test_rate_and_b1_can_be_read_off_any_state(spread, options):
+    optimizer = optim.adamw_one_cycle(optim.geometric(PEAK / spread, PEAK), 40, **options)
+    _, state = optimizer.update(ones_like(PARAMS), optimizer.init(PARAMS), PARAMS)
+    values = optim.hyperparams(state)
+    np.testing.assert_allclose(values["learning_rate"], PEAK / 25, rtol=1e-5)
+    np.testing.assert_allclose(values["b1"], 0.95, rtol=1e-5)

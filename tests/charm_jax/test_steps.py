@@ -414,3 +414,53 @@ def test_a_batch_without_any_known_label_has_no_loss_and_no_gradient(train_step,
     assert metrics["loss"] == 0
     assert metrics["grad_norm"] == 0
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new.params))
+
+
+def frozen_step(fresh):
+    """A compiled step that leaves the trunk alone, and a state for it."""
+    begun = state.begin_stage(fresh, OPTIMIZER, jax.random.key(1), freeze_trunk=True)
+    step = jitted(network().clone(freeze_trunk=True))
+    return step.lower(begun, batch_of(0)).compile(), begun
+
+
+def test_a_frozen_trunk_stays_and_costs_no_backward_pass(fresh):
+    step, begun = frozen_step(fresh)
+    after, _ = step(copied(begun), batch_of(0))
+    for before, now in ((begun.params, after.params), (begun.batch_stats, after.batch_stats)):
+        chex.assert_trees_all_equal(now["trunk"], before["trunk"])
+        for part in now.keys() - {"trunk"}:
+            moved = jax.tree.map(lambda a, b: bool((a != b).any()), now[part], before[part])
+            assert any(jax.tree.leaves(moved)), part
+    whole = jitted(network()).lower(fresh, batch_of(0)).compile()
+    flops = {name: s.cost_analysis()["flops"] for name, s in (("frozen", step), ("whole", whole))}
+    assert flops["frozen"] < 0.6 * flops["whole"]
+
+
+def test_the_average_of_all_weights_follows_them_and_is_evaluated(fresh, eval_step):
+    decay = 0.75
+    new = fresh.replace(average={"params": {}, "batch_stats": {}})
+    begun = state.begin_stage(new, OPTIMIZER, jax.random.key(1))
+    chex.assert_trees_all_equal(begun.average["params"], begun.params)
+    step = steps.jit_train_step(
+        model=network(),
+        optimizer=OPTIMIZER,
+        loss=binary_cross_entropy,
+        augment=training_images,
+        momentum_decay=DECAY,
+        average_decay=decay,
+    )
+    after, _ = step(copied(begun), batch_of(0))
+    for name, now, before in (
+        ("params", after.params, begun.params),
+        ("batch_stats", after.batch_stats, begun.batch_stats),
+    ):
+        expected = jax.tree.map(lambda a, b: decay * b + (1 - decay) * a, now, before)
+        chex.assert_trees_all_close(after.average[name], expected, rtol=1e-5, atol=1e-7)
+    logits = eval_step(after, batch_of(3))
+    swapped = after.replace(average=None, **after.average)
+    np.testing.assert_allclose(logits, eval_step_of(swapped, batch_of(3)), rtol=1e-5, atol=1e-6)
+    assert np.abs(logits - eval_step_of(after.replace(average=None), batch_of(3))).max() > 1e-4
+
+
+def eval_step_of(network_state, batch):
+    return steps.jit_eval_step(model=network(), prepare=evaluation_images)(network_state, batch)

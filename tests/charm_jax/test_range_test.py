@@ -1,0 +1,81 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charm_jax import optim, range_test
+from charm_jax.state import TrainState, begin_stage
+
+
+def test_the_rates_are_exponential_from_end_to_end():
+    rates = np.array([range_test.rates()(step) for step in range(range_test.STEPS)])
+    np.testing.assert_allclose(rates[[0, -1]], [range_test.FIRST, range_test.LAST], rtol=1e-4)
+    np.testing.assert_allclose(rates[1:] / rates[:-1], rates[1] / rates[0], rtol=1e-3)
+
+
+def test_the_valley_is_half_way_down_the_longest_fall():
+    losses = np.array([5.0, 5.1, 5.0, 4.0, 3.0, 2.0, 1.0, 9.0])
+    rates = 10.0 ** np.arange(-7, 1)
+    # The fall 5.1 … 1 has six members, the places 1 to 6; its middle is place 3.
+    assert range_test.valley(rates, losses) == pytest.approx(rates[3])
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [1.0, 2.0, 3.0], [2.0, 2.0]])
+def test_without_a_fall_there_is_no_rate(losses):
+    assert range_test.valley(np.ones(len(losses)), np.array(losses)) is None
+
+
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=60))
+def test_the_valley_is_one_of_the_rates_before_the_lowest_end(losses):
+    rates = 10.0 ** np.linspace(-7, 1, len(losses))
+    chosen = range_test.valley(rates, np.array(losses))
+    falls = any(a > b for a, b in itertools.combinations(losses, 2))
+    assert (chosen is not None) == falls
+    if falls:
+        assert chosen in rates
+
+
+OPTIMIZER = optim.adamw(range_test.rates(), range_test.B1, share=dict.fromkeys(optim.GROUPS, 1.0))
+
+
+def _train_step(loss):
+    """A step whose loss is given by its number."""
+
+    @jax.jit
+    def step(state, batch):
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        _, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+        rate = optim.hyperparams(opt_state)["learning_rate"]
+        new = state.replace(step=state.step + 1, opt_state=opt_state)
+        return new, {"loss": loss(state.step), "rate": rate}
+
+    return step
+
+
+def _state():
+    params = {"head": {"kernel": jnp.ones(3)}}
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, None, None, (), jax.random.key(0))
+    return begin_stage(state, OPTIMIZER, jax.random.key(1))
+
+
+def test_a_sweep_gives_rates_and_smoothed_losses_and_leaves_the_state():
+    state = _state()
+    rates, losses = range_test.sweep(
+        state, itertools.repeat(None), _train_step(lambda step: jnp.float32(2.0))
+    )
+    np.testing.assert_allclose(losses, 2.0, rtol=1e-5)
+    np.testing.assert_allclose(rates, [range_test.rates()(i) for i in range(100)], rtol=1e-5)
+    assert int(state.step) == 0
+    assert state.params["head"]["kernel"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("end", [jnp.inf, jnp.nan, 1e9])
+def test_a_sweep_ends_where_the_loss_runs_away(end):
+    step = _train_step(lambda step: jnp.where(step < 30, 1.0, end))
+    rates, losses = range_test.sweep(_state(), itertools.repeat(None), step)
+    assert len(rates) == len(losses) == 30
+    assert np.isfinite(losses).all()
