@@ -14,7 +14,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from charm_jax import recipe
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, did_you_mean
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
@@ -69,17 +69,30 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def load_config(path: Path) -> ConfigDict:
-    """The recipe with the changes that a config file states.
+def load_config(path: Path, argv: Sequence[str] = ()) -> ConfigDict:
+    """The recipe with the changes of a preset and those that a config file states.
+
+    Args:
+        path: of the config file.
+        argv: where ``--config.preset`` is looked for; without it, the file's own counts.
 
     Raises:
         InputError: the file is missing, has no ``get_config``, or names a key or type that the
-            recipe does not have.
+            recipe does not have; or there is no such preset.
     """
     if not path.is_file():
         raise InputError(f"There is no config file {path}: name one, such as configs/effv2s.py.")
     config = recipe.defaults()
-    merge(config, _changes(path).to_dict(), str(path))
+    changes = _changes(path).to_dict()
+    given = [
+        a.split("=", 1)[1] for a in argv if a.startswith(("--config.preset=", "-config.preset="))
+    ]
+    preset = given[-1] if given else changes.get("preset", "")
+    if preset not in recipe.PRESETS:
+        known = [name for name in recipe.PRESETS if name]
+        raise InputError(f"config.preset is {preset!r}: {did_you_mean(str(preset), known)}")
+    merge(config, recipe.PRESETS[preset], "preset")
+    merge(config, changes, str(path))
     if not config.name:
         config.name = path.stem
     return config

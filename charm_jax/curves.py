@@ -38,7 +38,15 @@ def draw_curves(directory: Path, title: str, stages: Sequence[str]) -> None:
 
 def _losses(axes: Axes, stage: str, epochs: list[dict], intervals: list[dict]) -> None:
     axes.set_title(f"stage {stage}")
-    _line(axes, intervals, "loss", color=_TRAIN, alpha=0.3, linewidth=1)
+    _line(
+        axes,
+        intervals,
+        "loss",
+        color=_TRAIN,
+        alpha=0.4,
+        linewidth=1,
+        label="training, single steps",
+    )
     _line(axes, epochs, "train_loss", color=_TRAIN, marker="o", label="training, mean of the epoch")
     _line(axes, epochs, "val_loss", color=_VALIDATION, marker="s", label="validation")
     if epochs:
@@ -82,7 +90,8 @@ def draw_sweep(
     axes = figure.subplots()
     axes.semilogx(rates, losses, color=_TRAIN)
     axes.axvline(chosen, color=_VALIDATION, linestyle="--", label=f"chosen: {chosen:.1e}")
-    axes.set(title=title, xlabel="learning rate of the head", ylabel="training loss, smoothed")
+    axes.set_title(title, fontsize="small")
+    axes.set(xlabel="learning rate of the head", ylabel="training loss, smoothed")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path)

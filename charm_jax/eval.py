@@ -103,7 +103,7 @@ def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, flags.FlagValues]:
     defaults = recipe.defaults()
     path, argv = command_line.split_config_flag(argv)
     if path is not None:
-        config = command_line.load_config(Path(path))
+        config = command_line.load_config(Path(path), argv)
         values = command_line.parse(argv, config, _define_flags)
         if values.run or config.model.init_from == "random":
             raise InputError(

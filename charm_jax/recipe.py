@@ -4,11 +4,26 @@ import os
 
 from ml_collections import ConfigDict
 
+# What a preset sets before a config file and the command line do.
+PRESETS = {
+    "": {},
+    # What the published notebook effectively did: its trunk was never frozen, its rates were one
+    # group's, its second loss was asymmetric, and its split leaks.
+    "notebook": {
+        "data": {"split": "notebook"},
+        "stages": {
+            "bce": {"frozen_epochs": 0, "lr_spread": 1.0},
+            "focal": {"frozen_epochs": 0, "lr_spread": 1.0, "loss": "asymmetric_reference"},
+        },
+    },
+}
+
 
 def defaults() -> ConfigDict:
     """The two-stage recipe of CHARM-Xray, locked, so that a misspelt key is an error."""
     config = ConfigDict()
     config.name = ""  # of the run; the config file's stem when empty
+    config.preset = ""  # or notebook: see PRESETS
     config.runs_dir = "runs"  # holds a folder a run
     config.seed = 0  # of parameters, augmentation, dropout and the order of the images
     config.resume = "auto"  # "force" continues a run although its config has changed

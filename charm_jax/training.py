@@ -199,7 +199,7 @@ class Training:
             rates, losses = range_test.sweep(begun, batches, step)
         finally:
             batches.close()
-        peak = range_test.valley(rates, losses)
+        peak = range_test.suggest(rates, losses)
         if peak is None:
             raise InputError(
                 f"The range test of stage {plan.stage} found no rate at which the loss falls: set "
@@ -207,7 +207,7 @@ class Training:
             )
         curves.draw_sweep(
             self.directory / f"range_test_{plan.stage}.png",
-            f"{self.title}, range test of stage {plan.stage}",
+            f"{self.title}\nrange test of stage {plan.stage}",
             rates,
             losses,
             peak,

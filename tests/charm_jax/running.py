@@ -10,6 +10,7 @@ SMALL = [
     "--config.data.phantom.test_images=310",
     "--config.data.phantom.image_size=32",
     "--config.data.image_size=32",
+    "--config.stages.bce.frozen_epochs=1",
     "--config.stages.bce.epochs=2",
     "--config.stages.focal.epochs=2",
     "--config.stages.focal.batch_size=32",

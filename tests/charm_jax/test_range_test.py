@@ -24,6 +24,16 @@ def test_the_valley_is_half_way_down_the_longest_fall():
     assert range_test.valley(rates, losses) == pytest.approx(rates[3])
 
 
+def test_what_falls_first_and_last_does_not_count():
+    rates = np.arange(1.0, 101.0)
+    losses = np.full(100, 5.0)
+    losses[:9] = np.linspace(9, 6, 9)
+    losses[40:44] = [4, 3, 2, 1]
+    losses[-4:] = [0.9, 0.8, 0.7, 0.6]
+    assert rates[37] < range_test.suggest(rates, losses) < rates[44]
+    assert range_test.suggest(rates[:12], losses[:12]) is None
+
+
 @pytest.mark.parametrize("losses", [[], [1.0], [1.0, 2.0, 3.0], [2.0, 2.0]])
 def test_without_a_fall_there_is_no_rate(losses):
     assert range_test.valley(np.ones(len(losses)), np.array(losses)) is None
