@@ -278,9 +278,7 @@ def plan(config: ConfigDict, data: Data, stage: str) -> Plan:
     )
 
 
-def optimizer(
-    config: ConfigDict, stage: Plan, peak_lr: float
-) -> optax.GradientTransformationExtraArgs:
+def optimizer(config: ConfigDict, stage: Plan, peak_lr: float) -> optax.GradientTransformation:
     """AdamW, one cycle over all epochs of the stage; ``peak_lr`` is the head's."""
     keys = config.stages[stage.part]
     return optim.adamw_one_cycle(
@@ -298,7 +296,7 @@ def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
     return resident.load(data.table, data.seen, config.data.image_size)
 
 
-def range_test_optimizer(config: ConfigDict, stage: Plan) -> optax.GradientTransformationExtraArgs:
+def range_test_optimizer(config: ConfigDict, stage: Plan) -> optax.GradientTransformation:
     """AdamW for the sweep of a range test, with the stage's spread of rates and its clipping."""
     keys = config.stages[stage.part]
     shares = optim.geometric(1 / keys.lr_spread, 1.0)

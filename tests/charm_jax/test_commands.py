@@ -22,6 +22,7 @@ def test_a_run_leaves_its_files(finished):
         "cases.csv",
         "split.json",
         "metrics.jsonl",
+        "curves.png",
         "tensorboard",
         "checkpoints",
         "summary.json",
@@ -58,6 +59,7 @@ def test_the_log_has_a_line_an_interval_and_an_epoch(finished):
     ]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [(line["stage"], line["epoch"]) for line in epochs] == [
+        ("bce_frozen", 1),
         ("bce", 1),
         ("bce", 2),
         ("focal", 1),

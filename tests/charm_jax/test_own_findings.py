@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import io
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -130,7 +131,7 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pneumonia(tmp_path_factory):
-    """A run on a small file like PneumoniaMNIST's."""
+    """A run on a small file like PneumoniaMNIST's, with all that the recipe offers."""
     folder = tmp_path_factory.mktemp("pneumonia")
     (folder / "data").mkdir()
     rng, arrays = np.random.default_rng(1), {}
@@ -138,7 +139,24 @@ def pneumonia(tmp_path_factory):
         arrays[f"{part}_images"] = rng.integers(0, 256, (n, 28, 28), np.uint8)
         arrays[f"{part}_labels"] = (np.arange(n) % 2)[:, None].astype(np.uint8)
     np.savez(folder / "data/pneumoniamnist.npz", **arrays)
-    return _train_and_evaluate(folder, "pneumoniamnist", "--config.stages.focal.epochs=0")
+    keys = (
+        *("stages.focal.epochs=0", "stages.bce.frozen_epochs=1", "stages.bce.find_lr=True"),
+        *("stages.bce.clip_norm=1.0", "stages.bce.accumulate=2", "model.average=0.9"),
+    )
+    return _train_and_evaluate(folder, "pneumoniamnist", *(f"--config.{key}" for key in keys))
+
+
+def test_each_phase_has_a_range_test_and_trains_at_its_rate(pneumonia):
+    lines = [json.loads(line) for line in (pneumonia.run / "metrics.jsonl").open()]
+    assert [line["stage"] for line in lines if line["kind"] == "epoch"] == ["bce_frozen", "bce"]
+    for stage in ("bce_frozen", "bce"):
+        found = read(pneumonia.run / f"range_test_{stage}.json")
+        assert found["peak_lr"] in found["rates"]
+        assert len(found["losses"]) == len(found["rates"]) > 20
+        assert (pneumonia.run / f"range_test_{stage}.png").stat().st_size > 5000
+        assert f"Peak rate of stage {stage} by its range test: {found['peak_lr']:.2e}" in (
+            pneumonia.trained
+        )
 
 
 def _predictions(done):

@@ -47,7 +47,7 @@ def start(folder):
 
 def test_a_run_that_is_killed_ends_with_the_same_parameters(finished, tmp_path):
     copy_data(finished, tmp_path)
-    for lines in (1, 5):  # one in each stage
+    for lines in (1, 3, 8):  # one in each stage, the frozen one among them
         process = start(tmp_path)
         wait_for_steps(tmp_path, process, lines)
         process.send_signal(signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_sigterm_saves_and_says_so(finished, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 143, messages
-    assert "The last good checkpoint is runs/demo/checkpoints/bce/" in messages
+    assert "The last good checkpoint is runs/demo/checkpoints/bce_frozen/" in messages
     stages = tmp_path / "runs/demo/checkpoints/bce"
     assert any(path.name.isdigit() for path in stages.iterdir())
 
