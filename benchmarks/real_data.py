@@ -43,6 +43,7 @@ def run(backbone: str, seed: int, epochs: int, out: Path, overrides: list[str]) 
     }
     for stage in ("bce", "focal"):
         keys |= {f"stages.{stage}.batch_size": 32, f"stages.{stage}.epochs": epochs}
+        keys |= {f"stages.{stage}.frozen_epochs": 0, f"stages.{stage}.lr_spread": 1.0}
     flags = [f"--config.{key}={value}" for key, value in keys.items()]
     train = ["charm_jax.train", "--config", "configs/effv2s.py", *flags, *overrides]
     evaluate = ["charm_jax.eval", "--run", name, f"--config.runs_dir={out}"]

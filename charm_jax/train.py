@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     data = experiment.load_data(config)
     experiment.check_batches(config, data)
     description = experiment.describe_split(config, data)
-    for note in data.notes:
+    for note in (*data.notes, *_random_and_frozen(config)):
         say(note)
     if values.dry_run:
         _check_weights(config, data)
@@ -80,6 +80,17 @@ def _check_weights(config: ConfigDict, data: experiment.Data) -> None:
     if config.model.init_from != "random":
         new = experiment.new_state(experiment.build_model(config, data), config)
         say(initial_weights.fill(new, config.model.init_from, config.model.backbone)[1])
+
+
+def _random_and_frozen(config: ConfigDict) -> list[str]:
+    frozen = [name for name in config.stages if config.stages[name].frozen_epochs]
+    if config.model.init_from != "random" or not frozen:
+        return []
+    return [
+        f"warning: stage {frozen[0]} begins with {config.stages[frozen[0]].frozen_epochs} epochs of "
+        "a frozen trunk with random weights: give --config.model.init_from=imagenet or a weight "
+        f"file, or set --config.stages.{frozen[0]}.frozen_epochs=0."
+    ]
 
 
 def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, Any]) -> None:
