@@ -87,9 +87,9 @@ def _random_and_frozen(config: ConfigDict) -> list[str]:
     if config.model.init_from != "random" or not frozen:
         return []
     return [
-        f"warning: stage {frozen[0]} begins with {config.stages[frozen[0]].frozen_epochs} epochs of "
-        "a frozen trunk with random weights: give --config.model.init_from=imagenet or a weight "
-        f"file, or set --config.stages.{frozen[0]}.frozen_epochs=0."
+        f"warning: stage {frozen[0]} begins with a trunk that is frozen although its weights are "
+        "random: give --config.model.init_from=imagenet or a weight file, or set "
+        f"--config.stages.{frozen[0]}.frozen_epochs=0."
     ]
 
 
