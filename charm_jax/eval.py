@@ -94,14 +94,20 @@ def _checkpoint(
     _check_unseen(known, rows, data.split.rule, values.split, run)
     shapes = experiment.state_shapes(model, config)
     state, name = runs.restore(run, values.checkpoint, lambda _: shapes)
-    began_from = config.model.init_from
     history = {
         "checkpoint": name,
         "trained_on_simulated": runs.read_json(run / "split.json")["simulated"],
-        "began_from": None if began_from in initial_weights.OWN else began_from,
+        "began_from": _began_from(run),
     }
     out = run / "eval" / values.split
     return _Subject(state, f"checkpoint {name} of {run}", known, history, out)
+
+
+def _began_from(run: Path) -> str | None:
+    """The file of the user's that a run began from, if it did."""
+    path = run / "weights.json"
+    init_from = runs.read_json(path)["init_from"] if path.exists() else "random"
+    return None if init_from in initial_weights.OWN else init_from
 
 
 def _weights(
@@ -110,6 +116,7 @@ def _weights(
     keys = config.model
     new = experiment.new_state(model, config)
     state, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=True)
+    say(initial_weights.sentence(file))
     history = {
         "checkpoint": file.file,
         "trained_on_simulated": None,

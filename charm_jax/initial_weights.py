@@ -20,12 +20,14 @@ class WeightFile:
     """What was loaded.
 
     Attributes:
+        init_from: the config's word for it.
         file: its path.
         sha256: of its bytes.
         tensors: how many of it are used.
         left_out: names of the others.
     """
 
+    init_from: str
     file: str
     sha256: str
     tensors: int
@@ -62,7 +64,8 @@ def fill(
         ) from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return state, WeightFile(str(path), digest, len(tensors) - len(left_out), left_out)
+    used = len(tensors) - len(left_out)
+    return state, WeightFile(init_from, str(path), digest, used, left_out)
 
 
 def _imagenet(backbone: str) -> Path:

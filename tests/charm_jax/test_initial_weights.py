@@ -52,6 +52,7 @@ def test_a_file_of_a_whole_network_fills_the_state(file, filled):
     loaded, record = initial_weights.fill(new_state(NANO), str(file), NANO, whole=True)
     chex.assert_trees_all_equal(loaded.params, filled.params)
     assert dataclasses.asdict(record) == {
+        "init_from": str(file),
         "file": str(file),
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "tensors": len(weights_file.read(file)),

@@ -231,8 +231,7 @@ def test_every_fault_of_a_references_file_is_listed_at_once():
             "missing spatial_attention.conv1.bias",
             "unexpected spatial_attention.conv_1.bias",
             "unexpected base_model.features.norm0.scale",
-            "classifier.4.bias has shape (15,), not (14,) "
-            "(the file has 15 findings, this data 14)",
+            "classifier.4.bias has shape (15,), not (14,) (the file has 15 findings, this data 14)",
             "backbone.4.denselayer1.norm1.bias contradicts "
             "base_model.features.denseblock1.denselayer1.norm1.bias",
             "memory_bank.memory has shape (512, 1024), not (16, 1024) "

@@ -57,6 +57,7 @@ def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
     assert f"Weights: {weights}" in trained.stderr
     run = tmp_path / "runs" / "demo"
     assert read(run / "weights.json") == {
+        "init_from": str(weights),
         "file": str(weights),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "tensors": len(weights_file.read(weights)),
@@ -74,6 +75,13 @@ def test_a_run_of_its_own_began_from_nothing(finished):
     assert read(finished[0] / "runs/demo/eval/test/metrics.json")["began_from"] is None
     assert not (finished[0] / "runs/demo/weights.json").exists()
     assert "saw no abnormal image" in finished[2].stdout
+
+
+def test_a_leak_shows_beside_what_is_not_known(finished):
+    metrics = read(finished[0] / "runs/demo/eval/test/metrics.json")
+    shown = eval_command.table(metrics | {"leak_images": 3, "began_from": "a.pth"})
+    assert "LEAK: 3 of the" in shown
+    assert "The run began from a.pth; what that was trained on is not known here." in shown
 
 
 def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refused):
