@@ -93,12 +93,15 @@ def _check_weights(config: ConfigDict, data: experiment.Data) -> None:
     """Loads the weights that a run would begin with, if they come from a file."""
     if config.model.init_from != "random":
         new = experiment.new_state(experiment.build_model(config, data), config)
-        say(initial_weights.fill(new, config.model.init_from, config.model.backbone)[1])
+        keys = config.model
+        _, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=False)
+        say(initial_weights.sentence(file))
 
 
 def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, Any]) -> None:
     say(
-        f"{config.model.backbone} with CHARM, {description['parameters']:,} parameters, on "
+        f"{config.model.backbone} {'with' if config.model.charm else 'without'} CHARM, "
+        f"{description['parameters']:,} parameters, on "
         f"{jax.devices()[0].device_kind}; {description['images_present']:,} images of "
         f"{data.table.source}"
         + (" (SIMULATED)" if data.table.simulated else "")
@@ -185,10 +188,18 @@ class _Training:
             self.finished = meta["finished"]
             say(f"Continuing {self.directory} from step {step} of stage {stage}.")
             return state, self._with_best(Progress(**meta["progress"]))
+        return self._begin(self.names[0], self._filled(new)), Progress(self.names[0])
+
+    def _filled(self, new: TrainState) -> TrainState:
+        """The state with its first weights; ``weights.json`` says which file they are of."""
         keys = self.config.model
-        filled, sentence = initial_weights.fill(new, keys.init_from, keys.backbone)
-        say(sentence)
-        return self._begin(self.names[0], filled), Progress(self.names[0])
+        filled, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=False)
+        say(initial_weights.sentence(file))
+        path = self.directory / "weights.json"
+        path.unlink(missing_ok=True)
+        if file is not None:
+            runs.write_json(path, dataclasses.asdict(file))
+        return filled
 
     def _check_split(self, saved: dict[str, Any]) -> None:
         """Refuses to go on with other images: steps, order and bank would lose their meaning.
