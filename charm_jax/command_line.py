@@ -198,6 +198,25 @@ def parse(
     return values
 
 
+def allow_only(argv: Sequence[str], keys: tuple[str, ...], shown: str) -> None:
+    """Refuses overrides of what a run was trained with.
+
+    Args:
+        argv: arguments without the program's name.
+        keys: beginnings of the overrides that are allowed, as ``config.data.``.
+        shown: what the sentence says of them.
+
+    Raises:
+        InputError: the first other override.
+    """
+    for argument in argv:
+        key = argument.lstrip("-").split("=", 1)[0]
+        if key.startswith("config.") and not key.startswith(keys):
+            raise InputError(
+                f"--{key} cannot change what a run was trained with: only {shown} can be given."
+            )
+
+
 def _check_keys(argv: Sequence[str], config: ConfigDict) -> None:
     for argument in argv:
         if not argument.startswith("--config."):

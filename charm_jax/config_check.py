@@ -46,6 +46,11 @@ def _check_run(config: ConfigDict) -> None:
 
 def _check_model(model: ConfigDict) -> None:
     _one_of("config.model.backbone", model.backbone, BACKBONES)
+    if not model.init_from.strip():
+        raise InputError(
+            "config.model.init_from is empty: set it to random, imagenet or the path of a weight "
+            "file."
+        )
     _one_of("config.model.rarity", model.rarity, SELECTION_RULES)
     try:
         resolve_threshold(model.rarity, model.rarity_threshold)

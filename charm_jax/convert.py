@@ -1,6 +1,7 @@
 """``python -m charm_jax.convert --run RUN --to torch FILE``: a run's weights for PyTorch.
 
-FILE gets the names and layouts of the reference's state dict.
+FILE, which comes last, gets the names and layouts of the reference's state dict; a plain run's,
+which the reference does not have, torchvision's.
 """
 
 from pathlib import Path
@@ -37,14 +38,21 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
-    if not argv or argv[-1].startswith("-"):
+    path, argv = command_line.split_config_flag(argv)
+    if path is not None:
+        raise InputError("--config means nothing here: name a run with --run.")
+    target = Path(argv[-1] if argv else "")
+    known = [suffix for kind in weights_file.SUFFIXES.values() for suffix in kind]
+    asks_help = {"--help", "-help", "-h"} & set(argv)
+    if not asks_help and target.suffix.casefold() not in known:
         raise InputError(
-            "The file to write is missing: charm_jax.convert --run RUN --to torch|safetensors FILE."
+            f"The file to write comes last and ends in one of {', '.join(known)}: "
+            "charm_jax.convert --run RUN --to torch|safetensors FILE."
         )
-    *options, target = argv
     config = recipe.defaults()
-    values = command_line.parse(options, config, _define_flags)
-    return Path(target), values, runs.find(Path(config.runs_dir), values.run)
+    values = command_line.parse(argv if asks_help else argv[:-1], config, _define_flags)
+    command_line.allow_only(argv, ("config.runs_dir",), "--config.runs_dir")
+    return target, values, runs.find(Path(config.runs_dir), values.run)
 
 
 def _define_flags(values: flags.FlagValues) -> None:

@@ -1,6 +1,7 @@
 """``python -m charm_jax.eval``: a run's AUROC for each finding as table, JSON and predictions."""
 
 import csv
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,29 +40,21 @@ def main(argv: list[str]) -> int:
     rows = data.split.rows(stages[-1], values.split)
     model = experiment.build_model(config, data)
     if run is None:
-        known, simulated = runs.unknown_cases(data.table), None
-        state, checkpoint = _weights(config, model)
-        out = Path(config.runs_dir) / Path(checkpoint).stem / "eval" / values.split
+        subject = _weights(config, data, model, values.split)
     else:
-        trained = runs.read_json(run / "split.json")
-        runs.check_findings(run, trained["findings"], data.table)
-        known, simulated = runs.known_cases(run, data.table), trained["simulated"]
-        _check_unseen(known, rows, data.split.rule, values.split, run)
-        shapes = experiment.state_shapes(model, config)
-        state, checkpoint = runs.restore(run, values.checkpoint, lambda _: shapes)
-        say(f"Evaluating checkpoint {checkpoint} of {run}.")
-        out = run / "eval" / values.split
-    step = _as_known(experiment.eval_step(config, model), known)
+        subject = _checkpoint(run, config, data, model, values)
+    say(f"Evaluating {subject.said}.")
+    step = _as_known(experiment.eval_step(config, model), subject.known)
     batch = max(config.stages[stage].batch_size for stage in stages)
     batches = experiment.evaluation_batches(config, data, rows, batch)
-    z = experiment.logits(batches, rows, step, state, f"evaluating {values.split}")
+    z = experiment.logits(batches, rows, step, subject.state, f"evaluating {values.split}")
+    out = subject.out
     out.mkdir(parents=True, exist_ok=True)
     _write_predictions(out / "predictions.csv", data, rows, np.asarray(jax.nn.sigmoid(z)))
     metrics = {
-        **_described(config, data, rows, known),
+        **_described(config, data, rows, subject.known),
         "split": values.split,
-        "checkpoint": checkpoint,
-        "trained_on_simulated": simulated,
+        **subject.history,
         **_scored(z, data, rows),
     }
     runs.write_json(out / "metrics.json", metrics)
@@ -70,6 +63,77 @@ def main(argv: list[str]) -> int:
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
     return 1 if data.refused else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is evaluated.
+
+    Attributes:
+        state: the network.
+        said: what it is called on screen.
+        known: the cases of the table, as the run that filled the bank knows them.
+        history: what ``metrics.json`` says of where the network comes from.
+        out: folder of the results.
+    """
+
+    state: TrainState
+    said: str
+    known: runs.Known
+    history: dict[str, Any]
+    out: Path
+
+
+def _checkpoint(
+    run: Path,
+    config: ConfigDict,
+    data: experiment.Data,
+    model: Charm | Plain,
+    values: flags.FlagValues,
+) -> _Subject:
+    trained = runs.read_json(run / "split.json")
+    runs.check_findings(run, trained["findings"], data.table)
+    known = runs.known_cases(run, data.table)
+    rows = data.split.rows(experiment.stage_names(config)[-1], values.split)
+    _check_unseen(known, rows, data.split.rule, values.split, run)
+    shapes = experiment.state_shapes(model, config)
+    state, name = runs.restore(run, values.checkpoint, lambda _: shapes)
+    history = {
+        "checkpoint": name,
+        "trained_on_simulated": trained["simulated"],
+        "began_from": _began_from(run),
+    }
+    out = run / "eval" / values.split
+    return _Subject(state, f"checkpoint {name} of {run}", known, history, out)
+
+
+def _began_from(run: Path) -> str | None:
+    """The file of the user's that a run began from, if it did."""
+    path = run / "weights.json"
+    init_from = runs.read_json(path)["init_from"] if path.exists() else "random"
+    return None if init_from in initial_weights.OWN else init_from
+
+
+def _weights(
+    config: ConfigDict, data: experiment.Data, model: Charm | Plain, part: str
+) -> _Subject:
+    keys = config.model
+    new = experiment.new_state(model, config)
+    state, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=True)
+    say(initial_weights.sentence(file))
+    history = {
+        "checkpoint": file.file,
+        "trained_on_simulated": None,
+        "began_from": None,
+        "leak_images": None,
+    }
+    # Files of other runs may have the same name.
+    folder = f"{Path(file.file).stem}-{file.sha256[:8]}"
+    out = Path(config.runs_dir) / "weights" / folder / "eval" / part
+    state = state.replace(average=None)  # a file has one set of weights
+    return _Subject(
+        state, f"{file.file} without its run", runs.unknown_cases(data.table), history, out
+    )
 
 
 def _as_known(step: Callable, known: runs.Known) -> Callable:
@@ -105,26 +169,34 @@ def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, flags.FlagValues]:
     if path is not None:
         config = command_line.load_config(Path(path), argv)
         values = command_line.parse(argv, config, _define_flags)
-        if values.run or config.model.init_from == "random":
-            raise InputError(
-                "--config evaluates weights without a run: give them with "
-                "--config.model.init_from=FILE, and no --run."
-            )
+        _check_without_run(config, values)
         return None, config, values
     first = command_line.parse(argv, defaults, _define_flags)
     run = runs.find(Path(defaults.runs_dir), first.run)
     config = recipe.defaults()
     command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
     values = command_line.parse(argv, config, _define_flags)
-    for argument in argv:
-        key = argument.split("=", 1)[0]
-        if key.startswith("--config.") and not key.startswith(
-            ("--config.data.", "--config.runs_dir")
-        ):
-            raise InputError(
-                f"{key} cannot change what a run was trained with: only --config.data.* can."
-            )
+    allowed = ("config.data.", "config.runs_dir")
+    command_line.allow_only(argv, allowed, "--config.data.* and --config.runs_dir")
     return run, config, values
+
+
+def _check_without_run(config: ConfigDict, values: flags.FlagValues) -> None:
+    """Refuses what means nothing where weights are evaluated without their run.
+
+    Raises:
+        InputError: --run, --checkpoint, or no file that could hold a classifier.
+    """
+    if values["run"].present or values["checkpoint"].present or config.model.init_from == "random":
+        raise InputError(
+            "--config evaluates weights without a run: give them with "
+            "--config.model.init_from=FILE, and neither --run nor --checkpoint."
+        )
+    if config.model.init_from == "imagenet":
+        raise InputError(
+            "--config.model.init_from=imagenet holds no classifier for these findings: train from "
+            "it with charm_jax.train."
+        )
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -139,14 +211,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
-
-
-def _weights(config: ConfigDict, model: Charm | Plain) -> tuple[TrainState, str]:
-    keys = config.model
-    new = experiment.new_state(model, config)
-    state, sentence = initial_weights.fill(new, keys.init_from, keys.backbone)
-    say(sentence)
-    return state.replace(average=None), keys.init_from
 
 
 def _described(
@@ -221,14 +285,24 @@ def _findings(findings: dict[str, dict[str, Any]]) -> list[str]:
 def _leak(metrics: dict[str, Any]) -> str:
     if metrics["trained_on_simulated"] is None:
         return "What these weights were trained on is not known here."
+    sentences = []
     if metrics["leak_images"]:
-        return (
+        sentences.append(
             f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
             "are of patients that the run trained or validated on."
         )
-    if not metrics["patients_known"]:
-        return "The source does not tell patients apart: what training saw of them is not known."
-    return "Training and validation saw no abnormal image of these patients."
+    elif not metrics["patients_known"]:
+        sentences.append(
+            "The source does not tell patients apart: what training saw of them is not known."
+        )
+    elif metrics["began_from"] is None:
+        sentences.append("Training and validation saw no abnormal image of these patients.")
+    if metrics["began_from"] is not None:
+        sentences.append(
+            f"The run began from {metrics['began_from']}; what that was trained on is not known "
+            "here."
+        )
+    return " ".join(sentences)
 
 
 def _write_predictions(

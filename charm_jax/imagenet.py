@@ -1,8 +1,8 @@
-"""The ImageNet weights of torchvision: fetched once, checked by the digest in their name, kept."""
+"""The ImageNet weights of torchvision: fetched once, kept, checked by the digest in their name."""
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Pa
         server: address before the file's name.
 
     Raises:
-        InputError: there are none for that backbone, the download failed, or what came is not the
-            file that its name promises.
+        InputError: there are none for that backbone, the folder cannot be made or written, the
+            download failed, or what came or is kept is not the file that its name promises.
     """
     if backbone not in FILES:
         raise InputError(
@@ -44,19 +44,23 @@ def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Pa
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         folder = cache / "charm_jax" / "weights"
     path = folder / name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{name}.{os.getpid()}.tmp")
-        try:
-            _download(f"{server}/{name}", draft, path)
-            _check(draft, name)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+    try:
+        if path.exists():
+            _check(path, name, f"at {path}", "delete it, to fetch it again")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(f"{server}/{name}", path)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise InputError(
+            f"{server}/{name} cannot be fetched and kept ({reason}): fetch it elsewhere and put it "
+            f"at {path}, or let $XDG_CACHE_HOME name another folder."
+        ) from error
     return path
 
 
-def _download(address: str, draft: Path, path: Path) -> None:
+def _fetch(address: str, path: Path) -> None:
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with urllib.request.urlopen(address, timeout=30) as answer, draft.open("wb") as file:
             total = int(answer.headers.get("Content-Length", 0)) or None
@@ -64,19 +68,17 @@ def _download(address: str, draft: Path, path: Path) -> None:
                 while block := answer.read(_BLOCK):
                     file.write(block)
                     bar.update(len(block))
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(
-            f"{address} cannot be fetched ({reason}): fetch it elsewhere and put it at {path}."
-        ) from error
+        _check(draft, path.name, "as downloaded", "start again, or fetch it elsewhere")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _check(draft: Path, name: str) -> None:
+def _check(file: Path, name: str, which: str, remedy: str) -> None:
     expected = name.removesuffix(".pth").rsplit("-", 1)[1]
-    with draft.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     if not digest.startswith(expected):
         raise InputError(
-            f"{name} as downloaded has the SHA-256 {digest[:8]}… and not {expected}…: start "
-            "again, or fetch it elsewhere."
+            f"{name} {which} has the SHA-256 {digest[:8]}… and not {expected}…: {remedy}."
         )

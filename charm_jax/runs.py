@@ -184,11 +184,14 @@ def locked(directory: Path) -> Iterator[None]:
 def check_config(directory: Path, config: ConfigDict, *, force: bool) -> None:
     """Compares a config with the one that the run began with; ``force`` accepts any difference.
 
+    A run without any checkpoint has not begun.
+
     Raises:
         InputError: a key differs that changes what is computed; with the difference.
     """
     path = directory / "config.json"
-    if force or not path.exists():
+    begun = (directory / "summary.json").exists() or any(_complete(directory))
+    if force or not begun or not path.exists():
         return
     old, new = _flat(read_json(path)), _flat(config.to_dict())
     changed = [

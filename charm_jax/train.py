@@ -79,7 +79,9 @@ def _check_weights(config: ConfigDict, data: experiment.Data) -> None:
     """Loads the weights that a run would begin with, if they come from a file."""
     if config.model.init_from != "random":
         new = experiment.new_state(experiment.build_model(config, data), config)
-        say(initial_weights.fill(new, config.model.init_from, config.model.backbone)[1])
+        keys = config.model
+        _, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=False)
+        say(initial_weights.sentence(file))
 
 
 def _random_and_frozen(config: ConfigDict) -> list[str]:
@@ -95,7 +97,8 @@ def _random_and_frozen(config: ConfigDict) -> list[str]:
 
 def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, Any]) -> None:
     say(
-        f"{config.model.backbone} with CHARM, {description['parameters']:,} parameters, on "
+        f"{config.model.backbone} {'with' if config.model.charm else 'without'} CHARM, "
+        f"{description['parameters']:,} parameters, on "
         f"{jax.devices()[0].device_kind}; {description['images_present']:,} images of "
         f"{data.table.source}"
         + (" (SIMULATED)" if data.table.simulated else "")

@@ -100,10 +100,18 @@ class Training:
             self.finished = meta["finished"]
             say(f"Continuing {self.directory} from step {step} of stage {stage}.")
             return state, self._with_best(Progress(**meta["progress"]))
+        return self._begin(self.names[0], self._filled(new)), Progress(self.names[0])
+
+    def _filled(self, new: TrainState) -> TrainState:
+        """The state with its first weights; ``weights.json`` says which file they are of."""
         keys = self.config.model
-        filled, sentence = initial_weights.fill(new, keys.init_from, keys.backbone)
-        say(sentence)
-        return self._begin(self.names[0], filled), Progress(self.names[0])
+        filled, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=False)
+        say(initial_weights.sentence(file))
+        path = self.directory / "weights.json"
+        path.unlink(missing_ok=True)
+        if file is not None:
+            runs.write_json(path, dataclasses.asdict(file))
+        return filled
 
     def _check_split(self, saved: dict[str, Any]) -> None:
         """Refuses to go on with other images: steps, order and bank would lose their meaning.

@@ -15,11 +15,12 @@ import safetensors.numpy
 from data_pipelines.errors import InputError
 
 # Suffixes of each kind of file.
-SUFFIXES = {"torch": (".pth", ".pt", ".bin"), "safetensors": (".safetensors",)}
+SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt"), "safetensors": (".safetensors",)}
 # Where trainers nest the state dict: fastai, Lightning.
 _NESTS = ("model", "state_dict")
 # What wrappers put before every name.
 _WRAPPERS = ("module.", "model.")
+_SHOWN = 6  # keys that a refusal lists
 # How files of torch begin: as a zip archive or, up to version 1.5, as a pickle.
 _MAGIC = (b"PK\x03\x04", b"\x80")
 # What fastai stores of its optimizer beside the weights.
@@ -42,7 +43,7 @@ class _Ignored:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors, .pth, .pt or .bin file by name.
+    """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file by name.
 
     A state dict nested under ``model`` or ``state_dict`` is unpacked, names that all begin with
     ``module.`` or ``model.`` lose that. Tensors of another precision become float32. Torch files
@@ -52,6 +53,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         InputError: the file is missing, truncated, no weight file, or holds more than weights; or
             PyTorch is needed and not installed.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the path of a weight file.")
     if not path.is_file():
         raise InputError(f"There is no weight file {path}: give the path of one.")
     readers = {"torch": _read_torch, "safetensors": _read_safetensors}
@@ -81,7 +84,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _torch_bytes(path: Path, tensors: dict[str, np.ndarray]) -> bytes:
-    torch = _torch(path)
+    torch = import_torch(path)
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, buffer)
     return buffer.getvalue()
@@ -94,7 +97,7 @@ def kind_of(path: Path) -> str:
         InputError: the suffix is of neither.
     """
     for kind, suffixes in SUFFIXES.items():
-        if path.suffix in suffixes:
+        if path.suffix.casefold() in suffixes:
             return kind
     known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
     raise InputError(f"{path} is no weight file by its name: let it end in one of {known}.")
@@ -109,7 +112,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    torch = _torch(path)
+    torch = import_torch(path)
     with path.open("rb") as file:
         if not file.read(4).startswith(_MAGIC):
             raise _unreadable(path, "it does not begin as PyTorch's files do")
@@ -128,11 +131,18 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         # What comes before that is advice to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         raise _unreadable(path, reason or type(error).__name__) from error
-    return {
+    entries = _state_dict(path, loaded)
+    tensors = {
         str(name): _as_numpy(torch, path, name, value)
-        for name, value in _state_dict(path, loaded).items()
+        for name, value in entries.items()
         if isinstance(value, torch.Tensor)
     }
+    if entries and not tensors:
+        found = ", ".join(sorted(map(str, entries))[:_SHOWN])
+        raise InputError(
+            f"{path} holds no tensors by name but {found}: save the state dict in it alone."
+        )
+    return tensors
 
 
 def _as_numpy(torch: Any, path: Path, name: Any, value: Any) -> np.ndarray:
@@ -162,7 +172,8 @@ def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def _unreadable(path: Path, reason: str) -> InputError:
@@ -170,12 +181,17 @@ def _unreadable(path: Path, reason: str) -> InputError:
     return InputError(f"{path} cannot be read ({first}): fetch or make the file again.")
 
 
-def _torch(path: Path) -> Any:
+def import_torch(needed_by: Path | str) -> Any:
+    """PyTorch.
+
+    Raises:
+        InputError: it is not installed; with what needs it.
+    """
     try:
         import torch
     except ImportError:
         raise InputError(
-            f'{path} needs PyTorch: pip install "charm-jax[torch]", or convert the weights to '
+            f'{needed_by} needs PyTorch: pip install "charm-jax[torch]", or convert the weights to '
             ".safetensors where PyTorch is."
         ) from None
     return torch

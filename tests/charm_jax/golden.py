@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charm_jax import memory_bank, pretrained
+from charm_jax import memory_bank, torch_names
 from charm_jax.backbones import BACKBONES
 from charm_jax.fusion import MultiScaleAttention
 from charm_jax.model import Cases, Charm, Head
@@ -116,7 +116,7 @@ def tensors(arch):
 
 def variables(arch):
     """Parameters and statistics of the recipe: (network, momentum branch)."""
-    loaded = pretrained.from_torch(tensors(arch), shapes(arch), BACKBONES[arch])
+    loaded = torch_names.from_torch(tensors(arch), shapes(arch), BACKBONES[arch])
     network = {name: loaded[name] for name in ("params", "batch_stats")}
     return network, Momentum(loaded["momentum_params"], loaded["momentum_batch_stats"])
 
@@ -195,6 +195,6 @@ def check_plain_network(arch, size):
 def check_names_and_shapes(arch):
     """Asserts that the variables are the tensors of the original: no more, no fewer, as shaped."""
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes(arch))
-    ours = {n: v.shape for n, v in pretrained.to_torch(zeros, BACKBONES[arch]).items()}
+    ours = {n: v.shape for n, v in torch_names.to_torch(zeros, BACKBONES[arch]).items()}
     assert ours == described(arch)
     assert len(jax.tree.leaves(zeros)) == len(ours)

@@ -62,6 +62,7 @@ def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused
         (["--config.name=.."], ["config.name", "folder"]),
         (["--config.name=a/b"], ["config.name", "a/b"]),
         (["--config.name.foo=1"], ["config.name is a value", "foo"]),
+        (["--config.model.init_from="], ["config.model.init_from", "empty"]),
         (["--config.seed=-1"], ["config.seed", "-1"]),
         (["--config.data.split_seed=-1"], ["config.data.split_seed"]),
         (["--config.data=3"], ["config.data is a group"]),

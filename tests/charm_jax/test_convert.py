@@ -43,7 +43,9 @@ def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"checkpoint bce/0 of {run} to {target}." in shown.err
-    loaded, left_out = pretrained.load(new_state(NANO), weights_file.read(target), BACKBONES[NANO])
+    loaded, left_out = pretrained.load(
+        new_state(NANO), weights_file.read(target), BACKBONES[NANO], whole=False
+    )
     assert left_out == []
     chex.assert_trees_all_equal(loaded.params, state.params)
     chex.assert_trees_all_equal(loaded.momentum, jax.tree.map(np.asarray, state.momentum))
@@ -62,14 +64,18 @@ def test_a_plain_run_gets_torchvisions_names(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "The file to write is missing"),
-        (["--run=tried", "--to=torch"], "The file to write is missing"),
+        ([], "The file to write comes last"),
+        (["--run=tried", "--to=torch"], "The file to write comes last"),
         (["--run=tried", "--to=torch", "a.safetensors"], "let it end in .pth"),
-        (["--run=tried", "--to=safetensors", "a.npz"], "let it end in one of"),
+        (["--run=tried", "--to=safetensors", "a.npz"], "ends in one of"),
         (["--run=tried", "--to=safetensors", "none/a.safetensors"], "There is no folder none"),
         (["--run=tried", "--to=safetensors", "there.safetensors"], "is there already"),
         (["--run=other", "--to=safetensors", "a.safetensors"], "did you mean 'tried'?"),
         (["--run=tried", "--to=keras", "a.keras"], "to"),
+        (["a.safetensors", "--run", "tried"], "The file to write comes last"),
+        (["--config.model.charm=False", "a.safetensors"], "only --config.runs_dir can be given"),
+        (["-config.seed=2", "a.safetensors"], "only --config.runs_dir can be given"),
+        (["--config=a.py", "a.safetensors"], "--config means nothing here"),
         (["--run=tried", "--checkpoint=focal/7", "a.safetensors"], "no checkpoint 'focal/7'"),
     ],
 )

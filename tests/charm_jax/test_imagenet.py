@@ -23,7 +23,15 @@ def server(monkeypatch):
                 self.send_error(404)
                 return
             body = CONTENT if self.path.endswith(NAME) else b"something else"
+            if "garbled" in self.path:
+                self.wfile.write(b"no HTTP at all\r\n\r\n")
+                return
             self.send_response(200)
+            if "cut" in self.path:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"5\r\nhe")
+                return
             self.send_header("Content-Length", str(len(body) + 10 * ("short" in self.path)))
             self.end_headers()
             self.wfile.write(body)
@@ -39,6 +47,8 @@ def server(monkeypatch):
             "changed": "changed-12345678.pth",
             "short": "short-12345678.pth",
             "absent": "absent-00000000.pth",
+            "garbled": "garbled-00000000.pth",
+            "cut": "cut-00000000.pth",
         },
     )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
@@ -100,3 +110,28 @@ def test_files_are_kept_in_the_users_cache(tmp_path, server, monkeypatch):
 def test_a_backbone_without_imagenet_weights_is_named():
     with pytest.raises(InputError, match="efficientnet_v2_nano"):
         imagenet.fetch("efficientnet_v2_nano")
+
+
+@pytest.mark.parametrize("backbone", ["garbled", "cut"])
+def test_an_answer_that_is_broken_off_or_none_gets_a_sentence(tmp_path, server, backbone):
+    with pytest.raises(InputError, match="cannot be fetched and kept"):
+        imagenet.fetch(backbone, tmp_path, address(server))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_names_the_variable_that_chooses_it(
+    tmp_path, server, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"\$XDG_CACHE_HOME"):
+        imagenet.fetch("toy", server=address(server))
+
+
+def test_a_kept_file_that_has_changed_is_refused(tmp_path, server):
+    path = imagenet.fetch("toy", tmp_path, address(server))
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(InputError, match="delete it") as error:
+        imagenet.fetch("toy", tmp_path, address(server))
+    assert str(path) in str(error.value)
+    assert path.exists()

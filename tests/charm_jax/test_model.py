@@ -24,7 +24,7 @@ from golden import (
     variables,
 )
 
-from charm_jax import memory_bank, pretrained
+from charm_jax import memory_bank, torch_names
 from charm_jax.backbones import BACKBONES
 from charm_jax.losses import select_loss
 
@@ -116,7 +116,7 @@ def train_pass(arch):
     @functools.cache
     def run(index):
         (value, (output, stats)), grads = step(network["params"], jnp.int32(index))
-        return value, pretrained.to_torch({"params": grads}, BACKBONES[arch]), output, stats
+        return value, torch_names.to_torch({"params": grads}, BACKBONES[arch]), output, stats
 
     return run
 
@@ -219,7 +219,7 @@ def test_training_writes_the_bank_as_the_original(train_pass, arch):
 def test_running_statistics_equal_the_original(train_pass, arch):
     _, _, output, stats = train_pass(0)
     stored = numbers("charm", arch)
-    updated = pretrained.to_torch(
+    updated = torch_names.to_torch(
         {"batch_stats": stats, "momentum_batch_stats": output.momentum.batch_stats},
         BACKBONES[arch],
     )

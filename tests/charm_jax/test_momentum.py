@@ -3,7 +3,7 @@ import jax
 import numpy as np
 from golden import OTHERS, PUBLISHED, close, for_networks, numbers, variables
 
-from charm_jax import momentum, pretrained
+from charm_jax import momentum, torch_names
 from charm_jax.backbones import BACKBONES
 
 
@@ -11,7 +11,7 @@ from charm_jax.backbones import BACKBONES
 def test_the_average_equals_the_original(arch):
     network, branch = variables(arch)
     updated = momentum.update(branch, network["params"]["expansion"], 0.99)
-    ours = pretrained.to_torch({"momentum_params": updated.params}, BACKBONES[arch])
+    ours = torch_names.to_torch({"momentum_params": updated.params}, BACKBONES[arch])
     stored = numbers("charm", arch)
     prefix, key = "momentum_final_block.final_block.", "train64/tol/momentum"
     names = [prefix + name for name in stored[f"{key}/names"]]

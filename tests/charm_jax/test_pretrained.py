@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden import LARGE, check_names_and_shapes, shapes, spec, tensors
 
-from charm_jax import memory_bank, pretrained
+from charm_jax import memory_bank, pretrained, torch_names
 from charm_jax.backbones import BACKBONES
 from charm_jax.momentum import Momentum
 from charm_jax.state import TrainState
@@ -28,8 +28,8 @@ def random_like(tree):
 @pytest.mark.parametrize("arch", [NANO, *EACH])
 def test_there_and_back_is_the_identity(arch):
     original = random_like(shapes(arch))
-    tensors = pretrained.to_torch(original, BACKBONES[arch])
-    back = pretrained.from_torch(tensors, shapes(arch), BACKBONES[arch])
+    tensors = torch_names.to_torch(original, BACKBONES[arch])
+    back = torch_names.from_torch(tensors, shapes(arch), BACKBONES[arch])
     chex.assert_trees_all_equal(back, original)
 
 
@@ -40,7 +40,7 @@ def test_every_tensor_of_the_original_is_named_and_shaped(arch):
 
 def test_kernels_are_turned_from_torchs_layout():
     weights = tensors(SMALL)
-    loaded = pretrained.from_torch(weights, shapes(SMALL), BACKBONES[SMALL])
+    loaded = torch_names.from_torch(weights, shapes(SMALL), BACKBONES[SMALL])
     params = loaded["params"]
 
     def expect(ours, name, *axes):
@@ -60,27 +60,27 @@ def test_kernels_are_turned_from_torchs_layout():
 
 def test_weights_are_loaded_as_float32():
     original = random_like(shapes(NANO))
-    tensors = pretrained.to_torch(original, BACKBONES[NANO])
+    tensors = torch_names.to_torch(original, BACKBONES[NANO])
     doubles = {name: value.astype(np.float64) for name, value in tensors.items()}
-    back = pretrained.from_torch(doubles, shapes(NANO), BACKBONES[NANO])
+    back = torch_names.from_torch(doubles, shapes(NANO), BACKBONES[NANO])
     assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {jnp.dtype(jnp.float32)}
 
 
 def test_torchs_batch_counters_are_passed_over():
-    tensors = pretrained.to_torch(random_like(shapes(NANO)), BACKBONES[NANO])
+    tensors = torch_names.to_torch(random_like(shapes(NANO)), BACKBONES[NANO])
     tensors["features.0.1.num_batches_tracked"] = np.int64(3)
-    back = pretrained.from_torch(tensors, shapes(NANO), BACKBONES[NANO])
+    back = torch_names.from_torch(tensors, shapes(NANO), BACKBONES[NANO])
     assert len(jax.tree.leaves(back)) == len(tensors) - 1
 
 
 def test_every_fault_is_listed_at_once():
-    tensors = pretrained.to_torch(random_like(shapes(NANO)), BACKBONES[NANO])
+    tensors = torch_names.to_torch(random_like(shapes(NANO)), BACKBONES[NANO])
     del tensors["features.0.0.weight"], tensors["classifier.4.bias"]
     tensors["features.0.1.weight"] = np.zeros(17, np.float32)
     tensors["classifier.1.weight"] = np.zeros((512, 9), np.float32)
     tensors |= {"fc.weight": np.zeros(3), "features.9.0.weight": np.zeros(3)}
     with pytest.raises(ValueError) as error:
-        pretrained.from_torch(tensors, shapes(NANO), BACKBONES[NANO])
+        torch_names.from_torch(tensors, shapes(NANO), BACKBONES[NANO])
     assert sorted(str(error.value).split("; ")) == sorted(
         [
             "missing features.0.0.weight",
@@ -110,7 +110,7 @@ def new_state(arch):
 def new_gray_state(arch, stem):
     """The same with one input channel; ``stem`` is torchvision's name of the first kernel."""
     state = new_state(arch)
-    names = pretrained.torch_names({"params": state.params}, BACKBONES[arch])
+    names = torch_names.of({"params": state.params}, BACKBONES[arch])
     flat = flatten_dict({"params": state.params})
     path = next(path for path, name in names.items() if name == stem)
     flat[path] = flat[path][:, :, :1]
@@ -160,14 +160,14 @@ def reference_file(arch):
 
 def faults(arch, tensors, state=None):
     with pytest.raises(ValueError) as error:
-        pretrained.load(state or new_state(arch), tensors, BACKBONES[arch])
+        pretrained.load(state or new_state(arch), tensors, BACKBONES[arch], whole=False)
     return str(error.value).split("; ")
 
 
 @pytest.mark.parametrize("arch", EACH)
 def test_the_references_file_there_and_back_is_the_identity(arch):
     file = reference_file(arch)
-    loaded, left_out = pretrained.load(new_state(arch), file, BACKBONES[arch])
+    loaded, left_out = pretrained.load(new_state(arch), file, BACKBONES[arch], whole=False)
     assert left_out == []
     back = pretrained.to_reference(loaded, BACKBONES[arch])
     assert set(back) == set(file)
@@ -178,7 +178,9 @@ def test_the_references_file_there_and_back_is_the_identity(arch):
 
 def test_the_references_bank_is_loaded_with_its_cursor():
     file = reference_file("densenet121")
-    bank = pretrained.load(new_state("densenet121"), file, BACKBONES["densenet121"])[0].memory
+    bank = pretrained.load(new_state("densenet121"), file, BACKBONES["densenet121"], whole=False)[
+        0
+    ].memory
     np.testing.assert_array_equal(bank.features, file["memory_bank.memory"])
     assert (int(bank.cursor), int(bank.count)) == (5, 5)
     stored = np.asarray(bank.case_ids)
@@ -192,8 +194,8 @@ def test_the_references_bank_is_loaded_with_its_cursor():
 def test_either_copy_of_a_tensor_is_enough():
     file = reference_file("vgg16_lka")
     once = {n: v for n, v in file.items() if not n.startswith(("backbone.", "final_block."))}
-    first, _ = pretrained.load(new_state("vgg16_lka"), file, BACKBONES["vgg16_lka"])
-    second, _ = pretrained.load(new_state("vgg16_lka"), once, BACKBONES["vgg16_lka"])
+    first, _ = pretrained.load(new_state("vgg16_lka"), file, BACKBONES["vgg16_lka"], whole=False)
+    second, _ = pretrained.load(new_state("vgg16_lka"), once, BACKBONES["vgg16_lka"], whole=False)
     chex.assert_trees_all_equal(first.params, second.params)
 
 
@@ -208,7 +210,7 @@ def test_copies_that_contradict_each_other_are_refused():
 def test_the_classifier_under_base_model_is_left_out_and_the_heads_own_is_not():
     file = reference_file(SMALL)
     file["base_model.classifier.1.weight"] = np.ones((1000, 1280), np.float32)
-    loaded, left_out = pretrained.load(new_state(SMALL), file, BACKBONES[SMALL])
+    loaded, left_out = pretrained.load(new_state(SMALL), file, BACKBONES[SMALL], whole=False)
     assert left_out == ["base_model.classifier.1.weight"]
     np.testing.assert_array_equal(
         loaded.params["head"]["hidden"]["kernel"], file["classifier.1.weight"].T
@@ -229,7 +231,7 @@ def test_every_fault_of_a_references_file_is_listed_at_once():
             "missing spatial_attention.conv1.bias",
             "unexpected spatial_attention.conv_1.bias",
             "unexpected base_model.features.norm0.scale",
-            "classifier.4.bias has shape (15,), not (14,)",
+            "classifier.4.bias has shape (15,), not (14,) (the file has 15 findings, this data 14)",
             "backbone.4.denselayer1.norm1.bias contradicts "
             "base_model.features.denseblock1.denselayer1.norm1.bias",
             "memory_bank.memory has shape (512, 1024), not (16, 1024) "
@@ -245,17 +247,33 @@ def test_a_references_file_without_its_bank_is_refused():
     assert faults("vgg16_lka", file) == ["missing memory_bank.memory", "missing memory_bank.index"]
 
 
+@pytest.mark.parametrize("index", [2.5, np.nan, np.inf, 16.0, [1, 2]])
+def test_a_cursor_that_is_no_slot_is_refused(index):
+    file = reference_file("vgg16_lka") | {"memory_bank.index": np.asarray(index)}
+    (fault,) = faults("vgg16_lka", file)
+    assert "not a slot of 16" in fault
+
+
+def test_a_bank_that_is_not_finite_is_refused():
+    file = reference_file("vgg16_lka")
+    file["memory_bank.memory"][3, 3] = np.inf
+    assert faults("vgg16_lka", file) == ["memory_bank.memory holds numbers that are not finite"]
+
+
 def test_a_references_file_does_not_fit_a_plain_network():
     with pytest.raises(ValueError, match=r"set --config\.model\.charm=True"):
         pretrained.load(
-            new_plain_state("vgg16_lka"), reference_file("vgg16_lka"), BACKBONES["vgg16_lka"]
+            new_plain_state("vgg16_lka"),
+            reference_file("vgg16_lka"),
+            BACKBONES["vgg16_lka"],
+            whole=False,
         )
 
 
 @pytest.mark.parametrize("arch", EACH)
 def test_a_plain_file_fills_the_backbone_and_the_momentum_branch(arch):
     backbone, file = BACKBONES[arch], plain_file(arch)
-    loaded, left_out = pretrained.load(new_state(arch), file, backbone)
+    loaded, left_out = pretrained.load(new_state(arch), file, backbone, whole=False)
     assert left_out == sorted(f"{backbone.classifier}.{leaf}" for leaf in ("bias", "weight"))
     named = pretrained.to_reference(loaded, backbone)
     for name in spec(arch)["charm_network"]:
@@ -274,7 +292,7 @@ def test_a_plain_file_fills_the_backbone_and_the_momentum_branch(arch):
 def test_a_plain_network_loads_a_plain_file_and_keeps_its_own_classifier():
     arch = "resnet50"
     file = plain_file(arch)
-    loaded, left_out = pretrained.load(new_plain_state(arch), file, BACKBONES[arch])
+    loaded, left_out = pretrained.load(new_plain_state(arch), file, BACKBONES[arch], whole=False)
     assert left_out == ["fc.bias", "fc.weight"]
     assert not np.any(loaded.params["classifier"]["kernel"])
     assert loaded.momentum is None
@@ -282,6 +300,53 @@ def test_a_plain_network_loads_a_plain_file_and_keeps_its_own_classifier():
     assert set(named) == set(file)
     np.testing.assert_array_equal(named["layer4.2.conv3.weight"], file["layer4.2.conv3.weight"])
     assert named["fc.weight"].shape == (14, 2048)
+
+
+@pytest.mark.parametrize("arch", EACH)
+def test_a_plain_networks_own_file_there_and_back_is_the_identity(arch):
+    backbone, state = BACKBONES[arch], new_plain_state(arch)
+    original = state.replace(
+        params=random_like(state.params), batch_stats=random_like(state.batch_stats)
+    )
+    file = pretrained.to_reference(original, backbone)
+    loaded, left_out = pretrained.load(state, file, backbone, whole=True)
+    assert left_out == []
+    chex.assert_trees_all_equal(loaded.params, original.params)
+    chex.assert_trees_all_equal(loaded.batch_stats, original.batch_stats)
+
+
+def no_classifier(file):
+    return {name: value for name, value in file.items() if not name.startswith("fc.")}
+
+
+def with_findings(n):
+    classifier = {"fc.weight": np.ones((n, 2048), np.float32), "fc.bias": np.ones(n, np.float32)}
+    return lambda file: file | classifier
+
+
+@pytest.mark.parametrize(
+    ("new", "change", "said"),
+    [
+        (new_plain_state, no_classifier, "no classifier for these findings: train from it"),
+        (new_plain_state, with_findings(1000), "no classifier for these findings: train from it"),
+        (new_state, no_classifier, "no classifier for these findings: train from it"),
+        (new_state, with_findings(1000), "no classifier for these findings: train from it"),
+        (new_state, with_findings(14), "set --config.model.charm=False"),
+    ],
+)
+def test_a_file_without_the_whole_network_does_not_pass_for_it(new, change, said):
+    file = change(plain_file("resnet50"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pretrained.load(new("resnet50"), file, BACKBONES["resnet50"], whole=True)
+
+
+def test_an_attention_that_would_begin_anew_is_no_whole_network():
+    backbone, state = BACKBONES["vgg16_lka"], new_plain_state("vgg16_lka")
+    file = pretrained.to_reference(state, backbone)
+    file = {name: value for name, value in file.items() if not name.startswith("lka")}
+    with pytest.raises(ValueError, match="missing lka"):
+        pretrained.load(state, file, backbone, whole=True)
+    pretrained.load(state, file, backbone, whole=False)
 
 
 def test_one_renamed_key_is_named_twice():
@@ -307,8 +372,8 @@ def test_the_file_of_another_network_is_refused_name_by_name():
 
 def same_backbone(arch, file):
     """Asserts that a file with other names loads as the plain one does."""
-    expected, _ = pretrained.load(new_state(arch), plain_file(arch), BACKBONES[arch])
-    loaded, left_out = pretrained.load(new_state(arch), file, BACKBONES[arch])
+    expected, _ = pretrained.load(new_state(arch), plain_file(arch), BACKBONES[arch], whole=False)
+    loaded, left_out = pretrained.load(new_state(arch), file, BACKBONES[arch], whole=False)
     for name in ("params", "batch_stats"):
         chex.assert_trees_all_equal(getattr(loaded, name), getattr(expected, name))
     return left_out
@@ -388,7 +453,7 @@ def test_vgg16_bn_fills_all_but_the_attention_which_stays_as_it_is():
     state = new_state(arch)
     state.params["trunk"]["attention3"]["local"]["kernel"] += 7
     state.params["expansion"]["lka"]["pointwise"]["bias"] += 8
-    loaded, left_out = pretrained.load(state, file, BACKBONES[arch])
+    loaded, left_out = pretrained.load(state, file, BACKBONES[arch], whole=False)
     assert left_out == ["classifier.6.weight"]
     assert (np.asarray(loaded.params["trunk"]["attention3"]["local"]["kernel"]) == 7).all()
     assert (np.asarray(loaded.momentum.params["lka"]["pointwise"]["bias"]) == 8).all()
@@ -418,7 +483,7 @@ def test_a_grayscale_stem_loads_into_a_stem_of_one_channel_only(arch, stem):
     assert faults(arch, file)[0].endswith(
         "(its images have 1 channel: set --config.model.channels=1)"
     )
-    loaded, _ = pretrained.load(new_gray_state(arch, stem), file, BACKBONES[arch])
+    loaded, _ = pretrained.load(new_gray_state(arch, stem), file, BACKBONES[arch], whole=False)
     named = pretrained.to_reference(loaded, BACKBONES[arch])
     np.testing.assert_array_equal(named[f"base_model.{stem}"], file[stem])
 

@@ -105,6 +105,11 @@ def test_tensors_without_names_are_refused(path, value):
     assert "give a file with a state dict" in refusal(path)
 
 
+def test_a_state_dict_in_an_unknown_nest_is_named(path):
+    save(path, {"model_state_dict": {"w": torch.ones(2)}, "epoch": 3})
+    assert "no tensors by name but epoch, model_state_dict" in refusal(path)
+
+
 @pytest.mark.parametrize(
     "tensor", [torch.eye(2).to_sparse(), torch.ones(2, device="meta")], ids=["sparse", "no data"]
 )
@@ -185,10 +190,10 @@ def misshapen(tensors):
 )
 def test_a_file_that_does_not_fit_is_named_with_every_fault(path, spoil, said):
     save(path, nano())
-    _, sentence = initial_weights.fill(new_state(NANO), str(path), NANO)
-    assert str(path) in sentence
+    _, file = initial_weights.fill(new_state(NANO), str(path), NANO, whole=False)
+    assert file.file == str(path)
     save(path, spoil(nano()))
     with pytest.raises(InputError) as error:
-        initial_weights.fill(new_state(NANO), str(path), NANO)
+        initial_weights.fill(new_state(NANO), str(path), NANO, whole=False)
     for part in (str(path), NANO, *said):
         assert part in str(error.value)

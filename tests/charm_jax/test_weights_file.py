@@ -107,6 +107,24 @@ def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):
         weights_file.write(tmp_path / "weights.npz", TENSORS)
 
 
+def test_a_folder_is_refused_as_one(tmp_path):
+    assert "is a folder" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.ckpt", "torch"), ("a.PTH", "torch"), ("a.SafeTensors", "safetensors")],
+)
+def test_the_suffix_says_the_kind_in_capitals_too(tmp_path, name, kind):
+    assert weights_file.kind_of(tmp_path / name) == kind
+
+
+def test_numbers_beyond_float32_become_infinite_without_a_warning(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"w": np.array([1e300])}, path)
+    assert np.isinf(weights_file.read(path)["w"]).all()
+
+
 def test_without_pytorch_one_sentence_names_the_extra_and_safetensors(tmp_path, no_torch):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"PK\x03\x04")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden import check_plain_network, shapes
 
-from charm_jax import pretrained
+from charm_jax import torch_names
 from charm_jax.backbones import BACKBONES, efficientnet_v2
 
 ARCH = "efficientnet_v2_s"
@@ -31,7 +31,7 @@ def test_every_member_builds_and_names_each_tensor_once(arch):
     assert backbone is efficientnet_v2.MEMBERS[arch]
     norm = shapes(arch)["params"]["expansion"]["norm"]
     assert norm["scale"].shape == (backbone.feature_dim,)
-    names = pretrained.torch_names(shapes(arch), backbone).values()
+    names = torch_names.of(shapes(arch), backbone).values()
     assert len(set(names)) == len(names) == len(jax.tree.leaves(shapes(arch)))
 
 

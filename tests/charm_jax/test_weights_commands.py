@@ -1,0 +1,120 @@
+"""Weights leave a run, are evaluated alone and begin another run."""
+
+import hashlib
+
+import pytest
+from running import SMALL, command, copy_data, read, train
+
+from charm_jax import convert, weights_file
+from charm_jax import eval as eval_command
+from charm_jax import train as train_command
+from charm_jax.command_line import DEMO
+
+SELDOM = "--config.checkpoint.every_steps=1000"
+ALONE = ["--config", str(DEMO), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def weights(finished, tmp_path_factory):
+    """The run `demo` as a weight file."""
+    path = tmp_path_factory.mktemp("weights") / "demo.safetensors"
+    assert convert.main([f"--run={finished[0]}/runs/demo", str(path)]) == 0
+    return path
+
+
+def evaluate(path, *arguments, cwd):
+    """The metrics of a weight file."""
+    result = command("eval", *ALONE, f"--config.model.init_from={path}", *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    out = cwd / "runs" / "weights" / f"{path.stem}-{digest}" / "eval" / "test"
+    assert f"Written to {out.relative_to(cwd)}." in result.stderr
+    return read(out / "metrics.json"), result.stdout
+
+
+def test_the_file_of_a_run_says_what_the_run_said(finished, weights, tmp_path):
+    copy_data(finished, tmp_path)
+    metrics, shown = evaluate(weights, cwd=tmp_path)
+    expected = read(finished[0] / "runs/demo/eval/test/metrics.json")
+    # No patient is in two parts, so that the bank's own patients, which the file lacks, are none.
+    assert metrics["macro_auroc"] == expected["macro_auroc"]
+    assert metrics["findings"] == expected["findings"]
+    assert metrics["leak_images"] is None
+    assert metrics["trained_on_simulated"] is None
+    assert "What these weights were trained on is not known here." in shown
+
+
+def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
+    finished, weights, tmp_path, refused
+):
+    copy_data(finished, tmp_path)
+    begin = ["--config.stages.focal.epochs=0", SELDOM]
+    # A mistyped file does not use the run's name up.
+    wrong = [*SMALL, *begin, "--config.model.init_from=typo.safetensors"]
+    refused(train_command.main, wrong, "There is no weight file typo.safetensors", cwd=tmp_path)
+    trained = train(*begin, f"--config.model.init_from={weights}", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert f"Weights: {weights}" in trained.stderr
+    run = tmp_path / "runs" / "demo"
+    assert read(run / "weights.json") == {
+        "init_from": str(weights),
+        "file": str(weights),
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "tensors": len(weights_file.read(weights)),
+        "left_out": [],
+    }
+    evaluated = command("eval", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    said = f"The run began from {weights}; what that was trained on is not known here."
+    assert said in evaluated.stdout
+    assert "saw no abnormal image" not in evaluated.stdout
+    assert read(run / "eval/test/metrics.json")["began_from"] == str(weights)
+
+
+def test_a_run_of_its_own_began_from_nothing(finished):
+    assert read(finished[0] / "runs/demo/eval/test/metrics.json")["began_from"] is None
+    assert not (finished[0] / "runs/demo/weights.json").exists()
+    assert "saw no abnormal image" in finished[2].stdout
+
+
+def test_a_leak_shows_beside_what_is_not_known(finished):
+    metrics = read(finished[0] / "runs/demo/eval/test/metrics.json")
+    shown = eval_command.table(metrics | {"leak_images": 3, "began_from": "a.pth"})
+    assert "LEAK: 3 of the" in shown
+    assert "The run began from a.pth; what that was trained on is not known here." in shown
+
+
+def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refused):
+    copy_data(finished, tmp_path)
+    plain = ["--config.model.charm=False", "--config.stages.focal.epochs=0"]
+    trained = train(*plain, "--config.stages.bce.epochs=1", SELDOM, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "efficientnet_v2_nano without CHARM" in trained.stderr
+    assert command("eval", cwd=tmp_path).returncode == 0
+    path = tmp_path / "plain.safetensors"
+    assert convert.main([f"--run={tmp_path}/runs/demo", str(path)]) == 0
+    metrics, _ = evaluate(path, *plain, cwd=tmp_path)
+    expected = read(tmp_path / "runs/demo/eval/test/metrics.json")
+    assert metrics["findings"] == expected["findings"]
+    # Without the classifier nothing is left to evaluate.
+    tensors = weights_file.read(path)
+    headless = tmp_path / "headless.safetensors"
+    weights_file.write(
+        headless, {n: v for n, v in tensors.items() if not n.startswith("classifier.")}
+    )
+    arguments = [*ALONE, *plain, f"--config.model.init_from={headless}"]
+    words = (str(headless), "holds no classifier for these findings: train from it")
+    refused(eval_command.main, arguments, *words, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.model.init_from=imagenet"], ["imagenet holds no classifier", "train from"]),
+        (["--config.model.init_from=a.pth", "--checkpoint=best"], ["neither --run nor --check"]),
+        (["--config.model.init_from=a.pth", "--run=demo"], ["neither --run nor --checkpoint"]),
+        ([], ["--config.model.init_from=FILE"]),
+    ],
+)
+def test_what_means_nothing_without_a_run_is_refused(tmp_path, refused, arguments, words):
+    refused(eval_command.main, [*ALONE, *arguments], *words, cwd=tmp_path)
