@@ -12,7 +12,15 @@ from absl import flags
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, config_check, experiment, initial_weights, recipe, runs
+from charm_jax import (
+    command_line,
+    config_check,
+    experiment,
+    initial_weights,
+    recipe,
+    run_data,
+    runs,
+)
 from charm_jax.command_line import say
 from charm_jax.metrics import macro_auroc_interval, summarise
 from charm_jax.model import Charm
@@ -33,10 +41,10 @@ def main(argv: list[str]) -> int:
     """
     run, config, values = _parse(argv)
     config_check.check(config)
-    data = experiment.load_data(config)
+    data = run_data.load_data(config)
     for note in data.notes:
         say(note)
-    stages = experiment.stage_names(config)
+    stages = run_data.stage_names(config)
     rows = data.split.rows(stages[-1], values.split)
     model = experiment.build_model(config, data)
     if run is None:
@@ -46,7 +54,7 @@ def main(argv: list[str]) -> int:
     say(f"Evaluating {subject.said}.")
     step = _as_known(experiment.eval_step(config, model), subject.known)
     batch = max(config.stages[stage].batch_size for stage in stages)
-    batches = experiment.evaluation_batches(config, data, rows, batch)
+    batches = run_data.evaluation_batches(config, data, rows, batch)
     z = experiment.logits(batches, rows, step, subject.state, f"evaluating {values.split}")
     out = subject.out
     out.mkdir(parents=True, exist_ok=True)
@@ -87,14 +95,14 @@ class _Subject:
 def _checkpoint(
     run: Path,
     config: ConfigDict,
-    data: experiment.Data,
+    data: run_data.Data,
     model: Charm | Plain,
     values: flags.FlagValues,
 ) -> _Subject:
     trained = runs.read_json(run / "split.json")
     runs.check_findings(run, trained["findings"], data.table)
     known = runs.known_cases(run, data.table)
-    rows = data.split.rows(experiment.stage_names(config)[-1], values.split)
+    rows = data.split.rows(run_data.stage_names(config)[-1], values.split)
     _check_unseen(known, rows, data.split.rule, values.split, run)
     shapes = experiment.state_shapes(model, config)
     state, name = runs.restore(run, values.checkpoint, lambda _: shapes)
@@ -114,9 +122,7 @@ def _began_from(run: Path) -> str | None:
     return None if init_from in initial_weights.OWN else init_from
 
 
-def _weights(
-    config: ConfigDict, data: experiment.Data, model: Charm | Plain, part: str
-) -> _Subject:
+def _weights(config: ConfigDict, data: run_data.Data, model: Charm | Plain, part: str) -> _Subject:
     keys = config.model
     new = experiment.new_state(model, config)
     state, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=True)
@@ -214,7 +220,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _described(
-    config: ConfigDict, data: experiment.Data, rows: np.ndarray, known: runs.Known
+    config: ConfigDict, data: run_data.Data, rows: np.ndarray, known: runs.Known
 ) -> dict[str, Any]:
     """What was evaluated, and how much of it the run had seen."""
     part = splits.part_summary(data.table, rows)
@@ -237,7 +243,7 @@ def _described(
     }
 
 
-def _scored(z: np.ndarray, data: experiment.Data, rows: np.ndarray) -> dict[str, Any]:
+def _scored(z: np.ndarray, data: run_data.Data, rows: np.ndarray) -> dict[str, Any]:
     """AUROC of the logits (their float32 sigmoids would tie near 0 and 1), with an interval."""
     labels, patients = data.table.labels[rows], data.table.patients[rows]
     interval = macro_auroc_interval(z, labels, patients)
@@ -306,7 +312,7 @@ def _leak(metrics: dict[str, Any]) -> str:
 
 
 def _write_predictions(
-    path: Path, data: experiment.Data, rows: np.ndarray, scores: np.ndarray
+    path: Path, data: run_data.Data, rows: np.ndarray, scores: np.ndarray
 ) -> None:
     findings = data.table.findings
     header = ["image", "patient", *findings, *(f"{name}_label" for name in findings)]

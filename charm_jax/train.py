@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, config_check, experiment, initial_weights, runs
+from charm_jax import command_line, config_check, experiment, initial_weights, run_data, runs
 from charm_jax.command_line import say
 from charm_jax.training import Training
 from data_pipelines import quarantine
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     if (directory / "summary.json").exists() and not values.dry_run:
         say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
         return 0
-    data = experiment.load_data(config)
-    experiment.check_batches(config, data)
-    description = experiment.describe_split(config, data)
+    data = run_data.load_data(config)
+    run_data.check_batches(config, data)
+    description = run_data.describe_split(config, data, _parameters(config, data))
     for note in (*data.notes, *_random_and_frozen(config)):
         say(note)
     if values.dry_run:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _write_inputs(
-    directory: Path, config: ConfigDict, data: experiment.Data, description: dict[str, Any]
+    directory: Path, config: ConfigDict, data: run_data.Data, description: dict[str, Any]
 ) -> None:
     runs.write_json(directory / "config.json", config.to_dict())
     runs.write_environment(directory / "environment.json")
@@ -75,7 +75,11 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _check_weights(config: ConfigDict, data: experiment.Data) -> None:
+def _parameters(config: ConfigDict, data: run_data.Data) -> int:
+    return experiment.parameters(experiment.build_model(config, data), config)
+
+
+def _check_weights(config: ConfigDict, data: run_data.Data) -> None:
     """Loads the weights that a run would begin with, if they come from a file."""
     if config.model.init_from != "random":
         new = experiment.new_state(experiment.build_model(config, data), config)
@@ -95,7 +99,7 @@ def _random_and_frozen(config: ConfigDict) -> list[str]:
     ]
 
 
-def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, Any]) -> None:
+def _announce(config: ConfigDict, data: run_data.Data, description: dict[str, Any]) -> None:
     say(
         f"{config.model.backbone} {'with' if config.model.charm else 'without'} CHARM, "
         f"{description['parameters']:,} parameters, on "
@@ -104,7 +108,7 @@ def _announce(config: ConfigDict, data: experiment.Data, description: dict[str, 
         + (" (SIMULATED)" if data.table.simulated else "")
         + (f", {description['images_missing']:,} missing" if description["images_missing"] else "")
     )
-    say(f"Split rule '{data.split.rule}'. {experiment.describe_leak(data)}")
+    say(f"Split rule '{data.split.rule}'. {run_data.describe_leak(data)}")
     for stage, parts in description["stages"].items():
         sizes = ", ".join(f"{part} {parts[part]['images']:,}" for part in data.split.stages[stage])
         say(f"  stage {stage}: {sizes} images; train sha256 {parts['train']['sha256'][:12]}")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from charm_jax import curves, experiment, initial_weights, range_test, runs
+from charm_jax import curves, experiment, initial_weights, range_test, run_data, runs
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.command_line import say
 from charm_jax.run_log import RunLog
@@ -31,7 +31,7 @@ class Training:
     def __init__(
         self,
         config: ConfigDict,
-        data: experiment.Data,
+        data: run_data.Data,
         directory: Path,
         description: dict[str, Any],
     ):
@@ -40,7 +40,7 @@ class Training:
         simulated = " (SIMULATED images)" if data.table.simulated else ""
         self.title = f"{config.name}: {config.model.backbone} on {data.table.source}{simulated}"
         self.model = experiment.build_model(config, data)
-        self.cases = experiment.resident_cases(config, data)
+        self.cases = run_data.resident_cases(config, data)
         self.eval_step = experiment.eval_step(config, self.model, self.cases)
         self.checkpoints = Checkpoints(
             directory / "checkpoints", self.names, config.checkpoint.keep
@@ -170,7 +170,7 @@ class Training:
         if progress.finished:
             return state, progress
         optimizer = experiment.optimizer(self.config, plan, self._peak(plan, state))
-        batches = experiment.training_batches(self.config, self.data, plan, int(state.step))
+        batches = run_data.training_batches(self.config, self.data, plan, int(state.step))
         hooks = Hooks(
             train_step=experiment.train_step(self.config, self.model, plan, optimizer, self.cases),
             batches=batches,
@@ -201,7 +201,7 @@ class Training:
         step = experiment.train_step(self.config, self.model, plan, optimizer, self.cases)
         epochs = -(-range_test.STEPS // plan.steps_per_epoch)
         longer = dataclasses.replace(plan, epochs=epochs)
-        batches = experiment.training_batches(self.config, self.data, longer, 0)
+        batches = run_data.training_batches(self.config, self.data, longer, 0)
         begun = begin_stage(state, optimizer, state.rng, freeze_trunk=plan.freeze_trunk)
         try:
             rates, losses = range_test.sweep(begun, batches, step)

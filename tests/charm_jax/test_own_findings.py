@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from running import read
 
-from charm_jax import command_line, experiment
+from charm_jax import command_line, run_data
 from charm_jax import eval as eval_command
 from charm_jax import train as train_command
 from charm_jax.backbones import BACKBONES
@@ -34,7 +34,7 @@ def get_config():
             "data": {"image_size": 32},
             "model": {"backbone": "tiny", "bank_size": 16},
             "stages": {
-                "bce": {"epochs": 1, "batch_size": 6},
+                "bce": {"frozen_epochs": 0, "epochs": 1, "batch_size": 6},
                 "focal": {"epochs": 1, "batch_size": 6},
             },
         }
@@ -202,7 +202,7 @@ def test_the_prevalence_is_that_among_the_known(own):
     with contextlib.chdir(own.folder):
         config = command_line.load_config(own.folder / "own.py")
         config.data.source, config.data.dir = "csv_folder", "data"
-        data = experiment.load_data(config)
+        data = run_data.load_data(config)
     train = [cells for _, _, part, cells, _ in _lines() if part == "train"]
     for column, prevalence in enumerate(data.prevalence):
         cells = [cells[column] for cells in train]
