@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -173,6 +174,8 @@ def training_batches(
         seed=len(STAGES) * config.seed + STAGES.index(stage.stage),
         epochs=stage.epochs,
         batch_key=f"config.stages.{stage.part}.batch_size",
+        process=jax.process_index(),
+        processes=jax.process_count(),
     )
     if config.data.resident:
         return loader.training_ids(case_ids, start_step)

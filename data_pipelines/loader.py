@@ -1,6 +1,7 @@
 """Batches by Grain: the same images in the same order for any number of threads or processes."""
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,8 @@ def case_id_batches(
     seed: int,
     epochs: int,
     batch_key: str,
+    process: int = 0,
+    processes: int = 1,
 ) -> "grain.MapDataset[np.ndarray]":
     """Shuffled case ids of ``epochs`` epochs, a batch each; what every mode of loading follows.
 
@@ -110,12 +113,19 @@ def case_id_batches(
         epochs: at least 1.
         batch_key: the config key that gives ``batch_size``, for the error message, e.g.
             ``config.stages.bce.batch_size``.
+        process: number of this process among those that train together.
+        processes: how many they are; each gets its share of every batch, in their order.
 
     Raises:
-        InputError: a batch size that n images cannot fill.
+        InputError: a batch size that n images cannot fill or the processes cannot share.
     """
     import grain
 
+    if batch_size % processes:
+        raise InputError(
+            f"{batch_key} is {batch_size} and {processes} processes share it: set it to a multiple "
+            f"of {processes}."
+        )
     if not 1 <= batch_size <= len(rows):
         raise InputError(
             f"{batch_key} is {batch_size} but the part has {len(rows)} images: set it to a number "
@@ -125,11 +135,14 @@ def case_id_batches(
     # second epoch on.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     # The batch stage hands Grain's shuffle the epoch with each index, so every repeat reshuffles.
+    share = batch_size // processes
+    mine = slice(process * share, (process + 1) * share)
     return (
         grain.MapDataset.source(rows)
         .shuffle(seed=spread)
         .batch(batch_size, drop_remainder=True)
         .repeat(epochs)
+        .map(operator.itemgetter(mine))
     )
 
 

@@ -186,3 +186,21 @@ def test_absent_image_is_named_with_the_remedy(nih, threads):
     nih.file(nih.names[7]).unlink()
     with pytest.raises(InputError, match=rf"{nih.names[7]}.*--config\.data\.missing=skip"):
         _drain(_train(load(nih.path), batch_size=2, threads=threads))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_every_batch_in_their_order(table, processes):
+    order = {"batch_size": 4, "seed": 7, "epochs": 2, "batch_key": KEY}
+    whole = list(case_id_batches(np.arange(12), **order))
+    shares = [
+        list(case_id_batches(np.arange(12), **order, process=i, processes=processes))
+        for i in range(processes)
+    ]
+    for step, batch in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([share[step] for share in shares]), batch)
+        assert all(len(share[step]) == 4 // processes for share in shares)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(InputError, match=rf"{KEY} is 5 and 2 processes share it.*multiple of 2"):
+        case_id_batches(np.arange(12), batch_size=5, seed=0, epochs=1, batch_key=KEY, processes=2)
