@@ -1,9 +1,10 @@
-"""Every backbone with and without CHARM: parameters, FLOPs, compile and step time, scanned or not.
+"""Every backbone with and without CHARM: parameters, FLOPs, compile and step time.
 
     python benchmarks/backbones.py --out FILE.json
 
-Compiles and runs whole train steps (stage 1, AdamW) and prints the table for RESULTS.md. Steps of
-the variants of one backbone alternate, so that other load on the machine meets all of them.
+Compiles and runs whole train steps (stage 1, AdamW) and prints the table for RESULTS.md: as they
+are, with identical blocks in a row scanned, and with the trunk frozen. Steps of the variants of one
+backbone alternate, so that other load on the machine meets all of them.
 """
 
 import argparse
@@ -43,18 +44,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def network(name: str, charm: bool, scan: bool) -> Charm | Plain | None:
+def network(name: str, charm: bool, variant: str) -> Charm | Plain | None:
     """The network; None where there is nothing to scan."""
+    scan, frozen = variant == "scanned", variant == "frozen"
     backbone = BACKBONES[name]
     trunk = (partial(scanned.trunk_of, backbone) if scan else backbone.trunk)(drop_rate=0.2)
     if trunk is None:
         return None
     if not charm:
-        return Plain(trunk, backbone.expansion(), backbone.final, FINDINGS)
+        return Plain(trunk, backbone.expansion(), backbone.final, FINDINGS, frozen)
     select = partial(
         memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * FINDINGS
     )
-    return Charm(trunk, backbone.expansion(), MultiScaleAttention(), Head(FINDINGS), 5, select)
+    return Charm(
+        trunk, backbone.expansion(), MultiScaleAttention(), Head(FINDINGS), 5, select, frozen
+    )
 
 
 def new_state(name: str, model: Charm | Plain, side: int) -> state.TrainState:
@@ -88,11 +92,13 @@ def state_cases(n: int) -> Cases:
 def prepared(name: str, model: Charm | Plain, args: argparse.Namespace) -> tuple[Any, Any, float]:
     """State, compiled step and the seconds that compiling took."""
     optimizer = optim.adamw_one_cycle(optim.geometric(1e-4, 1e-4), 1000)
-    create = jax.jit(
-        lambda: state.begin_stage(new_state(name, model, args.side), optimizer, jax.random.key(1)),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    first = create()
+
+    def create() -> state.TrainState:
+        new = new_state(name, model, args.side)
+        key = jax.random.key(1)
+        return state.begin_stage(new, optimizer, key, freeze_trunk=model.freeze_trunk)
+
+    first = jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})()
     step = jit_train_step(
         model=model,
         optimizer=optimizer,
@@ -121,14 +127,14 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """All variants of one backbone; their steps in turns."""
     variants, result = {}, {}
     for charm in (False, True):
-        for scan in (False, True):
-            model = network(name, charm, scan)
+        for variant in ("loop", "scanned", "frozen"):
+            model = network(name, charm, variant)
             if model is None:
                 continue
-            key = ("charm" if charm else "plain") + ("_scanned" if scan else "")
+            key = f"{'charm' if charm else 'plain'}_{variant}"
             *variants[key], compile_s = prepared(name, model, args)
             result[key] = {"compile_s": compile_s, "step_ms": []}
-            if not scan:
+            if variant == "loop":
                 leaves = jax.tree.leaves(variants[key][0].params)
                 result[key]["parameters"] = sum(math.prod(leaf.shape) for leaf in leaves)
                 result[key]["forward_gflops"] = forward_gflops(name, model)
@@ -144,14 +150,14 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def row(name: str, charm: bool, result: dict[str, Any]) -> str:
-    def both(key: str, number: Any) -> str:
-        scan = result.get(key + "_scanned")
-        return f"{number(result[key])} / {number(scan) if scan else '-'}"
+    def each(number: Any, *variants: str) -> str:
+        found = [result.get(f"{key}_{variant}") for variant in variants]
+        return " / ".join(number(values) if values else "-" for values in found)
 
     key = "charm" if charm else "plain"
-    values = result[key]
-    compile_s = both(key, lambda v: f"{v['compile_s']:.1f}")
-    step_ms = both(key, lambda v: f"{statistics.median(v['step_ms']):.0f}")
+    values = result[f"{key}_loop"]
+    compile_s = each(lambda v: f"{v['compile_s']:.1f}", "loop", "scanned")
+    step_ms = each(lambda v: f"{statistics.median(v['step_ms']):.0f}", "loop", "scanned", "frozen")
     return (
         f"| {name} | {'yes' if charm else 'no'} | {values['parameters'] / 1e6:.2f} | "
         f"{values['forward_gflops']:.2f} | {compile_s} | {step_ms} |"
@@ -163,8 +169,8 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     print(
         f"| backbone | CHARM | parameters, 10⁶ | forward at {FLOPS_SIDE}², GFLOPs | compile, s, "
-        f"plain loop / scanned | step at {args.side}², batch {args.batch}, ms, plain loop / "
-        "scanned |\n| --- | --- | --- | --- | --- | --- |",
+        f"loop / scanned | step at {args.side}², batch {args.batch}, ms, loop / scanned / frozen "
+        "trunk |\n| --- | --- | --- | --- | --- | --- |",
         flush=True,
     )
     results = {}
