@@ -4,8 +4,8 @@
 
 Both are small runs of all stages on SIMULATED images with a checkpoint every 5 steps. Each kill is
 kill -9 at a random moment: of seven in ten shortly after the process has begun to train, of the
-others while it starts. Exit code 1 if the parameters or the log differ, or if a restart began before
-the newest complete checkpoint.
+others while it starts. Exit code 1 if the parameters or the log differ, or if a restart began
+before the newest complete checkpoint.
 """
 
 import argparse
