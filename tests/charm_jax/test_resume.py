@@ -68,7 +68,7 @@ def test_sigterm_saves_and_says_so(finished, tmp_path):
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 143, messages
     assert "The last good checkpoint is runs/demo/checkpoints/bce_frozen/" in messages
-    stages = tmp_path / "runs/demo/checkpoints/bce"
+    stages = tmp_path / "runs/demo/checkpoints/bce_frozen"
     assert any(path.name.isdigit() for path in stages.iterdir())
 
 
