@@ -24,7 +24,7 @@ class Data:
         table: of the source.
         split: parts, without bad images.
         quarantined: (image, reason) of those.
-        refused: how many of those should have been usable: all but files that are absent with
+        refusals: those of them that should have been usable: all but files that are absent with
             ``config.data.missing=skip``.
         prevalence: share of the whole training part, abnormal or not, with each finding, among the
             images where it is known.
@@ -34,9 +34,14 @@ class Data:
     table: CaseTable
     split: splits.Split
     quarantined: list[tuple[str, str]]
-    refused: int
+    refusals: list[tuple[str, str]]
     prevalence: tuple[float, ...]
     notes: tuple[str, ...]
+
+    @property
+    def refused(self) -> int:
+        """How many images should have been usable and are not."""
+        return len(self.refusals)
 
     @property
     def seen(self) -> np.ndarray:
@@ -59,12 +64,12 @@ def load_data(config: ConfigDict) -> Data:
     images, note = _stage_images(config, table)
     split = splits.make_split(table, data.split, images, data.split_seed)
     split, quarantined = quarantine.apply_policy(table, split, data.missing)
-    absent = sum(reason == quarantine.ABSENT for _, reason in quarantined)
+    skipped = quarantine.ABSENT if data.missing == "skip" else None
     return Data(
         table=table,
         split=split,
         quarantined=quarantined,
-        refused=len(quarantined) - (absent if data.missing == "skip" else 0),
+        refusals=[entry for entry in quarantined if entry[1] != skipped],
         prevalence=_prevalence(table, data, quarantined),
         notes=(*(f"warning: {warning}" for warning in table.warnings), *note),
     )

@@ -14,6 +14,8 @@ from charm_jax.command_line import say
 from charm_jax.training import Training
 from data_pipelines import quarantine
 
+_SHOWN = 20  # refused images that a dry run lists
+
 
 def main(argv: list[str]) -> int:
     """Trains, or with ``--dry_run`` checks everything; returns the exit code.
@@ -42,7 +44,9 @@ def main(argv: list[str]) -> int:
     if values.dry_run:
         _check_weights(config, data)
         print(json.dumps(description, indent=2))
-        return 0
+        for name, reason in data.refusals[:_SHOWN]:
+            say(f"warning: {name} is refused: {reason}")
+        return 1 if data.refused else 0
     _announce(config, data, description)
     with runs.locked(directory):
         runs.check_config(directory, config, force=config.resume == "force")

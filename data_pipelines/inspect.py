@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from data_pipelines.image_statistics import (
     read_each,
 )
 from data_pipelines.inspection_text import summary_text
+from data_pipelines.prepared import is_prepared, read_identity
 from data_pipelines.quarantine import Entry, verify_files, write_quarantine
 from data_pipelines.table_statistics import (
     co_occurrence,
@@ -231,34 +233,44 @@ def _one_a_patient(table: CaseTable, rows: np.ndarray) -> np.ndarray:
     return rows[np.sort(first)]
 
 
+def _defaults(directory: Path) -> dict[str, Any]:
+    """Source and size to read; those of a prepared folder are its own."""
+    if is_prepared(directory):
+        return read_identity(directory)
+    return {"source": "nih_chest_xray14", "size": 64}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit code: 1 where images were refused."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.inspect", description=__doc__)
     add = parser.add_argument
     # Messages of the sources name the keys of a config, so those work here, too.
     add("dir", type=Path, metavar="DIR", help="folder of the data")
-    add("--source", "--config.data.source", metavar="NAME", default="nih_chest_xray14")
+    add("--source", "--config.data.source", metavar="NAME", help="of the registry; default: NIH's")
     add("--csv", "--config.data.csv", metavar="FILE", default="", help="in place of the table")
     add("--split", "--config.data.split", metavar="RULE", default="official", help="split rule")
-    add("--size", "--config.data.image_size", type=int, metavar="S", default=64, help="pixels")
+    add("--size", "--config.data.image_size", type=int, metavar="S", help="pixels; default: 64")
     add("--sample", type=int, metavar="N", default=5000, help="most images to read; 0 for all")
     add("--out", type=Path, help="folder to write; default: inspection/<name of DIR>")
     options = parser.parse_args(arguments)
+    defaults = _defaults(options.dir)
+    source, size = options.source or defaults["source"], options.size or defaults["size"]
     out = options.out or Path("inspection", options.dir.resolve().name)
     try:
-        if options.source == "phantom":  # its loader draws what is not there
+        if source == "phantom" and not is_prepared(options.dir):  # its loader would draw it
             raise InputError(
                 "A simulated set that is drawn is read with --source nih_chest_xray14."
             )
-        table = sources.load(options.source, options.dir, options.csv)
+        table = sources.load(source, options.dir, options.csv)
+        table.store.check_size(size)
         for warning in table.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        summary = inspect(table, options.split, size=options.size, sample=options.sample, out=out)
+        summary = inspect(table, options.split, size=size, sample=options.sample, out=out)
         text = summary_text({"directory": str(options.dir), **summary})
         with whole_file(out / "summary.txt") as file:
             file.write(text)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{text}\nSummary, lists and pictures: {out}")
     return int(summary["images"]["refused"] > 0)

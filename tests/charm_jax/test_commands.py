@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from running import command, copy_data, read, train
 
 from data_pipelines.findings import NIH_FINDINGS
@@ -159,6 +160,28 @@ def test_dry_run_prints_one_json_object_and_leaves_nothing(finished, tmp_path):
     assert described["rule"] == "official"
     assert described["images_present"] == 730
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_bad_image_among_a_thousand_is_named_and_the_others_are_used(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("L", (8, 8), 90).save(data / "one.png")
+    names = [f"{i:08d}_000.png" for i in range(1100)]
+    for name in names:
+        os.link(data / "one.png", data / name)
+    (data / names[7]).unlink()
+    (data / names[7]).write_bytes(b"no image")
+    rows = [f"{name},{('Mass', 'No Finding')[i % 2]},{i // 4}" for i, name in enumerate(names)]
+    table = "\n".join(["Image Index,Finding Labels,Patient ID", *rows])
+    (data / "Data_Entry_2017.csv").write_text(table)
+    (data / "train_val_list.txt").write_text("\n".join(names[:900]))
+    (data / "test_list.txt").write_text("\n".join(names[900:]))
+    keys = ["data.source=nih_chest_xray14", f"data.dir={data}", "name=bad", "data.image_size=32"]
+    arguments = [f"--config.{key}" for key in keys]
+    result = command("train", "--dry_run", *arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert json.loads(result.stdout)["refused"] == 1
+    assert f"warning: {names[7]} is refused: " in result.stderr
 
 
 def test_the_notebook_rule_shows_its_leak(finished, tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from data_pipelines import phantom
 from data_pipelines.inspect import choose_examples, main
 from data_pipelines.nih_chest_xray14 import load
+from data_pipelines.prepare import prepare
 
 PICTURES = {"prevalence.png", "co_occurrence.png", "contact_sheet.png", "image_statistics.png"}
 LISTS = {"summary.txt", "summary.json", "duplicates.csv", "quarantine.csv"}
@@ -169,3 +170,20 @@ def test_the_warnings_of_a_source_are_said(films, tmp_path, capsys):
     arguments = ("--source", "csv_folder", "--split", "patient")
     assert _inspect(films, tmp_path / "out", *arguments) == 0
     assert "warning: The table" in capsys.readouterr().err
+
+
+def test_a_prepared_folder_is_read_as_what_and_at_the_size_that_it_was_prepared(films, tmp_path):
+    prepare("nih_chest_xray14", films.path, tmp_path / "prepared", size=24)
+    assert main([str(tmp_path / "prepared"), "--out", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["pixels"]["size"] == 24
+    assert summary["source"] == "nih_chest_xray14"
+
+
+def test_another_size_than_the_prepared_one_is_refused_at_once(films, tmp_path, capsys):
+    prepare("nih_chest_xray14", films.path, tmp_path / "prepared", size=24)
+    assert main([str(tmp_path / "prepared"), "--size", "32", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: config.data.image_size is 32")
+    )
+    assert not (tmp_path / "out").exists()
