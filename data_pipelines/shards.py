@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,13 +223,16 @@ def _write_records(
     }
 
 
-def remove_stale_drafts(layout: Layout) -> None:
-    """Removes what killed processes have left; the drafts of living ones are locked."""
+def remove_stale_drafts(layout: Layout, indices: Container[int]) -> None:
+    """Removes what killed processes have left of some shards; living ones lock their drafts."""
     import fcntl  # not on Windows, where there is no ArrayRecord either
 
     for draft in layout.reports.glob(f"*{_DRAFT}"):
+        if int(draft.name[:5]) not in indices:
+            continue
         try:
-            with draft.open("rb") as file:
+            # Where NFS keeps the lock, only a file that is open for writing can have one.
+            with draft.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 draft.unlink()
         except OSError:  # locked, or already gone

@@ -48,14 +48,22 @@ def test_an_abandoned_shard_leaves_nothing(nih, tmp_path):
 
 def test_the_draft_of_a_living_process_is_not_removed(nih, tmp_path):
     layout = _layout(tmp_path)
-    (layout.reports / "stale.draft").write_bytes(b"")
+    (layout.reports / "00000.stale.draft").write_bytes(b"")
 
     def step():
-        shards.remove_stale_drafts(layout)
+        shards.remove_stale_drafts(layout, range(2))
         assert len(list(layout.reports.glob("*.draft"))) == 1
         return False
 
     assert write_shard(_table(nih), layout, 0, step)["records"] == 3
+
+
+def test_the_drafts_of_other_shares_are_left_alone(tmp_path):
+    layout = _layout(tmp_path)
+    for index in range(2):
+        (layout.reports / f"{index:05d}.stale.draft").write_bytes(b"")
+    shards.remove_stale_drafts(layout, [1])
+    assert [path.name for path in layout.reports.iterdir()] == ["00000.stale.draft"]
 
 
 def test_a_record_keeps_every_column(nih, tmp_path):
