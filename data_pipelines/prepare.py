@@ -25,8 +25,9 @@ from data_pipelines.errors import InputError
 from data_pipelines.prepare_claim import check_claim, claim, identity, remove_leftovers
 from data_pipelines.prepared_summary import write_summary
 from data_pipelines.quarantine import ABSENT, Entry, write_quarantine
+from data_pipelines.shard_check import finished_shards
 from data_pipelines.shard_workers import write_shards
-from data_pipelines.shards import ROWS_PER_SHARD, Layout, Report, finished, remove_stale_drafts
+from data_pipelines.shards import ROWS_PER_SHARD, Layout, Report, remove_stale_drafts
 
 
 def prepare(
@@ -75,7 +76,7 @@ def prepare(
     share, of = part or (0, 1)
     indices = range(share, layout.n_shards, of)
     remove_stale_drafts(layout, indices)
-    reports = {index: finished(layout, table, index) for index in indices}
+    reports = finished_shards(table, layout, indices)
     todo = [index for index, report in reports.items() if report is None]
     _check_space(layout, table, todo)
     claim(layout, asked)

@@ -238,6 +238,19 @@ def test_a_half_written_shard_is_never_read(many, tmp_path):
     assert _leftovers(out) == []
 
 
+def test_a_flipped_byte_is_put_right(nih, out):
+    _prepare(nih, out)
+    before = _content(out)
+    kept, shard = sorted(out.glob("*.array_record-*"))[:2]
+    time_kept, content = kept.stat().st_mtime_ns, shard.read_bytes()
+    place = content.index(bytes([40] * 64))  # the image of row 2
+    shard.write_bytes(content[:place] + b"!" + content[place + 1 :])
+    _prepare(nih, out)
+    assert shard.read_bytes()[place : place + 1] == bytes([40])
+    assert kept.stat().st_mtime_ns == time_kept
+    assert _content(out) == before
+
+
 def test_finished_shards_are_kept(nih, out):
     _prepare(nih, out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record-*")}
