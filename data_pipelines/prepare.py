@@ -68,6 +68,8 @@ def prepare(
     directory, out = Path(directory), Path(out)
     _check_arguments(directory, out, size, processes)
     table = sources.load(source, directory, csv)
+    for warning in table.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     absent = _absent(table, missing, max_share)
     n_expected = len(table.images) - (len(absent) if missing == "skip" else 0)
     layout = Layout(out, source, size, len(table.images), rows_per_shard)

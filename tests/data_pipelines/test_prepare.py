@@ -451,6 +451,18 @@ def test_the_command_says_what_it_did(nih, out, capsys):
     ]
 
 
+def test_what_is_to_be_known_of_the_data_is_said_once(tmp_path, capsys):
+    raw = tmp_path / "own"
+    raw.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), i).save(raw / f"{i}.png")
+    (raw / "labels.csv").write_text("image,Mass\n" + "".join(f"{i}.png,1\n" for i in range(4)))
+    options = ["--size=8", "--processes=1"]
+    assert main(["csv_folder", f"--source={raw}", f"--out={tmp_path / 'out'}", *options]) == 0
+    (warning,) = sources.load("csv_folder", raw).warnings
+    assert capsys.readouterr().err.count(f"warning: {warning}\n") == 1
+
+
 def test_a_folder_that_may_not_be_written_is_one_sentence(nih, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert _command(nih.path, tmp_path / "file" / "out", "--size=8") == 2

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import small_table
 
-from data_pipelines import shards
+from data_pipelines import shard_workers, shards
+from data_pipelines.image_store import ImageArray
 from data_pipelines.shard_check import finished_shards
 from data_pipelines.shards import Layout, features, holds, open_shard, write_shard
 
@@ -59,6 +60,14 @@ def test_a_sound_shard_of_other_records_is_found(nih, tmp_path):
     write_shard(other, layout, 0, lambda: False)
     layout.report(0).write_text(json.dumps(report))
     assert finished_shards(table, layout, [0]) == {0: None}
+
+
+def test_images_in_memory_are_not_copied_to_workers(tmp_path, monkeypatch):
+    images = np.arange(6, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    table, layout = small_table(6, store=ImageArray(images)), _layout(tmp_path)
+    monkeypatch.setattr(ImageArray, "__reduce__", None, raising=False)  # refuses to be pickled
+    reports = dict(shard_workers.write_shards(table, layout, range(2), 2))
+    assert finished_shards(table, layout, range(2)) == reports
 
 
 def test_an_abandoned_shard_leaves_nothing(nih, tmp_path):
