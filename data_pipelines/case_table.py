@@ -7,6 +7,9 @@ from jaxtyping import Bool
 
 from data_pipelines.image_store import ImageStore
 
+# A file of this name marks a folder of images that are drawn rather than acquired.
+SIMULATED_MARKER = "SIMULATED.txt"
+
 
 @dataclasses.dataclass(frozen=True)
 class CaseTable:

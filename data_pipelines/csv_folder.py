@@ -18,11 +18,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from data_pipelines.case_table import CaseTable
+from data_pipelines.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.findings import NO_FINDING
 from data_pipelines.image_store import ImageFiles
-from data_pipelines.nih_chest_xray14 import SIMULATED_MARKER
 
 TABLE = "labels.csv"
 PARTS = ("train", "val", "test")

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_pipelines.case_table import CaseTable
+from data_pipelines.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.errors import InputError
 from data_pipelines.findings import NIH_FINDINGS, NO_FINDING
 from data_pipelines.image_store import ImageFiles
 
 DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
-SIMULATED_MARKER = "SIMULATED.txt"
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # Of use for subgroups; a table without them is read all the same.

@@ -12,7 +12,6 @@ some inputs were refused (``quarantine.csv``); 2 bad input.
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -23,11 +22,12 @@ from pathlib import Path
 from data_pipelines import prepared, sources
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
+from data_pipelines.prepare_claim import check_claim, claim, identity, remove_leftovers
 from data_pipelines.prepared_summary import write_summary
 from data_pipelines.quarantine import ABSENT, Entry, write_quarantine
+from data_pipelines.shard_check import finished_shards
 from data_pipelines.shard_workers import write_shards
-from data_pipelines.shards import ROWS_PER_SHARD, Layout, Report, finished, remove_stale_drafts
-from data_pipelines.whole_file import whole_file
+from data_pipelines.shards import ROWS_PER_SHARD, Layout, Report, remove_stale_drafts
 
 
 def prepare(
@@ -68,16 +68,20 @@ def prepare(
     directory, out = Path(directory), Path(out)
     _check_arguments(directory, out, size, processes)
     table = sources.load(source, directory, csv)
+    for warning in table.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     absent = _absent(table, missing, max_share)
     n_expected = len(table.images) - (len(absent) if missing == "skip" else 0)
     layout = Layout(out, source, size, len(table.images), rows_per_shard)
-    _claim(layout, table)
-    remove_stale_drafts(layout)
+    asked = identity(layout, table)
+    check_claim(layout, asked)
     share, of = part or (0, 1)
     indices = range(share, layout.n_shards, of)
-    reports = {index: finished(layout, table, index) for index in indices}
+    remove_stale_drafts(layout, indices)
+    reports = finished_shards(table, layout, indices)
     todo = [index for index, report in reports.items() if report is None]
     _check_space(layout, table, todo)
+    claim(layout, asked)
     if todo:
         # Until its last shard is written again, the data set is not complete.
         (out / prepared.TFDS_INFO).unlink(missing_ok=True)
@@ -89,6 +93,7 @@ def prepare(
     refused = sorted(refused + _unreadable(reports.values()))
     _check_refused(out, refused, n_expected, max_share)
     if part is None:
+        remove_leftovers(layout)
         write_quarantine(out / "quarantine.csv", refused)
         write_summary(layout, table, [reports[index] for index in indices], refused)
     return refused
@@ -123,45 +128,15 @@ def _absent(table: CaseTable, missing: str, max_share: float) -> list[Entry]:
     return [(name, ABSENT) for name in absent]
 
 
-def _claim(layout: Layout, table: CaseTable) -> None:
-    """Writes into an empty folder what it is for, or compares that with what is asked for."""
-    path = layout.directory / prepared.IDENTITY
-    asked = {
-        "format": 1,
-        "source": layout.source,
-        "size": layout.size,
-        "rows": layout.n_rows,
-        "rows_per_shard": layout.rows_per_shard,
-        "table_sha256": prepared.table_digest(table),
-        "notes": prepared.notes(table),
-    }
-    if not path.is_file():
-        if layout.directory.is_dir() and any(layout.directory.iterdir()):
-            raise InputError(
-                f"{layout.directory} (--out) holds something other than prepared images: name "
-                "another folder, or empty it."
-            )
-        layout.reports.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            json.dump(asked, file, indent=1)
-    began = prepared.read_identity(layout.directory)
-    for key, value in asked.items():
-        if began.get(key) != value:
-            raise InputError(
-                f"{layout.directory} (--out) was begun with {key} {began.get(key)} and is now "
-                f"asked for with {value}: name another folder, or delete it."
-            )
-    layout.reports.mkdir(exist_ok=True)
-
-
 def _check_space(layout: Layout, table: CaseTable, todo: list[int]) -> None:
     images = layout.present_in(todo, table)
     # A record is the pixels, about 300 bytes, and the padding of Riegeli's blocks.
     needed = int(1.02 * images * (layout.size**2 + 300)) + len(todo) * 2**17
-    free = shutil.disk_usage(layout.directory).free
+    out = layout.directory
+    free = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
     if needed > free:
         raise InputError(
-            f"{layout.directory} (--out) has {free / 1e9:.1f} GB free and {images} images at "
+            f"{out} (--out) has {free / 1e9:.1f} GB free and {images} images at "
             f"{layout.size} pixels need {needed / 1e9:.1f} GB: free some, or name another disk."
         )
 
@@ -207,7 +182,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", default="", help="table in place of the source's own")
     parser.add_argument("--part", help="i/n: only the i-th of n shares, from 0")
     parser.add_argument("--processes", type=int, default=_cores(), help="one a core")
-    parser.add_argument("--missing", choices=("error", "skip"), default="error")
+    parser.add_argument(
+        "--missing",
+        choices=("error", "skip"),
+        default="error",
+        help="absent images: error stops if they are more than 0.1%%, skip leaves them out (error)",
+    )
     options = parser.parse_args(arguments)
     try:
         refused = prepare(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
-from data_pipelines.case_table import CaseTable
+from data_pipelines.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.errors import InputError
 from data_pipelines.shards import Layout, holds, open_shard
 from data_pipelines.whole_file import whole_path
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 TFDS_INFO = "dataset_info.json"
 IDENTITY = "prepare.json"
 TABLE = "table.csv.gz"
-SIMULATED_MARKER = "SIMULATED.txt"
 # Before the findings, whose names are the user's and may be any of these.
 _COLUMNS = ("image", "patient", "official_part", "view", "sex", "age", "record")
 _READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, csv.Error)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import prepared
-from data_pipelines.case_table import CaseTable
+from data_pipelines.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.dataset_cards import card_of
 from data_pipelines.quarantine import Entry
 from data_pipelines.shards import SPLIT, Layout, Report, features
@@ -36,7 +36,7 @@ def write_summary(
     records = np.where(kept, np.cumsum(kept) - 1, -1)
     prepared.write_table(layout.directory / prepared.TABLE, table, records)
     if table.simulated:
-        with whole_file(layout.directory / prepared.SIMULATED_MARKER) as file:
+        with whole_file(layout.directory / SIMULATED_MARKER) as file:
             file.write(
                 "Every image in this folder is SIMULATED: drawn by a program, of no patient.\n"
             )

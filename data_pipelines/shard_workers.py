@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
+from data_pipelines.image_store import ImageArray
 from data_pipelines.shards import Layout, Report, write_shard
 
 _POLL_SECONDS = 0.3
@@ -28,7 +29,7 @@ def write_shards(
         table: the source's full table.
         layout: of the prepared data set.
         indices: of the shards to write.
-        processes: at least 1; with 1 the caller's own process does the work.
+        processes: at least 1; with 1, or images in memory, the caller's own process does the work.
 
     Yields:
         Index and report of each shard, in the order in which they are finished.
@@ -38,7 +39,9 @@ def write_shards(
     """
     total = layout.present_in(indices, table)
     with tqdm(total=total, desc="preparing images", unit="image", disable=not total) as bar:
-        if min(processes, len(indices)) <= 1:
+        # A worker starts with a pickle of the table: each would get a copy of images in memory.
+        in_memory = isinstance(table.store, ImageArray)
+        if in_memory or min(processes, len(indices)) <= 1:
             for index in indices:
                 yield index, write_shard(table, layout, index, lambda: _counted(bar))
         else:

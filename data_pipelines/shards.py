@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,32 +113,6 @@ def features(size: int, n_findings: int) -> "FeaturesDict":
     )
 
 
-def finished(layout: Layout, table: CaseTable, index: int) -> Report | None:
-    """The report on a shard; None if the shard must be (re)written.
-
-    That is so if it was never finished, is damaged, or if images have since been added, removed,
-    or are readable that were not.
-    """
-    report = read_report(layout, index)
-    if report is None or not holds(layout.shard(index), report["records"]):
-        return None
-    if report["present"] != _digest_of_rows(_present_rows(layout, table, index)):
-        return None
-    for name, _ in report["refused"]:
-        row = int(np.searchsorted(table.images, name))
-        if isinstance(_read(table, row, layout.size), np.ndarray):
-            return None
-    return report
-
-
-def read_report(layout: Layout, index: int) -> Report | None:
-    """The report on a shard; None if it was never finished."""
-    try:
-        return json.loads(layout.report(index).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
 def open_shard(shard: Path) -> "ArrayRecordReader":
     """A shard for random access; its ``ok()`` is False if the file is absent or cut short."""
     from array_record.python.array_record_module import ArrayRecordReader
@@ -176,7 +150,7 @@ def write_shard(
     Raises:
         InputError: the disk is full.
     """
-    rows = _present_rows(layout, table, index)
+    rows = present_rows(layout, table, index)
     try:
         with _draft(layout, index) as draft:
             report = _write_records(table, layout, rows, draft, step)
@@ -207,29 +181,32 @@ def _write_records(
         if step():
             writer.close()
             return None
-        image = _read(table, row, layout.size)
+        image = read_image(table, row, layout.size)
         if isinstance(image, str):
             refused.append([str(table.images[row]), image])
             continue
         record = _record(table, row)
-        digest.update(json.dumps(record).encode() + b"\n" + image.tobytes())
+        digest.update(record_content(record, image.tobytes()))
         writer.write(serialize({**record, "image": image}))
     writer.close()
     return {
         "records": len(rows) - len(refused),
-        "present": _digest_of_rows(rows),
+        "present": rows_digest(rows),
         "sha256": digest.hexdigest(),
         "refused": refused,
     }
 
 
-def remove_stale_drafts(layout: Layout) -> None:
-    """Removes what killed processes have left; the drafts of living ones are locked."""
+def remove_stale_drafts(layout: Layout, indices: Container[int]) -> None:
+    """Removes what killed processes have left of some shards; living ones lock their drafts."""
     import fcntl  # not on Windows, where there is no ArrayRecord either
 
     for draft in layout.reports.glob(f"*{_DRAFT}"):
+        if int(draft.name[:5]) not in indices:
+            continue
         try:
-            with draft.open("rb") as file:
+            # Where NFS keeps the lock, only a file that is open for writing can have one.
+            with draft.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 draft.unlink()
         except OSError:  # locked, or already gone
@@ -250,8 +227,8 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def _read(table: CaseTable, row: int, size: int) -> np.ndarray | str:
-    """The image ``[S, S, 1]``, or why it cannot be read."""
+def read_image(table: CaseTable, row: int, size: int) -> np.ndarray | str:
+    """One image ``[S, S, 1]``, or why it cannot be read."""
     # Decoders take much that is damaged without a word.
     if reason := table.store.fault(row, whole=True):
         return reason
@@ -273,10 +250,17 @@ def _record(table: CaseTable, row: int) -> dict[str, Any]:
     }
 
 
-def _present_rows(layout: Layout, table: CaseTable, index: int) -> np.ndarray:
+def record_content(record: dict[str, Any], pixels: bytes) -> bytes:
+    """What a report's ``sha256`` is of, for one record."""
+    return json.dumps(record).encode() + b"\n" + pixels
+
+
+def present_rows(layout: Layout, table: CaseTable, index: int) -> Int[np.ndarray, " n"]:
+    """The rows of a shard whose images are present."""
     rows = layout.rows(index)
     return rows[table.present[rows]]
 
 
-def _digest_of_rows(rows: np.ndarray) -> str:
+def rows_digest(rows: Int[np.ndarray, " n"]) -> str:
+    """SHA-256 of row numbers."""
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()

@@ -40,4 +40,9 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
                 "leave the key empty, or name the folder of the source's own files."
             )
         return prepared.load(directory, source)
+    if (Path(directory) / prepared.IDENTITY).is_file():
+        raise InputError(
+            f"{directory} holds prepared images but its preparation is not finished: run `python "
+            "-m data_pipelines.prepare` once more without --part."
+        )
     return SOURCES[source](Path(directory), csv, **options)

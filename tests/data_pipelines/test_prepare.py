@@ -238,6 +238,19 @@ def test_a_half_written_shard_is_never_read(many, tmp_path):
     assert _leftovers(out) == []
 
 
+def test_a_flipped_byte_is_put_right(nih, out):
+    _prepare(nih, out)
+    before = _content(out)
+    kept, shard = sorted(out.glob("*.array_record-*"))[:2]
+    time_kept, content = kept.stat().st_mtime_ns, shard.read_bytes()
+    place = content.index(bytes([40] * 64))  # the image of row 2
+    shard.write_bytes(content[:place] + b"!" + content[place + 1 :])
+    _prepare(nih, out)
+    assert shard.read_bytes()[place : place + 1] == bytes([40])
+    assert kept.stat().st_mtime_ns == time_kept
+    assert _content(out) == before
+
+
 def test_finished_shards_are_kept(nih, out):
     _prepare(nih, out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record-*")}
@@ -272,9 +285,11 @@ def test_a_folder_begun_for_something_else_is_refused_by_name(nih, out, change, 
         monkeypatch.setitem(sources.SOURCES, name, sources.SOURCES[SOURCE])
     else:
         options = {change: 16}
-    with pytest.raises(InputError, match=rf"\(--out\) was begun with {change}") as caught:
+    said = "the same source and size, but the table has changed" if change == "table" else change
+    with pytest.raises(InputError, match=rf"\(--out\) was begun with {said}") as caught:
         prepare(name, nih.path, out, **({"size": 8, "rows_per_shard": 2} | options))
     assert str(out) in str(caught.value)
+    assert len(str(caught.value)) < len(str(out)) + 200
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
@@ -306,7 +321,7 @@ def test_too_little_space_is_said_before_anything_is_written(nih, out, monkeypat
     monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"0\.0 GB free and 12 images at 8 pixels need"):
         _prepare(nih, out)
-    assert not list(out.glob("*.array_record-*"))
+    assert not out.exists()
 
 
 def _spoil(nih, i):
@@ -434,6 +449,18 @@ def test_the_command_says_what_it_did(nih, out, capsys):
         "part 0/1: prepared, 0 images refused",
         f"{out}: prepared, 0 images refused",
     ]
+
+
+def test_what_is_to_be_known_of_the_data_is_said_once(tmp_path, capsys):
+    raw = tmp_path / "own"
+    raw.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), i).save(raw / f"{i}.png")
+    (raw / "labels.csv").write_text("image,Mass\n" + "".join(f"{i}.png,1\n" for i in range(4)))
+    options = ["--size=8", "--processes=1"]
+    assert main(["csv_folder", f"--source={raw}", f"--out={tmp_path / 'out'}", *options]) == 0
+    (warning,) = sources.load("csv_folder", raw).warnings
+    assert capsys.readouterr().err.count(f"warning: {warning}\n") == 1
 
 
 def test_a_folder_that_may_not_be_written_is_one_sentence(nih, tmp_path, capsys):

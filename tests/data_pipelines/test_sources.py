@@ -2,6 +2,7 @@ import pytest
 
 from data_pipelines import sources
 from data_pipelines.errors import InputError
+from data_pipelines.prepare import prepare
 
 
 def test_registered_source_loads(nih):
@@ -18,3 +19,9 @@ def test_csv_reaches_the_source(nih):
 def test_unknown_source_names_the_nearest(tmp_path):
     with pytest.raises(InputError, match=r"config\.data\.source is 'nih_xray'.*'nih_chest_xray14'"):
         sources.load("nih_xray", tmp_path)
+
+
+def test_an_unfinished_preparation_is_named(nih, tmp_path):
+    prepare("nih_chest_xray14", nih.path, tmp_path / "out", size=8, part=(0, 1))
+    with pytest.raises(InputError, match=r"not finished: run .* once more without --part"):
+        sources.load("nih_chest_xray14", tmp_path / "out")
