@@ -72,7 +72,7 @@ def began_from(folder: Path) -> tuple[int, int] | None:
     return (STAGES.index(match[2]), int(match[1])) if match else None
 
 
-def steps_logged(folder: Path) -> int:
+def log_bytes(folder: Path) -> int:
     path = folder / RUN / "metrics.jsonl"
     return path.stat().st_size if path.exists() else 0
 
@@ -80,10 +80,10 @@ def steps_logged(folder: Path) -> int:
 def kill_once(folder: Path, rng: np.random.Generator) -> tuple[str, bool]:
     """Starts the run, kills it at random; what came of it, and whether it had lost anything."""
     before = newest(folder)
-    process, logged = start(folder), steps_logged(folder)
+    process, logged = start(folder), log_bytes(folder)
     # Importing and compiling take longer than all steps: half of the kills wait until it trains.
     waits = rng.random() < 0.7
-    while waits and process.poll() is None and steps_logged(folder) <= logged:
+    while waits and process.poll() is None and log_bytes(folder) <= logged:
         time.sleep(0.01)
     until = time.monotonic() + rng.uniform(0, 1.5 if waits else 12)
     while process.poll() is None and time.monotonic() < until:

@@ -69,12 +69,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def load_config(path: Path, argv: Sequence[str] = ()) -> ConfigDict:
+def load_config(path: Path, preset: str | None = None) -> ConfigDict:
     """The recipe with the changes of a preset and those that a config file states.
 
     Args:
         path: of the config file.
-        argv: where ``--config.preset`` is looked for; without it, the file's own counts.
+        preset: a key of ``recipe.PRESETS``; None for the file's own.
 
     Raises:
         InputError: the file is missing, has no ``get_config``, or names a key or type that the
@@ -84,10 +84,7 @@ def load_config(path: Path, argv: Sequence[str] = ()) -> ConfigDict:
         raise InputError(f"There is no config file {path}: name one, such as configs/effv2s.py.")
     config = recipe.defaults()
     changes = _changes(path).to_dict()
-    given = [
-        a.split("=", 1)[1] for a in argv if a.startswith(("--config.preset=", "-config.preset="))
-    ]
-    preset = given[-1] if given else changes.get("preset", "")
+    preset = changes.get("preset", "") if preset is None else preset
     if preset not in recipe.PRESETS:
         known = [name for name in recipe.PRESETS if name]
         raise InputError(f"config.preset is {preset!r}: {did_you_mean(str(preset), known)}")
@@ -166,6 +163,19 @@ def split_config_flag(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     if path == "":
         raise InputError("--config needs the path of a config file.")
     return path, rest
+
+
+def load_and_parse(
+    path: Path, argv: Sequence[str], define: Callable[[flags.FlagValues], None]
+) -> tuple[ConfigDict, flags.FlagValues]:
+    """``load_config`` and ``parse`` together: a preset among the overrides comes below the file."""
+    config = load_config(path)
+    preset = config.preset
+    values = parse(argv, config, define)
+    if config.preset != preset:
+        config = load_config(path, config.preset)
+        values = parse(argv, config, define)
+    return config, values
 
 
 def parse(

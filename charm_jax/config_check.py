@@ -58,8 +58,8 @@ def _check_model(model: ConfigDict) -> None:
         raise InputError(f"config.model.rarity_threshold: {error}.") from None
     if model.channels not in (1, 3):
         raise InputError(f"config.model.channels is {model.channels}: set it to 3 or 1.")
-    for key in ("retrieval_k", "bank_size"):
-        _at_least(f"config.model.{key}", model[key], 1)
+    _at_least("config.model.retrieval_k", model.retrieval_k, 0)
+    _at_least("config.model.bank_size", model.bank_size, 1)
     if not 0 <= model.momentum <= 1:
         raise InputError(f"config.model.momentum is {model.momentum}: set it from 0 to 1.")
     if not 0 <= model.average < 1:

@@ -31,7 +31,10 @@ def main(argv: list[str]) -> int:
     config = recipe.defaults()
     command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
     state, name = runs.restore(run, values.checkpoint, _shapes)
-    tensors = pretrained.to_reference(state, BACKBONES[config.model.backbone])
+    try:
+        tensors = pretrained.to_reference(state, BACKBONES[config.model.backbone])
+    except ValueError as error:
+        raise InputError(f"{run} cannot be written as such a file: {error}.") from None
     weights_file.write(target, tensors)
     say(f"Written {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
     return 0

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipelines.whole_file import whole_path
+
 _TRAIN, _VALIDATION, _BEST = "#0072B2", "#D55E00", "#000000"  # distinct for the colour-blind
 
 
@@ -33,7 +35,7 @@ def draw_curves(directory: Path, title: str, stages: Sequence[str]) -> None:
         _losses(column[0], stage, epochs, intervals)
         _auroc(column[1], epochs)
         _rates(column[2], intervals)
-    figure.savefig(directory / "curves.png")
+    _save(figure, directory / "curves.png")
 
 
 def _losses(axes: Axes, stage: str, epochs: list[dict], intervals: list[dict]) -> None:
@@ -94,4 +96,9 @@ def draw_sweep(
     axes.set(xlabel="learning rate of the head", ylabel="training loss, smoothed")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_path(path) as draft:
+        figure.savefig(draft, format="png")

@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
     step = _as_known(experiment.eval_step(config, model), subject.known)
     batch = max(config.stages[stage].batch_size for stage in stages)
     batches = run_data.evaluation_batches(config, data, rows, batch)
-    z = experiment.logits(batches, rows, step, subject.state, f"evaluating {values.split}")
+    title = f"evaluating {values.split}"
+    z = experiment.evaluated(batches, rows, step, subject.state, title)["logits"]
     out = subject.out
     out.mkdir(parents=True, exist_ok=True)
     _write_predictions(out / "predictions.csv", data, rows, np.asarray(jax.nn.sigmoid(z)))
@@ -145,7 +146,7 @@ def _weights(config: ConfigDict, data: run_data.Data, model: Charm | Plain, part
 def _as_known(step: Callable, known: runs.Known) -> Callable:
     """The step on batches whose ids are those of the run that filled the bank."""
 
-    def renumbered(state: TrainState, batch: dict[str, np.ndarray]) -> Array:
+    def renumbered(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         rows = batch["case_id"]
         ids = {"case_id": known.case_ids[rows], "patient_id": known.patient_ids[rows]}
         return step(state, batch | ids)
@@ -173,8 +174,7 @@ def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, flags.FlagValues]:
     defaults = recipe.defaults()
     path, argv = command_line.split_config_flag(argv)
     if path is not None:
-        config = command_line.load_config(Path(path), argv)
-        values = command_line.parse(argv, config, _define_flags)
+        config, values = command_line.load_and_parse(Path(path), argv, _define_flags)
         _check_without_run(config, values)
         return None, config, values
     first = command_line.parse(argv, defaults, _define_flags)

@@ -1,4 +1,4 @@
-"""Logits of a whole part, each image counted once."""
+"""What the network says of a whole part, each image counted once."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,13 +10,13 @@ from charm_jax.state import TrainState
 from charm_jax.steps import Batch
 
 
-def logits_of(
+def evaluate(
     state: TrainState,
     batches: Iterable[dict[str, np.ndarray]],
-    eval_step: Callable[[TrainState, Batch], Array],
+    eval_step: Callable[[TrainState, Batch], dict[str, Array]],
     case_ids: np.ndarray,
     on_batch: Callable[[int], None],
-) -> np.ndarray:
+) -> dict[str, np.ndarray]:
     """Runs the network over padded batches.
 
     Args:
@@ -27,18 +27,19 @@ def logits_of(
         on_batch: told the number of images done in each batch.
 
     Returns:
-        ``[n, F]`` float32 in the order of ``case_ids``.
+        The step's outputs, ``[n, ...]`` each, in the order of ``case_ids``.
 
     Raises:
         RuntimeError: an image was left out, repeated or out of order.
     """
-    logits, seen = [], []
+    outputs, seen = [], []
     for batch in batches:
         mask = batch["mask"]
         cases = {name: value for name, value in batch.items() if name != "mask"}
-        logits.append(jax.device_get(eval_step(state, cases))[mask])
+        output = jax.device_get(eval_step(state, cases))
+        outputs.append({name: value[mask] for name, value in output.items()})
         seen.append(batch["case_id"][mask])
         on_batch(int(mask.sum()))
     if not np.array_equal(np.concatenate(seen), case_ids):
         raise RuntimeError("the images that were evaluated are not those of the part, each once")
-    return np.concatenate(logits)
+    return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from charm_jax import memory_bank, optim, range_test, state
 from charm_jax.backbones import BACKBONES
-from charm_jax.evaluation import logits_of
+from charm_jax.evaluation import evaluate
 from charm_jax.fusion import MultiScaleAttention
 from charm_jax.losses import LOSSES
 from charm_jax.metrics import summarise
@@ -65,7 +65,7 @@ def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
     return Charm(
         trunk=trunk,
         expansion=expansion,
-        fusion=MultiScaleAttention(dtype),
+        fusion=MultiScaleAttention(dtype) if keys.fusion else None,
         head=Head(findings),
         retrieval_k=keys.retrieval_k,
         select=partial(
@@ -104,7 +104,14 @@ def _creation(model: Charm | Plain, config: ConfigDict) -> Callable[[Array], Tra
             dim = BACKBONES[keys.backbone].feature_dim
             bank = memory_bank.empty(keys.bank_size, dim, model.head.num_findings)
         images = jnp.zeros((1, side, side, keys.channels))
-        return state.create(model, key, images, bank, averaged=keys.average > 0)
+        return state.create(
+            model,
+            key,
+            images,
+            bank,
+            momentum_branch=keys.momentum_branch,
+            averaged=keys.average > 0,
+        )
 
     return create
 
@@ -179,16 +186,16 @@ def eval_step(
     return jit_eval_step(cases, model=model, prepare=prepare)
 
 
-def logits(
+def evaluated(
     batches: Iterator[dict[str, np.ndarray]],
     rows: np.ndarray,
     step: Callable,
     network: TrainState,
     title: str,
-) -> np.ndarray:
-    """``[n, F]`` logits of the rows that the batches hold, with a progress bar."""
+) -> dict[str, np.ndarray]:
+    """What ``eval_step`` says of the rows that the batches hold, with a progress bar."""
     with tqdm(total=len(rows), desc=title, unit=" images", dynamic_ncols=True, leave=False) as bar:
-        return logits_of(network, batches, step, rows, bar.update)
+        return evaluate(network, batches, step, rows, bar.update)
 
 
 def validator(
@@ -204,7 +211,7 @@ def validator(
             batches = loader.evaluation_ids(rows, batch_size=stage.batch_size)
         else:
             batches = evaluation_batches(config, data, rows, stage.batch_size)
-        z = logits(batches, rows, step, network, "validation")
+        z = evaluated(batches, rows, step, network, "validation")["logits"]
         value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
         # Without a finite loss the run stops: ranking logits that are not numbers would raise
         # first.

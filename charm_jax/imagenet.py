@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
+from data_pipelines.whole_file import whole_path
 
 # The part of a name after the dash is the beginning of the file's SHA-256.
 FILES = {
@@ -60,8 +61,7 @@ def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Pa
 
 
 def _fetch(address: str, path: Path) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_path(path) as draft:
         with urllib.request.urlopen(address, timeout=30) as answer, draft.open("wb") as file:
             total = int(answer.headers.get("Content-Length", 0)) or None
             with tqdm(total=total, desc=path.name, unit="B", unit_scale=True) as bar:
@@ -69,9 +69,6 @@ def _fetch(address: str, path: Path) -> None:
                     file.write(block)
                     bar.update(len(block))
         _check(draft, path.name, "as downloaded", "start again, or fetch it elsewhere")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _check(file: Path, name: str, which: str, remedy: str) -> None:

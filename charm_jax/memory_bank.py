@@ -266,10 +266,10 @@ def retrieve(
     rounding; here cases are told apart by id.
 
     Raises:
-        ValueError: If `k` is below 1.
+        ValueError: If `k` is negative; 0 reads nothing.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; at least one case has to be retrieved")
+    if k < 0:
+        raise ValueError(f"k is {k}; the number of cases to retrieve is 0 or more")
     stored = jax.lax.stop_gradient(bank.features)
     unit_stored = _normalise(stored)
     unit_queries = _normalise(queries.astype(stored.dtype))

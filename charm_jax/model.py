@@ -7,6 +7,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int8, Int32
 
 from charm_jax import memory_bank
@@ -43,26 +44,27 @@ class CharmOutput:
     Attributes:
         logits: one a finding, float32.
         main: f, the expansion block's features.
-        momentum_features: f̄, the momentum branch's.
-        attention: a, in (0, 1).
+        momentum_features: f̄, the momentum branch's; None without one.
+        attention: a, in (0, 1); None without fusion.
         fused: q.
         retrieved: r, with the slots and similarities that it came from.
         enhanced: h = q + r.
         selected: which rows were written to the bank (none in evaluation).
         memory: the bank after this pass.
         momentum: the momentum branch after this pass: running statistics updated, parameters not.
+            None without one.
     """
 
     logits: Float[Array, "batch findings"]
     main: Float[Array, "batch height width dim"]
-    momentum_features: Float[Array, "batch height width dim"]
-    attention: Float[Array, "batch height width 1"]
+    momentum_features: Float[Array, "batch height width dim"] | None
+    attention: Float[Array, "batch height width 1"] | None
     fused: Float[Array, "batch dim"]
     retrieved: Retrieved
     enhanced: Float[Array, "batch dim"]
     selected: Bool[Array, " batch"]
     memory: MemoryBank
-    momentum: Momentum
+    momentum: Momentum | None
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
         """What a log keeps of the pass.
@@ -76,6 +78,28 @@ class CharmOutput:
             "bank_count": self.memory.count.astype(jnp.float32),
             "similarity": (self.retrieved.similarities * valid).sum() / jnp.maximum(valid.sum(), 1),
         }
+
+    def evidence(self) -> dict[str, Array]:
+        """What an evaluation keeps of the pass beside its logits.
+
+        ``attention`` is the map ``[B, h, w]``; ``slots``, ``similarities`` and ``valid`` ``[B, k]``
+        are what was read of the bank, best match first (see ``Retrieved``); ``disagreement``
+        ``[B]`` is 1 - cosine of the pooled features of main and momentum branch, 0 ... 2. What the
+        network does not have is left out.
+        """
+        kept = {
+            "slots": self.retrieved.indices,
+            "similarities": self.retrieved.similarities,
+            "valid": self.retrieved.valid,
+        }
+        if self.attention is not None:
+            kept["attention"] = self.attention[..., 0]
+        if self.momentum_features is not None:
+            main = self.main.astype(jnp.float32).mean((1, 2))
+            anchor = self.momentum_features.astype(jnp.float32).mean((1, 2))
+            cosine = optax.losses.cosine_similarity(main, anchor, epsilon=1e-12)
+            kept["disagreement"] = 1 - cosine
+        return kept
 
 
 class Head(nn.Module):
@@ -110,16 +134,16 @@ class Charm(nn.Module):
     Attributes:
         trunk: the backbone up to its last block.
         expansion: the backbone's last block.
-        fusion: the attention over its features.
+        fusion: the attention over its features; None weighs all places alike.
         head: enhanced features to logits.
-        retrieval_k: how many stored cases are read.
+        retrieval_k: how many stored cases are read; with 0 the bank is written but has no effect.
         select: which rows of a batch are written: ``(features, labels) -> bool[batch]``.
         freeze_trunk: run the trunk as in evaluation while the rest trains.
     """
 
     trunk: nn.Module
     expansion: nn.Module
-    fusion: nn.Module
+    fusion: nn.Module | None
     head: nn.Module
     retrieval_k: int
     select: Callable[[Array, Array], Array]
@@ -129,12 +153,12 @@ class Charm(nn.Module):
         self,
         images: Float[Array, "batch height width channels"],
         cases: Cases,
-        momentum: Momentum,
+        momentum: Momentum | None,
         memory: MemoryBank,
         *,
         train: bool,
     ) -> CharmOutput:
-        """One pass over a batch of normalised images.
+        """One pass over a batch of normalised images; without ``momentum``, f̄ is left out of q.
 
         With ``train`` the batch norms use and update batch statistics, dropout draws from the
         random stream ``dropout``, and selected rows are written to the bank before it is read. A
@@ -146,10 +170,14 @@ class Charm(nn.Module):
         """
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
-        anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
-        attention = self.fusion(main)
-        pooled = (main.astype(jnp.float32) * attention).mean((1, 2))
-        fused = pooled + anchor.astype(jnp.float32).mean((1, 2))
+        attention, weighed = None, main.astype(jnp.float32)
+        if self.fusion is not None:
+            attention = self.fusion(main)
+            weighed = weighed * attention
+        fused, anchor = weighed.mean((1, 2)), None
+        if momentum is not None:
+            anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
+            fused = fused + anchor.astype(jnp.float32).mean((1, 2))
 
         stored = jax.lax.stop_gradient(fused)
         if train:
@@ -183,5 +211,6 @@ class Charm(nn.Module):
     def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
         """Touches every parameter once, before there is a momentum branch to run."""
         main = self.expansion(self.trunk(images, train=False), train=False)
-        self.fusion(main)
+        if self.fusion is not None:
+            self.fusion(main)
         self.head(main.mean((1, 2)).astype(jnp.float32), train=False)

@@ -33,6 +33,10 @@ class PlainOutput:
         """Nothing to report."""
         return {}
 
+    def evidence(self) -> dict[str, Array]:
+        """Nothing: there is no map and no bank."""
+        return {}
+
 
 class Plain(nn.Module):
     """Backbone, global mean, linear layer; it is called as ``Charm`` is.

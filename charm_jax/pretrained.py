@@ -79,8 +79,7 @@ def _load_plain(
     if not whole and new and not any(name.startswith(new) for name in renamed):
         ours = torch_names.to_torch(like, backbone)
         renamed |= {name: value for name, value in ours.items() if name.startswith(new)}
-    torch_names.stop_at(faults + torch_names.faults(renamed, like, backbone, in_file))
-    loaded = torch_names.from_torch(renamed, like, backbone)
+    loaded = torch_names.from_torch(renamed, like, backbone, in_file=in_file, other_faults=faults)
     params = {**state.params, **loaded["params"]}
     batch_stats = {**state.batch_stats, **loaded["batch_stats"]}
     branch = state.momentum
@@ -111,10 +110,13 @@ def _load_reference(
     bank = {name: np.asarray(tensors[name]) for name in _BANK if name in tensors}
     network = {name: value for name, value in tensors.items() if name not in bank}
     renamed, in_file, faults = _renamed(network, backbone)
-    like = _variables(state)
-    faults += torch_names.faults(renamed, like, backbone, in_file)
-    torch_names.stop_at(faults + _bank_faults(bank, state.memory))
-    loaded = torch_names.from_torch(renamed, like, backbone)
+    loaded = torch_names.from_torch(
+        renamed,
+        _variables(state),
+        backbone,
+        in_file=in_file,
+        other_faults=faults + _bank_faults(bank, state.memory),
+    )
     return state.replace(
         params=loaded["params"],
         batch_stats=loaded["batch_stats"],
@@ -172,14 +174,18 @@ def to_reference(state: TrainState, backbone: Backbone) -> dict[str, np.ndarray]
     The reference holds trunk and last block twice, as ``base_model.*`` and as ``backbone.*`` or
     ``final_block.*``; so does this. Of the bank it has features and cursor: labels, cases and
     patients stay behind. Of a state with an average of all weights, that is what is written. A
-    plain network, which the reference does not have, gets torchvision's
-    names.
+    plain network, which the reference does not have, gets torchvision's names.
+
+    Raises:
+        ValueError: it is a CHARM network without fusion or momentum branch.
     """
+    if state.memory is not None and (state.momentum is None or "fusion" not in state.params):
+        raise ValueError("the reference has no network without fusion or momentum branch")
     tensors = torch_names.to_torch(_variables(state), backbone)
     for name in [name for name in tensors if name.endswith("running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         tensors[counter] = np.zeros((), np.int64)
-    if state.momentum is None:
+    if state.memory is None:
         return tensors
     named = {}
     for name, value in tensors.items():

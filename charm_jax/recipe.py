@@ -50,8 +50,10 @@ def defaults() -> ConfigDict:
     model.charm = True  # False: the plain backbone with a linear classifier, as a baseline
     model.channels = 3  # of the images; 1 for weights with a grayscale stem
     model.stochastic_depth = 0.2  # drop rate of the last block, rising linearly from 0
+    model.fusion = True  # False: the mean over space in place of multi-scale attention
+    model.momentum_branch = True  # False: the fused feature is the main branch's alone
     model.momentum = 0.99  # m of the momentum branch
-    model.retrieval_k = 5
+    model.retrieval_k = 5  # 0: the bank is not read
     model.rarity = "norm_inlier"  # or norm_outlier, angle_outlier, rare_finding
     model.rarity_threshold = -1.0  # the rule's default
     model.bank_size = 512

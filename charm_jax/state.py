@@ -25,7 +25,7 @@ class TrainState:
         step: steps taken in this stage.
         params: of trunk, expansion block, fusion and head.
         batch_stats: running statistics of their batch norms.
-        momentum: the momentum branch; None in a plain network.
+        momentum: the momentum branch; None in a network without one.
         memory: the bank; None in a plain network.
         opt_state: of the stage's optimizer.
         rng: key of the stage; a step folds its number in, so the key itself never changes.
@@ -48,6 +48,7 @@ def create(
     images: Float[Array, "batch height width channels"],
     memory: MemoryBank | None,
     *,
+    momentum_branch: bool = True,
     averaged: bool = False,
 ) -> TrainState:
     """A state with random parameters and a copied momentum branch; no optimizer yet.
@@ -57,12 +58,13 @@ def create(
         key: seeds the parameters.
         images: of the size and channels that the network will see.
         memory: an empty bank, or None for a plain network.
+        momentum_branch: whether a network with a bank has a momentum branch.
         averaged: whether an average of all weights is kept; ``begin_stage`` starts it.
     """
     variables = model.init(key, images, method="initialise")
     params, batch_stats = variables["params"], variables["batch_stats"]
     branch = None
-    if memory is not None:
+    if memory is not None and momentum_branch:
         branch = momentum.copy_of(params["expansion"], batch_stats["expansion"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),

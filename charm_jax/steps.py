@@ -109,8 +109,8 @@ def _average(
 
 def eval_step(
     state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
-) -> Float[Array, "batch findings"]:
-    """Logits of a batch; nothing changes.
+) -> dict[str, Array]:
+    """``logits`` ``[B, F]`` of a batch and the output's ``evidence``; nothing changes.
 
     Where the state keeps an average of all weights, that is what is evaluated. ``prepare`` maps
     uint8 images to normalised float32.
@@ -124,7 +124,7 @@ def eval_step(
         state.memory,
         train=False,
     )
-    return output.logits
+    return {"logits": output.logits, **output.evidence()}
 
 
 @runtime_checkable
@@ -147,7 +147,7 @@ def jit_train_step(
 
 def jit_eval_step(
     cases: DeviceCases | None = None, **parts: object
-) -> Callable[[TrainState, Batch], Array]:
+) -> Callable[[TrainState, Batch], dict[str, Array]]:
     """``eval_step`` with its keyword arguments bound, compiled; ``cases`` as above."""
     return _jit(partial(eval_step, **parts), cases)
 

@@ -1,6 +1,6 @@
 """The names and layouts that torch has for our parameters and statistics, and the way back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,13 +57,22 @@ def _name(path: tuple[str, ...], backbone: Backbone) -> str:
     return f"{stem}.{_LEAVES[leaf]}"
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], like: Variables, backbone: Backbone) -> Variables:
+def from_torch(
+    tensors: Mapping[str, np.ndarray],
+    like: Variables,
+    backbone: Backbone,
+    *,
+    in_file: Mapping[str, str] | None = None,
+    other_faults: Sequence[str] = (),
+) -> Variables:
     """Parameters and statistics from tensors with the reference's names.
 
     Args:
         tensors: name to array in torch's layout (convolutions OIHW, linear layers [out, in]).
         like: variables that give names and shapes (arrays or ShapeDtypeStructs).
         backbone: of the registry.
+        in_file: the tensors' names in their file, where those are others; for the error.
+        other_faults: what else is wrong with the file; for the error, which it makes by itself.
 
     Returns:
         Variables shaped as ``like``, float32.
@@ -71,7 +80,8 @@ def from_torch(tensors: Mapping[str, np.ndarray], like: Variables, backbone: Bac
     Raises:
         ValueError: with every missing, unexpected, misshapen or not finite name.
     """
-    stop_at(faults(tensors, like, backbone))
+    if found := [*other_faults, *_faults(tensors, like, backbone, in_file or {})]:
+        raise ValueError("; ".join(found))
     return unflatten_dict(
         {
             path: jnp.asarray(_from_torch_layout(np.asarray(tensors[name])), jnp.float32)
@@ -80,21 +90,12 @@ def from_torch(tensors: Mapping[str, np.ndarray], like: Variables, backbone: Bac
     )
 
 
-def faults(
+def _faults(
     tensors: Mapping[str, np.ndarray],
     like: Variables,
     backbone: Backbone,
-    in_file: Mapping[str, str] | None = None,
+    in_file: Mapping[str, str],
 ) -> list[str]:
-    """What is missing, unexpected, misshapen or not finite, by the names ``in_file``.
-
-    Args:
-        tensors: as ``from_torch`` takes them.
-        like: likewise.
-        backbone: of the registry.
-        in_file: their names in the file, where those are others.
-    """
-    in_file = in_file or {}
     flat = flatten_dict(dict(like))
     wanted = {name: path for path, name in of(like, backbone).items()}
     found = [f"missing {name}" for name in wanted if name not in tensors]
@@ -108,12 +109,6 @@ def faults(
         elif _statistic_of(name) not in wanted:
             found.append(f"unexpected {said}")
     return found
-
-
-def stop_at(found: list[str]) -> None:
-    """Raises a ValueError that lists the faults, if there are any."""
-    if found:
-        raise ValueError("; ".join(found))
 
 
 def _is_last(path: tuple[str, ...]) -> bool:

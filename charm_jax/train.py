@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
         InputError: whatever is wrong with config, data or run.
     """
     path, rest = command_line.split_config_flag(argv)
-    config = command_line.load_config(Path(path) if path is not None else command_line.DEMO, rest)
-    values = command_line.parse(rest, config, _define_flags)
+    path = Path(path) if path is not None else command_line.DEMO
+    config, values = command_line.load_and_parse(path, rest, _define_flags)
     config_check.check(config)
     if config.deterministic:
         os.environ["XLA_FLAGS"] = (

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from data_pipelines.errors import InputError
+from data_pipelines.whole_file import whole_path
 
 # Suffixes of each kind of file.
 SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt"), "safetensors": (".safetensors",)}
@@ -75,12 +76,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     own = {name: np.array(value, order="C") for name, value in tensors.items()}
     # By way of memory: what the libraries raise where they write themselves hides a full disk.
     content = safetensors.numpy.save(own) if kind == "safetensors" else _torch_bytes(path, own)
-    draft = path.with_name(path.name + ".tmp")
-    try:
+    with whole_path(path) as draft:
         draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _torch_bytes(path: Path, tensors: dict[str, np.ndarray]) -> bytes:

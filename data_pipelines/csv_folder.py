@@ -12,13 +12,13 @@
 """
 
 import os
-import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines.case_table import SIMULATED_MARKER, CaseTable
+from data_pipelines.csv_tables import READ_ERRORS, given_file, whole_years
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.findings import NO_FINDING
 from data_pipelines.image_store import ImageFiles
@@ -29,7 +29,6 @@ _RESERVED = ("image", "patient", "split", "view", "sex", "age")
 # As people and pandas write them; a column of integers with gaps becomes one of floats there.
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1, "": -1, "nan": -1, "NaN": -1}
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
-_OLDEST = 120  # years
 
 
 def load(directory: Path, csv: str = "") -> CaseTable:
@@ -43,8 +42,8 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     Returns:
         The table, sorted by image name. Findings are in the order of their columns. Patients are
         numbered by their rank among the sorted distinct values of ``patient``; without that column
-        each image is its own patient, and a warning says so. Without
-        ``split`` the rule ``official`` divides by patient, as ``patient`` does.
+        each image is its own patient, and a warning says so. Without ``split`` the rule
+        ``official`` divides by patient, as ``patient`` does.
 
     Raises:
         InputError: the folder, table, a column, a line or a value is missing or wrong.
@@ -65,7 +64,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         official_part=_parts(rows, path),
         views=_column(rows, "view").to_numpy(str),
         sexes=_column(rows, "sex").str.lower().map(_SEXES).fillna("").to_numpy(str),
-        ages=_ages(rows),
+        ages=whole_years(_column(rows, "age")),
         store=ImageFiles(images, _files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
         official_known="split" in rows.columns,
@@ -88,24 +87,21 @@ def _table_path(directory: Path, csv: str) -> Path:
             f"The data folder {directory} does not exist: name the folder of your images and its "
             f"{TABLE} with --config.data.dir."
         )
-    for path in (Path(csv), directory / csv) if csv else (directory / TABLE,):
-        if path.is_file():
-            return path
     if csv:
+        remedy = f"correct the path, or leave the key empty to read the {TABLE} of the data folder"
+        return given_file(csv, directory, "table", remedy)
+    path = directory / TABLE
+    if not path.is_file():
         raise InputError(
-            f"The table {csv} (config.data.csv) does not exist: correct the path, or leave the key "
-            f"empty to read the {TABLE} of the data folder."
+            f"The data folder {directory} has no {TABLE}: write one with the column 'image' and "
+            "one column for each finding, or name another table with --config.data.csv."
         )
-    raise InputError(
-        f"The data folder {directory} has no {TABLE}: write one with the column 'image' and one "
-        "column for each finding, or name another table with --config.data.csv."
-    )
+    return path
 
 
 def _read(path: Path) -> pd.DataFrame:
     """All cells as text, by column name; the index is the line in the file."""
-    # Without a header for pandas, or it would rename a column that is there twice. Errors of gzip,
-    # csv and text have no common base.
+    # Without a header for pandas, or it would rename a column that is there twice.
     try:
         cells = pd.read_csv(
             path,
@@ -116,7 +112,7 @@ def _read(path: Path) -> pd.DataFrame:
             skipinitialspace=True,
             encoding="utf-8-sig",
         )
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"The table {path} cannot be read as a csv file ({str(error).strip()}): save it as "
             "comma-separated text in UTF-8, with the same number of commas in every line."
@@ -216,12 +212,6 @@ def _parts(rows: pd.DataFrame, path: Path) -> np.ndarray:
             f"'split': {did_you_mean(word, PARTS)}"
         )
     return parts.to_numpy(str)
-
-
-def _ages(rows: pd.DataFrame) -> np.ndarray:
-    """``[n]`` int16 whole years; -1 if unknown."""
-    years = pd.to_numeric(_column(rows, "age"), errors="coerce")
-    return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)
 
 
 def _labels(rows: pd.DataFrame, findings: tuple[str, ...], path: Path) -> np.ndarray:

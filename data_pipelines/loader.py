@@ -134,9 +134,9 @@ def case_id_batches(
     # Grain seeds epoch e with seed + e: spread the seeds, or run 1 would repeat run 0 from its
     # second epoch on.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    # The batch stage hands Grain's shuffle the epoch with each index, so every repeat reshuffles.
     share = batch_size // processes
     mine = slice(process * share, (process + 1) * share)
+    # The batch stage hands Grain's shuffle the epoch with each index, so every repeat reshuffles.
     return (
         grain.MapDataset.source(rows)
         .shuffle(seed=spread)

@@ -31,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.case_table import CaseTable
+from data_pipelines.csv_tables import given_file
 from data_pipelines.errors import InputError
 from data_pipelines.findings import NIH_FINDINGS
 from data_pipelines.image_store import ImageArray
@@ -64,17 +65,18 @@ _PNEUMONIA_WARNING = (
 )
 # Errors of zip, npy and deflate have no common base; a damaged header is parsed as Python's.
 _READ_ERRORS = (
-    *(
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        NotImplementedError,
-        RuntimeError,
-        Warning,
-    ),
-    *(struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile),
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    Warning,
+    struct.error,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
 )
 # Images do not become a hundredth when they are packed; below this size it does not matter.
 _MOST_DEFLATED, _SMALL = 100, 2**28
@@ -131,10 +133,7 @@ def _load(
 
 def _find(directory: Path, csv: str, source: str) -> Path:
     if csv:
-        for path in (Path(csv), directory / csv):
-            if path.is_file():
-                return path
-        raise InputError(f"The file {csv} (config.data.csv) does not exist: correct the path.")
+        return given_file(csv, directory, "file", "correct the path")
     found = sorted([*directory.glob(f"{source}.npz"), *directory.glob(f"{source}_*.npz")])
     if not found:
         raise InputError(

@@ -12,13 +12,13 @@ Download: https://nihcc.app.box.com/v/ChestXray-NIHCC
 """
 
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines.case_table import SIMULATED_MARKER, CaseTable
+from data_pipelines.csv_tables import READ_ERRORS, given_file, whole_years
 from data_pipelines.errors import InputError
 from data_pipelines.findings import NIH_FINDINGS, NO_FINDING
 from data_pipelines.image_store import ImageFiles
@@ -28,7 +28,6 @@ LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # Of use for subgroups; a table without them is read all the same.
 _OPTIONAL = ("View Position", "Patient Gender", "Patient Age")
-_OLDEST = 120  # years; the table has a few typing errors of 148 and above
 _INT32_MAX = int(np.iinfo(np.int32).max)
 
 
@@ -76,13 +75,11 @@ def load(directory: Path, csv: str = "") -> CaseTable:
 
 def _table_path(directory: Path, csv: str) -> Path:
     if csv:
-        for path in (Path(csv), directory / csv):
-            if path.is_file():
-                return path
-        raise InputError(
-            f"The table {csv} (config.data.csv) does not exist: correct the path, or leave the key "
-            "empty to read the Data_Entry_2017*.csv of the data folder."
+        remedy = (
+            "correct the path, or leave the key empty to read the Data_Entry_2017*.csv of the data "
+            "folder"
         )
+        return given_file(csv, directory, "table", remedy)
     found = [
         path
         for pattern in ("Data_Entry_2017*.csv", "Data_Entry_2017*.csv.gz")
@@ -99,7 +96,7 @@ def _table_path(directory: Path, csv: str) -> Path:
 def _read_rows(path: Path) -> pd.DataFrame:
     """The columns as strings, sorted by image; the index is the line in the file."""
     # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
-    # the needed columns are read, by name. Errors of gzip, csv and text have no common base.
+    # the needed columns are read, by name.
     try:
         rows = pd.read_csv(
             path,
@@ -109,7 +106,7 @@ def _read_rows(path: Path) -> pd.DataFrame:
             index_col=False,
             encoding="utf-8-sig",
         )
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"The table {path} cannot be read as a csv file ({error}): download it again."
         ) from error
@@ -150,8 +147,7 @@ def _patients(rows: pd.DataFrame, path: Path) -> np.ndarray:
 
 def _ages(rows: pd.DataFrame) -> np.ndarray:
     """``[n]`` int16 years, from '58' or, in the table's first version, '058Y'; -1 if unknown."""
-    years = pd.to_numeric(rows["Patient Age"].str.removesuffix("Y"), errors="coerce")
-    return years.where(years.between(0, _OLDEST), -1).to_numpy(np.int16)
+    return whole_years(rows["Patient Age"].str.removesuffix("Y"))
 
 
 def _labels(rows: pd.DataFrame, path: Path) -> np.ndarray:

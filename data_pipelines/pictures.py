@@ -1,6 +1,5 @@
 """Pictures of a data set, as PNG files, in colours that the colour-blind can tell apart."""
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from data_pipelines.image_statistics import CONSTANT_SD, ImageStatistics
+from data_pipelines.whole_file import whole_path
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -217,9 +217,5 @@ def _title(figure: "matplotlib.figure.Figure", title: str, simulated: bool) -> N
 
 
 def _save(figure: "matplotlib.figure.Figure", path: Path) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    try:
+    with whole_path(path) as draft:
         figure.savefig(draft, format="png")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

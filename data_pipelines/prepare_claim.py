@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import shutil
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from data_pipelines import prepared
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
 from data_pipelines.shards import Layout
+from data_pipelines.whole_file import draft_of, is_draft
 
-_DRAFT = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # of whole_file
 _HIDDEN = ".tfds-"
 # Such files are written in seconds; one that is older is of a process that is no more.
 _STALE_SECONDS = 600
@@ -43,7 +41,7 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
     found = list(directory.iterdir()) if directory.is_dir() else []
     # Looked for after the rest: another job that has begun meanwhile wrote it before all else.
     if not (directory / prepared.IDENTITY).exists():
-        if not all(path == layout.reports or _DRAFT.fullmatch(path.name) for path in found):
+        if not all(path == layout.reports or is_draft(path) for path in found):
             raise InputError(
                 f"{directory} (--out) holds something other than prepared images: name another "
                 "folder, or empty it."
@@ -73,7 +71,7 @@ def claim(layout: Layout, asked: dict[str, Any]) -> None:
     path = layout.directory / prepared.IDENTITY
     if not path.exists():
         layout.directory.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        draft = draft_of(path)
         try:
             draft.write_text(json.dumps(asked, indent=1), encoding="utf-8")
             _link(draft, path)
@@ -100,7 +98,7 @@ def remove_leftovers(layout: Layout) -> None:
         try:
             if path.lstat().st_mtime > oldest:
                 continue
-            if _DRAFT.fullmatch(path.name):
+            if is_draft(path):
                 path.unlink()
             elif path.name.startswith(_HIDDEN) and path.parent == layout.directory:
                 shutil.rmtree(path)

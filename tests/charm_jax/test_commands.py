@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from running import command, copy_data, read, train
 
+from charm_jax.command_line import load_and_parse
 from data_pipelines.findings import NIH_FINDINGS
 
 
@@ -191,6 +192,22 @@ def test_the_notebook_rule_shows_its_leak(finished, tmp_path):
     described = json.loads(result.stdout)
     assert described["leak_images"] > 0
     assert set(described["stages"]["focal"]) >= {"train", "val", "test", "test_published"}
+
+
+@pytest.mark.parametrize("given", [["--config.preset=notebook"], ["--config.preset", "notebook"]])
+def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'stages': {'bce': {'frozen_epochs': 2}}})\n"
+    )
+    overrides = [*given, "--config.stages.focal.loss=bce"]
+    config, _ = load_and_parse(path, overrides, lambda values: None)
+    assert config.data.split == config.preset == "notebook"
+    assert config.stages.focal.lr_spread == 1.0
+    assert config.stages.bce.frozen_epochs == 2
+    assert config.stages.focal.loss == "bce"
 
 
 def test_evaluating_the_training_part_says_that_it_is_one(finished):

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charm_jax.evaluation import logits_of
+from charm_jax.evaluation import evaluate
 from charm_jax.state import TrainState
 
 STATE = TrainState(
@@ -28,11 +28,13 @@ def eval_step(state, batch):
     """Logits that tell the image and the state apart."""
     assert set(batch) == {"case_id"}
     ids = jnp.asarray(batch["case_id"], jnp.float32)
-    return jnp.stack([ids, state.params["scale"] * ids], axis=1)
+    return {"logits": jnp.stack([ids, state.params["scale"] * ids], axis=1), "ids": ids}
 
 
 def run(ids, expected, size=4, on_batch=lambda done: None):
-    return logits_of(STATE, batches(ids, size), eval_step, np.array(expected), on_batch)
+    outputs = evaluate(STATE, batches(ids, size), eval_step, np.array(expected), on_batch)
+    np.testing.assert_array_equal(outputs["ids"], outputs["logits"][:, 0])
+    return outputs["logits"]
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
@@ -51,8 +53,8 @@ def test_the_size_of_the_batches_does_not_matter():
 
 def test_a_mask_in_the_middle_leaves_its_row_out():
     batch = {"case_id": np.array([5, 0, 6], np.int32), "mask": np.array([True, False, True])}
-    logits = logits_of(STATE, [batch], eval_step, np.array([5, 6]), lambda done: None)
-    np.testing.assert_array_equal(logits[:, 0], [5, 6])
+    outputs = evaluate(STATE, [batch], eval_step, np.array([5, 6]), lambda done: None)
+    np.testing.assert_array_equal(outputs["logits"][:, 0], [5, 6])
 
 
 @pytest.mark.parametrize(

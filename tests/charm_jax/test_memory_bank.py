@@ -214,9 +214,16 @@ def test_unknown_query_ids_exclude_nothing():
     np.testing.assert_allclose(got.features, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
 
 
-def test_retrieve_refuses_k_below_one():
-    with pytest.raises(ValueError, match="k is 0"):
-        mb.retrieve(mb.empty(2, 2, 1), jnp.ones((1, 2)), 0, exclude_case_ids=no_ids(1))
+def test_retrieve_refuses_a_negative_k():
+    with pytest.raises(ValueError, match="k is -1"):
+        mb.retrieve(mb.empty(2, 2, 1), jnp.ones((1, 2)), -1, exclude_case_ids=no_ids(1))
+
+
+def test_retrieving_nothing_adds_nothing():
+    bank = bank_of([[1.0, 0.0], [0.0, 1.0]], [7, 8])
+    got = retrieve(bank, jnp.ones((3, 2)), 0, exclude_case_ids=no_ids(3))
+    np.testing.assert_array_equal(got.features, np.zeros((3, 2)))
+    assert got.indices.shape == (3, 0)
 
 
 def test_gradient_of_retrieval_equals_finite_differences():

@@ -279,20 +279,33 @@ def bank_with(run, *ids):
 def test_evaluation_changes_nothing(eval_step, run):
     now = run[0][20]
     before = copied(plain(now))
-    logits = eval_step(now, batch_of(0))
-    assert logits.shape == (BATCH, FINDINGS)
+    outputs = eval_step(now, batch_of(0))
+    assert outputs["logits"].shape == (BATCH, FINDINGS)
     chex.assert_trees_all_equal(plain(now), before)
-    chex.assert_trees_all_equal(eval_step(now, batch_of(0)), logits)
+    chex.assert_trees_all_equal(eval_step(now, batch_of(0)), outputs)
+
+
+def test_evaluation_says_what_was_read_and_where_the_network_looked(eval_step, run):
+    outputs = eval_step(bank_with(run, (900, 9000), (901, 9001)), batch_of(0))
+    assert outputs["attention"].shape[0] == BATCH
+    assert np.all((outputs["attention"] > 0) & (outputs["attention"] < 1))
+    assert np.all(outputs["valid"].sum(1) == 2)
+    assert outputs["slots"].max() < 4
+    assert np.all(np.abs(outputs["similarities"]) <= 1 + 1e-6)
+    assert np.all((outputs["disagreement"] >= -1e-6) & (outputs["disagreement"] <= 2))
+
+
+def test_a_momentum_branch_that_equals_the_main_one_agrees_with_it(eval_step, fresh):
+    np.testing.assert_allclose(eval_step(fresh, batch_of(0))["disagreement"], 0, atol=1e-6)
 
 
 def test_padding_does_not_reach_the_other_rows(eval_step, run):
     real, other = batch_of(4), batch_of(5, first_case=50)
-    expected = eval_step(run[0][20], real)[:5]
+    expected = eval_step(run[0][20], real)["logits"][:5]
     for filling in (other, {name: np.zeros_like(value) for name, value in other.items()}):
         padded = {name: np.concatenate([real[name][:5], filling[name][5:]]) for name in real}
-        np.testing.assert_allclose(
-            eval_step(run[0][20], padded)[:5], expected, rtol=1e-5, atol=1e-6
-        )
+        logits = eval_step(run[0][20], padded)["logits"]
+        np.testing.assert_allclose(logits[:5], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("own", ["case", "patient"])
@@ -304,9 +317,9 @@ def test_an_image_reads_neither_its_own_case_nor_its_patient(eval_step, run, own
         "case": (batch["case_id"][query], 9001),
         "patient": (901, batch["patient_id"][query]),
     }[own]
-    with_own = eval_step(bank_with(run, stranger, known), batch)
-    without = eval_step(bank_with(run, stranger), batch)
-    read_by_all = eval_step(bank_with(run, stranger, acquaintance), batch)
+    with_own = eval_step(bank_with(run, stranger, known), batch)["logits"]
+    without = eval_step(bank_with(run, stranger), batch)["logits"]
+    read_by_all = eval_step(bank_with(run, stranger, acquaintance), batch)["logits"]
     np.testing.assert_allclose(with_own[query], without[query], rtol=1e-5, atol=1e-6)
     assert not np.allclose(with_own[query], read_by_all[query], rtol=1e-3, atol=1e-3)
     others = np.arange(BATCH) != query
@@ -341,10 +354,11 @@ def test_bfloat16_gives_nearly_the_loss_of_float32(train_step, in_bfloat16, run)
 
 def test_bfloat16_gives_float32_logits(eval_step, run):
     step = steps.jit_eval_step(model=network(jnp.bfloat16), prepare=evaluation_images)
-    logits = step(run[0][20], batch_of(0))
+    logits = step(run[0][20], batch_of(0))["logits"]
     assert logits.dtype == jnp.float32
     chex.assert_tree_all_finite(logits)
-    np.testing.assert_allclose(logits, eval_step(run[0][20], batch_of(0)), rtol=0.1, atol=0.1)
+    exact = eval_step(run[0][20], batch_of(0))["logits"]
+    np.testing.assert_allclose(logits, exact, rtol=0.1, atol=0.1)
 
 
 def test_the_gradient_norm_is_that_before_the_optimizer(run):
@@ -376,8 +390,9 @@ def test_a_plain_network_trains_without_bank_and_momentum_branch():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert "bank_count" not in metrics
-    logits = steps.jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
-    assert logits.shape == (BATCH, FINDINGS)
+    outputs = steps.jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
+    assert outputs["logits"].shape == (BATCH, FINDINGS)
+    assert set(outputs) == {"logits"}
 
 
 def test_a_batch_on_the_device_is_gathered_within_the_step(train_step, fresh):
@@ -456,11 +471,33 @@ def test_the_average_of_all_weights_follows_them_and_is_evaluated(fresh, eval_st
     ):
         expected = jax.tree.map(lambda a, b: decay * b + (1 - decay) * a, now, before)
         chex.assert_trees_all_close(after.average[name], expected, rtol=1e-5, atol=1e-7)
-    logits = eval_step(after, batch_of(3))
+    logits = eval_step(after, batch_of(3))["logits"]
     swapped = after.replace(average=None, **after.average)
     np.testing.assert_allclose(logits, eval_step_of(swapped, batch_of(3)), rtol=1e-5, atol=1e-6)
     assert np.abs(logits - eval_step_of(after.replace(average=None), batch_of(3))).max() > 1e-4
 
 
 def eval_step_of(network_state, batch):
-    return steps.jit_eval_step(model=network(), prepare=evaluation_images)(network_state, batch)
+    step = steps.jit_eval_step(model=network(), prepare=evaluation_images)
+    return step(network_state, batch)["logits"]
+
+
+@pytest.mark.parametrize("lacks", ["fusion", "momentum_branch", "memory"])
+def test_a_network_without_one_of_its_parts_trains(lacks):
+    parts = {"fusion": {"fusion": None}, "memory": {"retrieval_k": 0}}
+    model = network().clone(**parts.get(lacks, {}))
+    bank = memory_bank.empty(SLOTS, DIM, FINDINGS)
+    images = jnp.zeros((1, SIDE, SIDE, 3))
+    make = functools.partial(state.create, model, momentum_branch=lacks != "momentum_branch")
+    new = jax.jit(lambda key: make(key, images, bank))(jax.random.key(0))
+    before = state.begin_stage(new, OPTIMIZER, jax.random.key(1))
+    after, metrics = jitted(model)(copied(before), batch_of(0))
+    assert np.isfinite(metrics["loss"])
+    outputs = steps.jit_eval_step(model=model, prepare=evaluation_images)(after, batch_of(1))
+    assert ("fusion" in after.params) == ("attention" in outputs) == (lacks != "fusion")
+    assert ("disagreement" in outputs) == (lacks != "momentum_branch")
+    assert (after.momentum is None) == (lacks == "momentum_branch")
+    if lacks == "memory":
+        emptied = after.replace(memory=memory_bank.empty(SLOTS, DIM, FINDINGS))
+        without = steps.jit_eval_step(model=model, prepare=evaluation_images)(emptied, batch_of(1))
+        np.testing.assert_array_equal(outputs["logits"], without["logits"])
