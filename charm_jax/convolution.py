@@ -70,7 +70,7 @@ class Conv(nn.Module):
         if self.depthwise:
             y = depthwise_conv(x, kernel, self.strides, self.dilation)
         elif self.kernel_size == 1:
-            y = x[:, :: self.strides, :: self.strides] @ kernel[0, 0]
+            y = pointwise(x[:, :: self.strides, :: self.strides], kernel[0, 0])
         else:
             y = dense_conv(x, kernel, self.strides)
         if self.use_bias:
@@ -78,6 +78,37 @@ class Conv(nn.Module):
             bias = self.param("bias", init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
+
+
+@jax.custom_vjp
+def pointwise(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "channels features"]
+) -> Float[Array, "batch height width features"]:
+    """Convolution 1x1: a matrix product.
+
+    JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU turns
+    the whole gradient over in memory, at several times the cost of the product; here it is
+    ``xᵀ grad``, which needs no turning and is the same to the bit but for the order of summation.
+    """
+    return x @ kernel
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    return grad @ kernel.T, _product_over_pixels(x, grad)
+
+
+def _product_over_pixels(x: Array, grad: Array) -> Array:
+    """``Σ x ⊗ grad`` over batch and space. Flat first: XLA turns operands of rank 4 over."""
+    flat = (v.reshape(-1, v.shape[-1]) for v in (x, grad))
+    return lax.dot_general(*flat, (((0,), (0,)), ((), ())))
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def dense_conv(
