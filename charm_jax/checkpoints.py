@@ -41,10 +41,10 @@ class _KeepNewestAndBest:
 class Checkpoints:
     """The checkpoints of a run, ``<directory>/<stage>/<step>``.
 
-    Saving is asynchronous: the state is copied at once and written in the background. It is written
-    as one array of bytes, uncompressed: a file or two instead of a thousand small arrays, and random
-    mantissas do not shrink. Each leaf's digest is saved beside it and compared on restore, because
-    Orbax hands a flipped byte back silently.
+    Saving is asynchronous: the state is copied at once and written in the background. It is one
+    array of bytes, uncompressed, as a thousand small arrays take far longer, and random mantissas
+    do not shrink. Each leaf's digest is saved beside it and compared on restore, because Orbax
+    hands a flipped byte back silently.
 
     Attributes:
         directory: of the run's checkpoints.
@@ -173,7 +173,15 @@ class Checkpoints:
 
     def _manager(self, stage: str) -> ocp.CheckpointManager:
         if stage not in self._managers:
+            if not self._read_only:
+                (self.directory / stage).mkdir(parents=True, exist_ok=True)
+            # Of several processes the first alone saves: every one has the whole state.
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix=stage
+            )
             options = ocp.CheckpointManagerOptions(
+                multiprocessing_options=alone,
+                create=False,  # Orbax makes no folder for some of the processes alone
                 preservation_policy=self._policies[stage],
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
@@ -183,8 +191,10 @@ class Checkpoints:
                 self.directory / stage,
                 options=options,
                 item_handlers={
-                    "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-                    "meta": ocp.JsonCheckpointHandler(),
+                    "state": ocp.PyTreeCheckpointHandler(
+                        use_compression=False, multiprocessing_options=alone
+                    ),
+                    "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
                 },
             )
         return self._managers[stage]

@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from charm_jax import recipe
+from charm_jax import processes, recipe
 from data_pipelines.errors import InputError, did_you_mean
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
@@ -65,8 +65,9 @@ def _sentence_of(error: OSError) -> str | None:
 
 
 def say(text: str) -> None:
-    """Prints a notice; results alone go to standard output."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a notice, of several processes the first; results alone go to standard output."""
+    if processes.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def load_config(path: Path, preset: str | None = None) -> ConfigDict:

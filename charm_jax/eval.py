@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     say(f"Evaluating {subject.said}.")
     step = _as_known(experiment.eval_step(config, model), subject.known)
     batch = max(config.stages[stage].batch_size for stage in stages)
+    batch += -batch % jax.device_count()
     batches = run_data.evaluation_batches(config, data, rows, batch)
     title = f"evaluating {values.split}"
     z = experiment.evaluated(batches, rows, step, subject.state, title)["logits"]

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from charm_jax import memory_bank, optim, range_test, state
+from charm_jax import devices, memory_bank, optim, processes, range_test, state
 from charm_jax.backbones import BACKBONES
 from charm_jax.evaluation import evaluate
 from charm_jax.fusion import MultiScaleAttention
@@ -169,6 +169,7 @@ def train_step(
     """The jitted step of a stage."""
     return jit_train_step(
         cases,
+        devices.mesh(),
         model=frozen_as(model, stage),
         optimizer=optimizer,
         loss=LOSSES[config.stages[stage.part].loss],
@@ -183,7 +184,7 @@ def eval_step(
 ) -> Callable:
     """The jitted evaluation step."""
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    return jit_eval_step(cases, model=model, prepare=prepare)
+    return jit_eval_step(cases, devices.mesh(), model=model, prepare=prepare)
 
 
 def evaluated(
@@ -194,7 +195,15 @@ def evaluated(
     title: str,
 ) -> dict[str, np.ndarray]:
     """What ``eval_step`` says of the rows that the batches hold, with a progress bar."""
-    with tqdm(total=len(rows), desc=title, unit=" images", dynamic_ncols=True, leave=False) as bar:
+    network = devices.replicated(network, devices.mesh())
+    with tqdm(
+        total=len(rows),
+        desc=title,
+        unit=" images",
+        dynamic_ncols=True,
+        leave=False,
+        disable=not processes.is_first(),
+    ) as bar:
         return evaluate(network, batches, step, rows, bar.update)
 
 
@@ -207,10 +216,9 @@ def validator(
     loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.part].loss]
 
     def validate(network: TrainState) -> tuple[float, float | None]:
-        if config.data.resident:
-            batches = loader.evaluation_ids(rows, batch_size=stage.batch_size)
-        else:
-            batches = evaluation_batches(config, data, rows, stage.batch_size)
+        batches = evaluation_batches(
+            config, data, rows, stage.batch_size, resident=config.data.resident
+        )
         z = evaluated(batches, rows, step, network, "validation")["logits"]
         value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
         # Without a finite loss the run stops: ranking logits that are not numbers would raise
