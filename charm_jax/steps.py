@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
@@ -17,6 +18,7 @@ from charm_jax.plain import Plain, PlainOutput
 from charm_jax.state import TrainState
 
 Batch = Mapping[str, Array]
+HostBatch = Mapping[str, Array | np.ndarray]
 Loss = Callable[[Array, Array], Array]
 
 
@@ -158,15 +160,15 @@ class CompiledStep:
 
         self._jitted = jax.jit(step if cases is None else gather_and_step, **options)
 
-    def __call__(self, state: TrainState, batch: Batch) -> Any:
+    def __call__(self, state: TrainState, batch: HostBatch) -> Any:
         """What the step gives."""
         return self._on_devices(self._jitted, state, batch)
 
-    def lower(self, state: TrainState, batch: Batch) -> Any:
+    def lower(self, state: TrainState, batch: HostBatch) -> Any:
         """The step before compilation, as ``jax.jit`` gives it."""
         return self._on_devices(self._jitted.lower, state, batch)
 
-    def _on_devices(self, function: Callable, state: TrainState, batch: Batch) -> Any:
+    def _on_devices(self, function: Callable, state: TrainState, batch: HostBatch) -> Any:
         cases = ()
         if self._cases is not None:
             batch, cases = {"case_id": batch["case_id"]}, (self._cases,)

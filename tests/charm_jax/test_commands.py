@@ -72,6 +72,7 @@ def test_the_log_has_a_line_an_interval_and_an_epoch(finished):
         interval
     )
     assert interval["images_per_second"] > 0
+    assert 0.05 < interval["memory_gib"] < 100
     assert list((finished[0] / "runs/demo/tensorboard").iterdir())
 
 
