@@ -21,7 +21,7 @@ from charm_jax.losses import LOSSES
 from charm_jax.metrics import summarise
 from charm_jax.model import Charm, Head
 from charm_jax.plain import Plain
-from charm_jax.run_data import Data, evaluation_batches
+from charm_jax.run_data import Data, evaluation_batches, stage_names
 from charm_jax.stages import STAGES, Plan
 from charm_jax.state import TrainState
 from charm_jax.steps import jit_eval_step, jit_train_step
@@ -185,6 +185,12 @@ def eval_step(
     """The jitted evaluation step."""
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
     return jit_eval_step(cases, devices.mesh(), model=model, prepare=prepare)
+
+
+def evaluation_batch_size(config: ConfigDict) -> int:
+    """The largest batch of training, or a little more where the devices could not share it."""
+    batch = max(config.stages[stage].batch_size for stage in stage_names(config))
+    return batch + -batch % jax.device_count()
 
 
 def evaluated(

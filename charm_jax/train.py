@@ -16,6 +16,7 @@ from charm_jax import (
     experiment,
     initial_weights,
     processes,
+    run_cases,
     run_data,
     runs,
 )
@@ -87,7 +88,7 @@ def _write_inputs(
     runs.write_json(directory / "config.json", config.to_dict())
     runs.write_environment(directory / "environment.json")
     runs.write_json(directory / "split.json", description)
-    runs.write_cases(directory, data.table, data.seen)
+    run_cases.write_cases(directory, data.table, data.seen)
     path = directory / "quarantine.csv"
     path.unlink(missing_ok=True)
     if data.quarantined:
