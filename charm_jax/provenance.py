@@ -11,10 +11,12 @@ def leak(metrics: Mapping[str, Any]) -> str:
     if metrics["trained_on_simulated"] is None:
         return "What these weights were trained on is not known here."
     sentences = []
-    if metrics["leak_images"]:
+    if metrics["leak_images"] or metrics["leak_patients"]:
         sentences.append(
             f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
-            "are of patients that the run trained or validated on."
+            "are of patients that the run trained or validated on; of all "
+            f"{metrics['n_images']:,} images {metrics['leak_patients']:,} are of such patients and "
+            f"{metrics['trained_on_images']:,} were themselves seen."
         )
     elif not metrics["patients_known"]:
         sentences.append(
@@ -40,7 +42,8 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         )
     elif metrics["trained_on_simulated"]:
         sentences.append("The network was trained on SIMULATED images.")
-    if metrics["leak_images"] or metrics["began_from"] or metrics["trained_on_simulated"] is None:
+    clean = metrics["trained_on_simulated"] is not None and metrics["patients_known"]
+    if not clean or metrics["leak_patients"] or metrics["began_from"] is not None:
         sentences.append(leak(metrics))
     if metrics["images_missing"]:
         present, missing = metrics["images_present"], metrics["images_missing"]
@@ -50,4 +53,12 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         )
     if metrics["refused"]:
         sentences.append(f"{metrics['refused']:,} image files were refused and not evaluated.")
+    fitted = metrics["calibration"]
+    if fitted is None:
+        sentences.append("Scores are not calibrated: they rank images and are no probabilities.")
+    elif fitted["on_these_images"]:
+        sentences.append(
+            "Thresholds and temperatures were fitted on these very images: what hangs on them is "
+            "too good."
+        )
     return sentences

@@ -44,6 +44,7 @@ def write(
         "What was evaluated": report_sections.subject(metrics, config, environments, summary),
         "Findings": report_sections.findings(metrics),
         "Subgroups": report_tables.subgroups(metrics),
+        "Compared": report_sections.comparison(metrics),
         "Published numbers": report_tables.published(metrics, config["model"]["backbone"]),
         "Each finding": report_sections.each_finding(metrics, evaluated),
         "Most confident errors": report_sections.errors(metrics, evaluated, bank, read),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from charm_jax import overlays
 from charm_jax.report_contents import Bank, Evaluated, labelled, shown
 from charm_jax.report_figures import bank_map, plane
-from charm_jax.report_html import Html, element, joined, number, percent, picture, table
+from charm_jax.report_html import Html, element, number, percent, picture, table
 
 Read = Callable[[Int[np.ndarray, " m"]], UInt8[np.ndarray, "m side side"]]
 _FINDINGS = 20  # whose errors are shown: the most frequent ones
@@ -125,7 +125,8 @@ def bank_table(evaluated: Evaluated, bank: Bank, findings: Mapping[str, Any]) ->
     labels, reads = bank.labels[bank.filled], times_read(evaluated, bank)[bank.filled]
     known = max(len(labels), 1)
     names = [shown(name) for name in evaluated.findings]
-    present = [*(labels == 1).T, ~(labels == 1).any(axis=1)]
+    healthy = (labels != 1).all(axis=1) & (labels >= 0).any(axis=1)
+    present = [*(labels == 1).T, healthy]
     here = [values["prevalence"] for values in findings.values()]
     here.append(float((evaluated.labels != 1).all(axis=1).mean()))
     largest = max([*(chosen.sum() / known for chosen in present), *(x or 0 for x in here), 0.01])
@@ -173,7 +174,7 @@ def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> Html | None:
             f"read for {reads[slot]:,} images",
             f"mean cosine {number(float(evaluated.similarities[uses].mean()), 2)}",
             labelled(evaluated.findings, bank.labels[slot]),
-            f"patient {bank.patients[slot]}",
+            f"patient {bank.patients[slot]}" if bank.patients[slot] else "patient unknown",
         ]
         caption = (element("strong", name), *(element("div", fact) for fact in facts))
         tiles.append(element("figure", image, element("figcaption", *caption)))
@@ -184,12 +185,13 @@ def bank_maps(findings: Sequence[str], bank: Bank) -> Html:
     """The stored cases on their first two principal components, once for each finding."""
     features: Float[np.ndarray, "m dim"] = bank.features[bank.filled]
     labels, places = bank.labels[bank.filled], plane(features)
+    groups = {shown(name): labels[:, column] == 1 for column, name in enumerate(findings)}
+    groups |= {"labels unknown": (labels < 0).all(axis=1)}
     tiles = []
-    for column, name in enumerate(findings):
-        chosen = labels[:, column] == 1
+    for name, chosen in groups.items():
         if chosen.any():
-            text = f"{shown(name)} ({chosen.sum():,})"
+            text = f"{name} ({chosen.sum():,})"
             alt = f"Map of the stored cases; those with {text} marked"
             image = picture(bank_map(places, chosen), alt, "PNG")
             tiles.append(element("figure", image, element("figcaption", text)))
-    return joined(element("div", *tiles, class_="tiles maps"))
+    return element("div", *tiles, class_="tiles maps")

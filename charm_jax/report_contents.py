@@ -13,7 +13,6 @@ class Evaluated:
     Attributes:
         findings: names of the F columns.
         images: ``[n]`` names.
-        patients: ``[n]`` names.
         rows: of each image in its source's table.
         labels: 1 present, 0 absent, -1 unknown.
         logits: one a finding.
@@ -26,7 +25,6 @@ class Evaluated:
 
     findings: tuple[str, ...]
     images: np.ndarray
-    patients: np.ndarray
     rows: Int[np.ndarray, " n"]
     labels: Int8[np.ndarray, "n findings"]
     logits: Float[np.ndarray, "n findings"]
@@ -50,7 +48,7 @@ class Bank:
         labels: 1 present, 0 absent, -1 unknown.
         filled: False for an empty slot.
         images: ``[N]`` names of the stored cases.
-        patients: ``[N]`` names.
+        patients: ``[N]`` names; empty where unknown.
         rows: of each case in the table of the images that are evaluated; -1 where there are no
             pixels of it there.
     """
@@ -65,6 +63,8 @@ class Bank:
 
 def labelled(findings: tuple[str, ...], labels: Int8[np.ndarray, " findings"]) -> str:
     """The findings whose label is 1, in words."""
+    if (labels < 0).all():
+        return "labels unknown"
     names = [shown(name) for name, label in zip(findings, labels, strict=True) if label == 1]
     return ", ".join(names) or "no finding"
 

@@ -21,6 +21,10 @@ from charm_jax.report_html import (
 from charm_jax.stages import STAGES
 
 Json = Mapping[str, Any]
+_INTERVALS = {
+    "bootstrap": "95 % intervals from resampled patients",
+    "delong": "95 % intervals, those of AUROC by DeLong, which takes images for independent",
+}
 
 
 def subject(
@@ -103,21 +107,47 @@ def findings(metrics: Json) -> Html:
     return joined(
         element(
             "p",
-            "Bars are 95 % intervals from resampled patients. The tick beside an average "
-            "precision is the share of images with the finding, which chance would reach.",
+            f"Bars are {_INTERVALS[metrics['interval_method']['auroc']]}. The tick beside an "
+            "average precision is the share of images with the finding, which chance would reach.",
         ),
         report_tables.ranking(metrics),
         element("p", left_out) if left_out else None,
         element("h3", "Frequent and rare findings"),
         report_tables.groups(metrics),
         element("h3", "Thresholds and calibration"),
-        element(
-            "p",
-            "Threshold and temperature were chosen on the validation part; thresholds are on the "
-            f"calibrated score. {UNDEFINED}: validation, or this part, does not define it.",
-        ),
+        element("p", _calibrated(metrics)),
         report_tables.decisions(metrics["findings"]),
     )
+
+
+def _calibrated(metrics: Json) -> str:
+    """Where thresholds and temperatures are from."""
+    fitted = metrics["calibration"]
+    if fitted is None:
+        return (
+            "Nothing is known of the validation part: there is no threshold and no temperature, "
+            "and scores are no probabilities."
+        )
+    where = f"the run's validation part (SHA-256 {fitted['split_sha256'][:12]})"
+    if fitted["on_these_images"]:
+        where = "these very images, so that this table is too good"
+    return (
+        f"Scores are no probabilities until they are calibrated. Thresholds (Youden, on the "
+        f"calibrated score) and temperatures were fitted on {where}. {UNDEFINED}: fitting, or "
+        "this part, does not define it."
+    )
+
+
+def comparison(metrics: Json) -> Html | None:
+    """The differences from the run that it was compared with."""
+    compared = metrics.get("comparison")
+    if compared is None:
+        return None
+    text = (
+        f"How much more than {compared['run']}, checkpoint {compared['checkpoint']}, on the same "
+        "images and resamples; an interval that holds 0 tells them not apart."
+    )
+    return joined(element("p", text), report_tables.comparison(compared))
 
 
 def each_finding(metrics: Json, evaluated: Evaluated) -> Html:
@@ -184,11 +214,12 @@ def memory_bank(
     filled, keys = int(bank.filled.sum()), config["model"]
     if not filled:
         return element("p", "The memory bank is empty.")
-    patients = len(set(bank.patients[bank.filled].tolist()))
+    patients = len(set(bank.patients[bank.filled].tolist()) - {""})
+    whose = f"cases of {patients:,} patients" if patients else "cases of unknown patients"
     text = (
-        f"{filled:,} of {len(bank.filled):,} slots are filled, with cases of {patients:,} patients "
-        f"of the training part, chosen by the rule {keys['rarity']}. Each image reads the "
-        f"{keys['retrieval_k']} most similar ones of other patients."
+        f"{filled:,} of {len(bank.filled):,} slots are filled, with {whose} of the training part, "
+        f"chosen by the rule {keys['rarity']}. Each image reads the {keys['retrieval_k']} most "
+        "similar ones of other patients."
     )
     if evaluated.valid is None or not evaluated.valid.any():
         text += " No image of this part read any."

@@ -21,6 +21,11 @@ from data_pipelines.findings import NIH_FINDINGS
 
 Metrics = Mapping[str, Any]
 _NOWHERE = (None, None)
+_GROUPS = {
+    "head": "5 % and more in training",
+    "medium": "2 to 5 %",
+    "tail": "below 2 %",
+}
 
 
 def ranking(metrics: Metrics) -> Html:
@@ -98,19 +103,20 @@ def decisions(findings: Mapping[str, Metrics]) -> Html:
     return table("Thresholds and calibration of each finding", ["Finding", *keys], rows)
 
 
-def groups(metrics: Metrics) -> Html | None:
+def groups(metrics: Metrics) -> Html:
     """Means over the frequent, less frequent and rare findings."""
+    start = _start([(v["auroc"], v["auroc_interval"]) for v in metrics["groups"].values()])
     rows = [
         [
-            group,
+            joined(group, _below(_GROUPS.get(group, ""))),
+            *_measure(values["auroc"], values["auroc_interval"], start),
+            *_measure(values["average_precision"], values["average_precision_interval"], 0),
             element("span", ", ".join(map(shown, values["findings"])) or "none", class_="list"),
-            number(values["auroc"]),
-            number(values["average_precision"]),
         ]
         for group, values in metrics["groups"].items()
     ]
-    header = ["Findings", "", "AUROC", "Average precision"]
-    return table("Frequent and rare findings", header, rows) if rows else None
+    header = ["Group", "AUROC", _scale(start), "Average precision", _scale(0), "Findings"]
+    return table("Frequent and rare findings", header, rows)
 
 
 def subgroups(metrics: Metrics) -> Html | None:
@@ -150,6 +156,29 @@ def _by_finding(metrics: Metrics, known: Mapping[str, Mapping[str, Metrics]]) ->
     summary = element("summary", "AUROC of each finding in each subgroup")
     inner = table("AUROC of each finding in each subgroup", ["Finding", *columns], rows)
     return element("details", summary, inner)
+
+
+def comparison(compared: Metrics) -> Html:
+    """How much more each AUROC and average precision is than another run's."""
+    rows = [
+        [
+            shown(name),
+            *(cell for metric in ("auroc", "average_precision") for cell in _more(entry[metric])),
+        ]
+        for name, entry in (compared["findings"] | {"Mean": compared["macro"]}).items()
+    ]
+    header = ["Finding"]
+    for metric in ("AUROC", "Average precision"):
+        header += [metric, "other", "more"]
+    return table("Differences from another run", header, rows)
+
+
+def _more(entry: Metrics) -> tuple:
+    low, high = entry["interval"]
+    ends = None if low is None else element("small", f"{low:+.3f} to {high:+.3f}")
+    difference = entry["difference"]
+    said = UNDEFINED if difference is None else f"{difference:+.3f}"
+    return number(entry["value"]), number(entry["other"]), joined(said, " ", ends)
 
 
 def published(metrics: Metrics, model: str) -> Html | None:

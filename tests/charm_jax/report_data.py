@@ -24,7 +24,6 @@ def evaluated(n=120, findings=NIH_FINDINGS, seed=RNG_SEED, k=5, slots=32, charm=
     return Evaluated(
         findings=tuple(findings),
         images=np.array([f"{i // 3:08d}_{i % 3:03d}.png" for i in range(n)]),
-        patients=np.array([f"{i // 3}" for i in range(n)]),
         rows=np.arange(n),
         labels=labels,
         logits=logits,
@@ -84,6 +83,18 @@ def measured(labels):
     return entry | (numbers if positives and negatives else undefined)
 
 
+def group(names, value):
+    interval = [None, None] if value is None else [value - 0.1, value + 0.1]
+    return {
+        "findings": names,
+        "undefined": [],
+        "auroc": value,
+        "auroc_interval": interval,
+        "average_precision": value,
+        "average_precision_interval": interval,
+    }
+
+
 def metrics(evaluated, **changes):
     findings = {
         name: measured(evaluated.labels[:, column])
@@ -115,13 +126,15 @@ def metrics(evaluated, **changes):
         "split_sha256": "ab" * 32,
         "checkpoint": "focal/123",
         "n_images": len(evaluated.images),
-        "n_patients": len(set(evaluated.patients.tolist())),
+        "n_patients": -(-len(evaluated.images) // 3),
         "patients_known": True,
         "images_present": 1000,
         "images_missing": 0,
         "refused": 0,
         "leak_images": 0,
         "leak_of": 90,
+        "leak_patients": 0,
+        "trained_on_images": 0,
         "trained_on_simulated": False,
         "began_from": None,
         "macro_auroc": 0.8123,
@@ -131,9 +144,16 @@ def metrics(evaluated, **changes):
             "average_precision": macro | {"value": 0.45, "interval": [0.4, 0.5]},
             "f1": {"value": 0.4, "findings": defined},
         },
+        "interval_method": {"auroc": "bootstrap", "average_precision": "bootstrap"},
+        "calibration": {
+            "checkpoint": "focal/123",
+            "split_sha256": "ef" * 32,
+            "on_these_images": False,
+        },
         "groups": {
-            "head": {"findings": names[:1], "auroc": 0.7, "average_precision": 0.4},
-            "tail": {"findings": names[1:], "auroc": None, "average_precision": None},
+            "head": group(names[:1], 0.7),
+            "medium": group([], None),
+            "tail": group(names[1:], 0.6),
         },
         "subgroups": {"sex": {"F": women, "M": men}, "view": {}},
         "findings": findings,
