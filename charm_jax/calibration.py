@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from charm_jax.metrics import check_scores
 
-# Beyond these a temperature only says that validation is ordered perfectly, or not at all.
+# Beyond these a temperature only says that the logits order validation perfectly, or not at all.
 TEMPERATURES = (0.05, 20.0)
 _TOLERANCE = 1e-8
 
@@ -23,8 +23,8 @@ def fit(
 ) -> dict[str, Any]:
     """Fits each finding's temperature and threshold, which are two things.
 
-    The temperature T minimises the cross-entropy of sigmoid(logit / T) (Guo et al., 2017, one T a
-    finding), within `TEMPERATURES`. The threshold, on that calibrated probability, maximises
+    The temperature T minimises the cross-entropy of sigmoid(logit / T) within `TEMPERATURES` (Guo
+    et al., 2017; one T a finding). The threshold, on that calibrated probability, maximises
     sensitivity + specificity (Youden); of equals, the highest.
 
     Args:
@@ -34,8 +34,9 @@ def fit(
 
     Returns:
         {"findings": {name: {"temperature", "threshold", "positives", "negatives"}}}, ready for
-        JSON. Without both classes temperature and threshold are None; where no threshold is better
-        than chance, as for constant scores, the threshold is.
+        JSON. Without both classes temperature and threshold are None, and where the highest
+        temperature is too low; where no threshold is better than chance, as for constant scores,
+        the threshold is.
 
     Raises:
         ValueError: If the shapes do not agree, a logit is not finite or a label is none of these.
@@ -49,7 +50,8 @@ def fit(
         temperature = threshold = None
         if 0 < positives < len(truth):
             temperature = _temperature(z, truth)
-            threshold = _youden(expit(z / temperature), truth)
+            if temperature is not None:
+                threshold = _youden(expit(z / temperature), truth)
         result[name] = {
             "temperature": temperature,
             "threshold": threshold,
@@ -93,19 +95,34 @@ def _numbers(calibration: dict[str, Any], key: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _temperature(z: np.ndarray, truth: np.ndarray) -> float:
+def _temperature(z: np.ndarray, truth: np.ndarray) -> float | None:
+    """The temperature; None where even the highest is too low: the logits say nothing.
+
+    Where one temperature after another is too high, validation is in perfect order, which few
+    positives often are, and any certainty would fit. Then the targets are Platt's (1999), short
+    of 0 and 1 by what as many images leave open.
+    """
+    low, high = TEMPERATURES
+    temperature = _minimise(z, (truth == 1).astype(np.float64))
+    if temperature <= low:
+        positives = np.sum(truth == 1)
+        most, least = (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
+        temperature = _minimise(z, np.where(truth == 1, most, least))
+    return temperature if temperature < high else None
+
+
+def _minimise(z: np.ndarray, target: np.ndarray) -> float:
     """Minimises over 1 / T, in which the cross-entropy is convex."""
-    signed = np.where(truth == 1, -z, z)
 
     def cross_entropy(inverse: float) -> float:
-        return float(np.mean(np.logaddexp(0.0, inverse * signed)))
+        scaled = inverse * z
+        return float(np.mean(np.logaddexp(0.0, scaled) - target * scaled))
 
     low, high = (1 / t for t in reversed(TEMPERATURES))
     found = minimize_scalar(
         cross_entropy, bounds=(low, high), method="bounded", options={"xatol": _TOLERANCE}
     )
-    best = min((low, float(found.x), high), key=cross_entropy)
-    return 1 / best
+    return 1 / min((low, float(found.x), high), key=cross_entropy)
 
 
 def _youden(probability: np.ndarray, truth: np.ndarray) -> float | None:

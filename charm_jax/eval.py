@@ -29,8 +29,6 @@ from charm_jax import (
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
 from charm_jax.evaluation_text import table
-from charm_jax.model import Charm
-from charm_jax.plain import Plain
 from charm_jax.run_cases import Known
 from charm_jax.state import TrainState
 from data_pipelines import splits
@@ -53,23 +51,24 @@ def main(argv: list[str]) -> int:
     if run is None:
         subject = evaluation_subject.of_file(config, model)
     else:
-        trained = runs.read_json(run / "split.json")
-        runs.check_findings(run, trained["findings"], data.table)
-        subject = evaluation_subject.of_run(run, values.checkpoint, config, model)
-        known = subject.known(data.table)
-        evaluation_subject.check_unseen(known, rows, data.split.rule, values.split, run)
+        subject = evaluation_subject.of_run(run, values.checkpoint, config, model, data.table)
+    known = subject.known(data.table)
+    evaluation_subject.check_unseen(known, rows, data.split.rule, values.split, subject)
     other = _other(config, data, rows, values)
     say(f"Evaluating {subject.said}.")
-    evaluate = partial(_evaluated, subject, model)
-    outputs = evaluate(config, data, rows, f"evaluating {values.split}")
-    fitted = stored_calibration.load_or_fit(
-        subject, own, data, lambda *part: evaluate(*part)["logits"]
-    )
+    evaluate = partial(_evaluated, subject.state, experiment.eval_step(config, model))
+    outputs = evaluate(known, config, data, rows, f"evaluating {values.split}")
+
+    def logits(config: ConfigDict, data: run_data.Data, rows: np.ndarray) -> np.ndarray:
+        known = subject.known(data.table)
+        return evaluate(known, config, data, rows, "calibrating on val")["logits"]
+
+    fitted = stored_calibration.load_or_fit(subject, own, data, logits)
     scored = scoring.Scored(
         outputs["logits"], data.table.labels[rows], data.table.patients[rows], data.table.findings
     )
     metrics = {
-        **_described(config, data, rows, subject.known(data.table)),
+        **_described(config, data, rows, known),
         "split": values.split,
         **subject.history,
         **_scored(scored, data, rows, subject, fitted, values.interval),
@@ -85,24 +84,24 @@ def main(argv: list[str]) -> int:
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
     page = out / "report.html"
-    evaluation_report.write(page, metrics, config, data, rows, outputs, subject)
+    evaluation_report.write(page, metrics, config, data, rows, outputs, subject, known)
     say(f"Report: {page}")
     return 1 if data.refused else 0
 
 
 def _evaluated(
-    subject: Subject,
-    model: Charm | Plain,
+    state: TrainState,
+    step: Callable,
+    known: Known,
     config: ConfigDict,
     data: run_data.Data,
     rows: np.ndarray,
     title: str,
 ) -> dict[str, np.ndarray]:
     """What the network says of some rows."""
-    step = _as_known(experiment.eval_step(config, model), subject.known(data.table))
     batch = max(config.stages[stage].batch_size for stage in run_data.stage_names(config))
     batches = run_data.evaluation_batches(config, data, rows, batch)
-    return experiment.evaluated(batches, rows, step, subject.state, title)
+    return experiment.evaluated(batches, rows, _as_known(step, known), state, title)
 
 
 def _as_known(step: Callable, known: Known) -> Callable:
@@ -137,8 +136,8 @@ def _described(
         "refused": data.refused,
         "leak_images": int((known.seen[rows] & abnormal).sum()),
         "leak_of": int(abnormal.sum()),
-        "leak_patients": int(known.seen[rows].sum()),
-        "trained_on_images": int(known.trained_on[rows].sum()),
+        "leak_of_all": int(known.seen[rows].sum()),
+        "leak_seen": int(known.trained_on[rows].sum()),
     }
 
 
@@ -189,7 +188,9 @@ def _compared(
     scored: scoring.Scored, other: dict[str, Any], logits: np.ndarray, values: flags.FlagValues
 ) -> dict[str, Any]:
     compared = comparison.compare(scored, logits, values.interval)
-    return {"run": values.compare, "checkpoint": other["checkpoint"], **compared}
+    method = {"auroc": values.interval, "average_precision": "bootstrap"}
+    described = {"run": values.compare, "checkpoint": other["checkpoint"]}
+    return {**described, "interval_method": method, **compared}
 
 
 def _write_tables(

@@ -39,8 +39,7 @@ def write_predictions(
         for row, score, logit in zip(rows, scores, logits, strict=True):
             labels = ["" if label < 0 else int(label) for label in table.labels[row]]
             known = [table.images[row], table.patient_name(table.patients[row])]
-            numbers = ([f"{x:.9g}" for x in values.tolist()] for values in (score, logit))
-            scored, raw = numbers
+            scored, raw = ([f"{x:.9g}" for x in values.tolist()] for values in (score, logit))
             writer.writerow([*known, *scored, *labels, *raw])
 
 
@@ -126,7 +125,9 @@ def read_logits(
     again = "evaluate that run again."
     columns = [f"{name}_logit" for name in findings]
     try:
-        table = pd.read_csv(path, usecols=["image", *columns], dtype={"image": str})
+        table = pd.read_csv(
+            path, usecols=["image", *columns], dtype={"image": str}, keep_default_na=False
+        )
     except FileNotFoundError:
         raise InputError(f"There is no {path}: {again}") from None
     except (OSError, ValueError) as error:

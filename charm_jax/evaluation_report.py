@@ -12,9 +12,9 @@ from charm_jax import curves, report, runs
 from charm_jax.evaluation_subject import Subject
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.report_contents import Bank, Evaluated
+from charm_jax.run_cases import Known
 from charm_jax.run_data import Data
 from data_pipelines import loader
-from data_pipelines.case_table import CaseTable
 
 
 def write(
@@ -25,6 +25,7 @@ def write(
     rows: np.ndarray,
     outputs: Mapping[str, np.ndarray],
     subject: Subject,
+    known: Known,
 ) -> None:
     """Writes ``report.html``.
 
@@ -36,6 +37,7 @@ def write(
         rows: of the part.
         outputs: of ``experiment.evaluated``.
         subject: what was evaluated.
+        known: the cases of the data as it knows them.
 
     Raises:
         InputError: an image that is to be shown cannot be read any more.
@@ -70,7 +72,7 @@ def write(
         environments=environments,
         summary=summary,
         log=log,
-        bank=None if memory is None else _bank(memory, data, subject),
+        bank=None if memory is None else _bank(memory, data, subject, known),
     )
 
 
@@ -78,7 +80,7 @@ def _optional(path: Path, read: Any) -> Any:
     return read(path) if path.exists() else None
 
 
-def _bank(memory: MemoryBank, data: Data, subject: Subject) -> Bank:
+def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known) -> Bank:
     """The bank with the names of its cases; a bank of a file knows none."""
     ids = np.asarray(memory.case_ids)
     filled = ids >= 0
@@ -90,14 +92,13 @@ def _bank(memory: MemoryBank, data: Data, subject: Subject) -> Bank:
         filled=filled,
         images=np.where(cases["image"].isna(), unnamed, cases["image"].fillna("")).astype(str),
         patients=cases["patient"].fillna("").to_numpy(str),
-        rows=np.where(filled, _rows(ids, data, subject), -1),
+        rows=np.where(filled, _rows(ids, data, known.case_ids), -1),
     )
 
 
-def _rows(ids: np.ndarray, data: Data, subject: Subject) -> np.ndarray:
+def _rows(ids: np.ndarray, data: Data, known: np.ndarray) -> np.ndarray:
     """The rows of the table with these cases of the run; -1 for those without usable pixels."""
-    table: CaseTable = data.table
-    known = subject.known(table).case_ids
+    table = data.table
     refused = np.isin(table.images, [name for name, _ in data.quarantined])
     usable = np.flatnonzero((known >= 0) & table.present & ~refused)
     rows = pd.Series(usable, index=known[usable])

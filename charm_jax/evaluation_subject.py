@@ -53,13 +53,17 @@ class Subject:
         return run_cases.read_cases(self.run)
 
 
-def of_run(run: Path, checkpoint: str, config: ConfigDict, model: Charm | Plain) -> Subject:
+def of_run(
+    run: Path, checkpoint: str, config: ConfigDict, model: Charm | Plain, table: CaseTable
+) -> Subject:
     """A run's checkpoint.
 
     Raises:
-        InputError: there is no such checkpoint, or it is damaged or of another architecture.
+        InputError: the run knows other findings than the table, or there is no such checkpoint, or
+            it is damaged or of another architecture.
     """
     trained = runs.read_json(run / "split.json")
+    runs.check_findings(run, trained["findings"], table)
     shapes = experiment.state_shapes(model, config)
     state, name = runs.restore(run, checkpoint, lambda _: shapes)
     history = {
@@ -85,8 +89,8 @@ def of_file(config: ConfigDict, model: Charm | Plain) -> Subject:
         "trained_on_simulated": None,
         "began_from": None,
         "leak_images": None,
-        "leak_patients": None,
-        "trained_on_images": None,
+        "leak_of_all": None,
+        "leak_seen": None,
     }
     # Files of other runs may have the same name.
     folder = Path(config.runs_dir) / "weights" / f"{Path(file.file).stem}-{file.sha256[:8]}"
@@ -95,7 +99,9 @@ def of_file(config: ConfigDict, model: Charm | Plain) -> Subject:
     return Subject(state, said, file.file, folder, None, None, history)
 
 
-def check_unseen(known: run_cases.Known, rows: np.ndarray, rule: str, part: str, run: Path) -> None:
+def check_unseen(
+    known: run_cases.Known, rows: np.ndarray, rule: str, part: str, subject: Subject
+) -> None:
     """Refuses a test part that is not one.
 
     Raises:
@@ -106,9 +112,9 @@ def check_unseen(known: run_cases.Known, rows: np.ndarray, rule: str, part: str,
     if seen and part == "test" and rule in splits.DISJOINT:
         raise InputError(
             f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
-            f"patients that the run {run} trained or validated on, {itself:,} of them are images "
-            "that it saw: evaluate it with the data and split that it was trained with, or, where "
-            "other patients or images only have the same names, rename them."
+            f"patients that the run {subject.run} trained or validated on, and it saw {itself:,} "
+            "of these images themselves: evaluate it with the data and split that it was trained "
+            "with, or, where other patients or images only have the same names, rename them."
         )
 
 

@@ -17,7 +17,11 @@ _SHORT = {
 }
 _METHODS = {
     "bootstrap": "95 % of patient bootstraps",
-    "delong": "95 %, DeLong, which takes images for independent",
+    "delong": "95 % by DeLong, as if images were independent",
+}
+_PAIRED = {
+    "bootstrap": "of patient bootstraps, the same for both",
+    "delong": "by DeLong for AUROC, as if images were independent; of patient bootstraps for AP",
 }
 
 
@@ -26,8 +30,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     lines = [*_header(metrics), "", *_findings(metrics["findings"]), "", *_means(metrics)]
     lines += _calibrated(metrics)
     lines += ["", *_groups(metrics["groups"])]
-    if metrics["subgroups"]:
-        lines += ["", *_subgroups(metrics["subgroups"])]
+    lines += _subgroups(metrics["subgroups"])
     if metrics.get("comparison"):
         lines += ["", *_comparison(metrics["comparison"])]
     return "\n".join([*lines, "", DISCLAIMER])
@@ -39,7 +42,7 @@ def _header(metrics: Mapping[str, Any]) -> list[str]:
         f"{metrics['source']}, part '{metrics['split']}' of rule '{metrics['rule']}': "
         f"{metrics['n_images']:,} {simulated}, {metrics['n_patients']:,} patients, checkpoint "
         f"{metrics['checkpoint']}, sha256 {metrics['split_sha256'][:12]}",
-        leak(metrics),
+        *leak(metrics),
     ]
     if metrics["trained_on_simulated"] and not metrics["simulated"]:
         lines.append("The network was trained on SIMULATED images.")
@@ -127,18 +130,21 @@ def _groups(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _subgroups(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    lines = [
+    header = (
         f"{'subgroup':<20} {'AUROC':>7} {'interval':>15} {'images':>7} {'patients':>11} "
         f"{'undefined':>10}"
-    ]
+    )
+    lines = []
     for attribute, values in subgroups.items():
+        if len(values) == 1:  # all of the part
+            continue
         for value, entry in values.items():
             lines.append(
                 f"{f'{attribute} {value}':<20} {_number(entry['macro_auroc']):>7} "
                 f"{_interval(entry['macro_auroc_interval'], '-'):>15} {entry['n_images']:>7,} "
                 f"{entry['n_patients']:>11,} {len(entry['undefined']):>10}"
             )
-    return lines
+    return ["", header, *lines] if lines else []
 
 
 def _comparison(comparison: Mapping[str, Any]) -> list[str]:
@@ -146,8 +152,9 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
     rows = {**comparison["findings"], "macro": comparison["macro"]}
     width = max(20, *map(len, rows))
     lines = [
-        f"more than {comparison['run']}, checkpoint {comparison['checkpoint']}, on the same "
-        "images; an interval that holds 0 tells them not apart",
+        f"How much more than {comparison['run']}, checkpoint {comparison['checkpoint']}, on the "
+        "same images,",
+        f"with 95 % {_PAIRED[comparison['interval_method']['auroc']]}:",
         f"{'finding':<{width}} {'AUROC':>7} {'other':>7} {'more':>8} {'interval':>18} "
         f"{'AP more':>8} {'interval':>18}",
     ]
@@ -167,7 +174,7 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"
+    return "-" if value is None else f"{value:+.4f}" if value else "0"
 
 
 def _interval(interval: list[float | None], between: str, sign: str = "") -> str:

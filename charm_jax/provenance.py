@@ -6,18 +6,18 @@ from typing import Any
 DISCLAIMER = "Research software, not a medical device."
 
 
-def leak(metrics: Mapping[str, Any]) -> str:
-    """What training and validation had seen of the patients, in sentences."""
+def leak(metrics: Mapping[str, Any]) -> list[str]:
+    """What training and validation had seen of the patients, a sentence each."""
     if metrics["trained_on_simulated"] is None:
-        return "What these weights were trained on is not known here."
+        return ["What these weights were trained on is not known here."]
     sentences = []
-    if metrics["leak_images"] or metrics["leak_patients"]:
-        sentences.append(
+    if metrics["leak_images"] or metrics["leak_of_all"]:
+        sentences += [
             f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
-            "are of patients that the run trained or validated on; of all "
-            f"{metrics['n_images']:,} images {metrics['leak_patients']:,} are of such patients and "
-            f"{metrics['trained_on_images']:,} were themselves seen."
-        )
+            "are of patients that the run trained or validated on.",
+            f"Of all {metrics['n_images']:,} images {metrics['leak_of_all']:,} are of such "
+            f"patients, and {metrics['leak_seen']:,} were themselves seen.",
+        ]
     elif not metrics["patients_known"]:
         sentences.append(
             "The source does not tell patients apart: what training saw of them is not known."
@@ -29,7 +29,7 @@ def leak(metrics: Mapping[str, Any]) -> str:
             f"The run began from {metrics['began_from']}; what that was trained on is not known "
             "here."
         )
-    return " ".join(sentences)
+    return sentences
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
@@ -43,8 +43,8 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     elif metrics["trained_on_simulated"]:
         sentences.append("The network was trained on SIMULATED images.")
     clean = metrics["trained_on_simulated"] is not None and metrics["patients_known"]
-    if not clean or metrics["leak_patients"] or metrics["began_from"] is not None:
-        sentences.append(leak(metrics))
+    if not clean or metrics["leak_of_all"] or metrics["began_from"] is not None:
+        sentences.append(" ".join(leak(metrics)))
     if metrics["images_missing"]:
         present, missing = metrics["images_present"], metrics["images_missing"]
         sentences.append(

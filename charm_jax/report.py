@@ -50,7 +50,8 @@ def write(
         "Most confident errors": report_sections.errors(metrics, evaluated, bank, read),
         "Memory bank": report_sections.memory_bank(metrics, evaluated, config, bank, read),
         "Training": report_sections.training(log, metrics),
-        "How to read this": report_sections.reading(metrics),
+        "How to read this": report_sections.reading(),
+        "Config": report_sections.settings(config),
     }
     whole = {title: body for title, body in sections.items() if body}
     name = config["name"] or metrics["checkpoint"]

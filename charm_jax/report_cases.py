@@ -15,6 +15,13 @@ from charm_jax.report_html import Html, element, number, percent, picture, table
 Read = Callable[[Int[np.ndarray, " m"]], UInt8[np.ndarray, "m side side"]]
 _FINDINGS = 20  # whose errors are shown: the most frequent ones
 _CASES = 12  # of the bank that are shown
+# Labelled or not, beyond a threshold or without one.
+_KINDS = {
+    (True, True): "missed",
+    (False, True): "seen, not labelled",
+    (True, False): "scores lowest with it",
+    (False, False): "scores highest without it",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +31,14 @@ class Error:
     Attributes:
         finding: column.
         row: of ``Evaluated``.
-        missed: the finding is there and was not seen; otherwise seen and not there.
+        labelled: with the finding, which scores low; otherwise it scores high without it.
+        beyond: it lies on the wrong side of a threshold; otherwise there is none.
     """
 
     finding: int
     row: int
-    missed: bool
+    labelled: bool
+    beyond: bool
 
 
 def confident_errors(evaluated: Evaluated, limits: Sequence[float | None]) -> list[Error]:
@@ -45,13 +54,13 @@ def confident_errors(evaluated: Evaluated, limits: Sequence[float | None]) -> li
     for column in np.sort(frequent):
         logits, labels = evaluated.logits[:, column], evaluated.labels[:, column]
         limit = limits[column]
-        for missed in (False, True):
-            rows = np.flatnonzero(labels == missed)
+        for label in (False, True):
+            rows = np.flatnonzero(labels == label)
             if not len(rows):
                 continue
-            row = rows[np.argmin(logits[rows]) if missed else np.argmax(logits[rows])]
-            if limit is None or (logits[row] >= limit) != missed:
-                errors.append(Error(int(column), int(row), missed))
+            row = rows[np.argmin(logits[rows]) if label else np.argmax(logits[rows])]
+            if limit is None or (logits[row] >= limit) != label:
+                errors.append(Error(int(column), int(row), label, limit is not None))
     return errors
 
 
@@ -80,8 +89,9 @@ def error_tiles(
             heat = overlays.stretched(evaluated.attention[error.row].astype(float))
             overlay = overlays.attention_overlay(image, heat)
             pictures.append(picture(overlay, f"{name} with the network's attention over it"))
-        kind = "missed" if error.missed else "seen, not labelled"
-        title = element("strong", f"{finding}: {kind}", class_="missed" if error.missed else "seen")
+        kind = _KINDS[error.labelled, error.beyond]
+        shade = "missed" if error.labelled else "seen"
+        title = element("strong", f"{finding}: {kind}", class_=shade)
         facts = _facts(error, evaluated, temperatures[error.finding], bank)
         caption = element("figcaption", title, *(element("div", fact) for fact in facts))
         pair = element("div", *pictures, class_="pair")

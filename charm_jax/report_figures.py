@@ -86,6 +86,7 @@ def _roc(axes: Axes, logits: np.ndarray, labels: np.ndarray) -> None:
 
 def _precision_recall(axes: Axes, logits: np.ndarray, labels: np.ndarray) -> None:
     precision, recall, _ = precision_recall_curve(labels, logits, drop_intermediate=True)
+    precision, recall = precision[:-1], recall[:-1]  # without the made-up (0, 1) at the end
     axes.axhline(labels.mean(), color=NEUTRAL, linewidth=1)
     axes.plot(*thinned(recall, precision), color=FIRST, drawstyle="steps-post")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="Precision and recall")

@@ -21,6 +21,12 @@ from charm_jax.report_html import (
 from charm_jax.stages import STAGES
 
 Json = Mapping[str, Any]
+_RULES = {
+    "norm_inlier": "features of a norm near the batch's mean, the common ones",
+    "norm_outlier": "features of a norm far from the batch's mean",
+    "angle_outlier": "features turned away from the batch's mean",
+    "rare_finding": "cases with a finding that is rare in training",
+}
 _INTERVALS = {
     "bootstrap": "95 % intervals from resampled patients",
     "delong": "95 % intervals, those of AUROC by DeLong, which takes images for independent",
@@ -30,7 +36,7 @@ _INTERVALS = {
 def subject(
     metrics: Json, config: Json, environments: Mapping[str, Json], summary: Json | None
 ) -> Html:
-    """Data, split, network, versions, and the whole config."""
+    """Data, split, network and versions."""
     simulated = " (SIMULATED)" if metrics["simulated"] else ""
     facts = [
         ("Source", f"{metrics['source']}{simulated}"),
@@ -39,7 +45,7 @@ def subject(
         ("SHA-256 of their names", element("code", metrics["split_sha256"])),
         ("Images missing", f"{metrics['images_missing']:,}"),
         ("Images refused", f"{metrics['refused']:,}"),
-        ("Seen before", provenance.leak(metrics)),
+        ("Seen before", " ".join(provenance.leak(metrics))),
         ("Checkpoint", element("code", metrics["checkpoint"])),
         ("Began from", _began_from(metrics)),
         ("Network", _network(config["model"])),
@@ -47,10 +53,7 @@ def subject(
         *_trained(summary),
         *((f"{use} with", _environment(known)) for use, known in environments.items()),
     ]
-    keys = table("Config", ["Key", "Value"], report_tables.flat(config))
-    return joined(
-        definitions(facts), element("details", element("summary", "The whole config"), keys)
-    )
+    return definitions(facts)
 
 
 def _began_from(metrics: Json) -> str:
@@ -108,7 +111,8 @@ def findings(metrics: Json) -> Html:
         element(
             "p",
             f"Bars are {_INTERVALS[metrics['interval_method']['auroc']]}. The tick beside an "
-            "average precision is the share of images with the finding, which chance would reach.",
+            "average precision is the share of images with the finding, which chance would reach. "
+            "Without an interval, too few patients have the finding, or lack it.",
         ),
         report_tables.ranking(metrics),
         element("p", left_out) if left_out else None,
@@ -218,8 +222,8 @@ def memory_bank(
     whose = f"cases of {patients:,} patients" if patients else "cases of unknown patients"
     text = (
         f"{filled:,} of {len(bank.filled):,} slots are filled, with {whose} of the training part, "
-        f"chosen by the rule {keys['rarity']}. Each image reads the {keys['retrieval_k']} most "
-        "similar ones of other patients."
+        f"chosen by the rule {keys['rarity']} ({_RULES[keys['rarity']]}). Each image reads the "
+        f"{keys['retrieval_k']} most similar ones of other patients."
     )
     if evaluated.valid is None or not evaluated.valid.any():
         text += " No image of this part read any."
@@ -254,7 +258,13 @@ def training(log: Sequence[Json], metrics: Json) -> Html | None:
     return joined(element("p", text), element("div", *plots, class_="cards wide"))
 
 
-def reading(metrics: Json) -> Html:
+def settings(config: Json) -> Html:
+    """Every key of the config."""
+    keys = table("Config", ["Key", "Value"], report_tables.flat(config))
+    return element("details", element("summary", "Every key"), keys, class_="config")
+
+
+def reading() -> Html:
     """What the words mean."""
     entries = [
         (

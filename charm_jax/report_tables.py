@@ -188,7 +188,7 @@ def published(metrics: Metrics, model: str) -> Html | None:
     ours = [
         element("strong", f"This report: {model}"),
         element("strong", number(metrics["macro_auroc"], 4)),
-        _our_split(metrics),
+        element("span", _our_split(metrics), class_="wrap"),
         "",
         "",
     ]
@@ -196,7 +196,7 @@ def published(metrics: Metrics, model: str) -> Html | None:
         [
             joined(result.model, _below(result.note)),
             _as_printed(result.macro),
-            published_results.SPLITS[result.split],
+            element("span", published_results.SPLITS[result.split], class_="wrap"),
             result.selected_on or UNDEFINED,
             result.source,
         ]

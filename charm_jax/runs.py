@@ -209,7 +209,12 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
     for stage, step in every:
         if name == f"{stage}/{step}":
             return stage, step
-    known = ", ".join(f"{stage}/{step}" for stage, step in every) or "none"
+    if not every:
+        raise InputError(
+            f"There is no complete checkpoint in {checkpoints.directory}: train the run with "
+            "python -m charm_jax.train."
+        )
+    known = ", ".join(f"{stage}/{step}" for stage, step in every)
     raise InputError(
         f"There is no checkpoint {name!r} in {checkpoints.directory}: choose best, last or one "
         f"of {known}."

@@ -16,7 +16,7 @@ from data_pipelines import splits
 from data_pipelines.errors import InputError
 
 # The network on the given rows of the data that a config names.
-Logits = Callable[[ConfigDict, run_data.Data, np.ndarray, str], np.ndarray]
+Logits = Callable[[ConfigDict, run_data.Data, np.ndarray], np.ndarray]
 
 
 def load_or_fit(
@@ -52,7 +52,7 @@ def load_or_fit(
             f"be evaluated: {error}"
         )
         return None
-    z = logits(own, data, rows, "calibrating on val")
+    z = logits(own, data, rows)
     identity["split_sha256"] = splits.part_summary(data.table, rows)["sha256"]
     fitted = identity | calibration.fit(z, data.table.labels[rows], data.table.findings)
     path.parent.mkdir(parents=True, exist_ok=True)
