@@ -53,6 +53,8 @@ def write(
         "How to read this": report_sections.reading(),
         "Config": report_sections.settings(config),
     }
+    # In every heading, so that a section that is copied out of the page says so too.
+    mark = element("small", " SIMULATED images") if metrics["simulated"] else None
     whole = {title: body for title, body in sections.items() if body}
     name = config["name"] or metrics["checkpoint"]
     parts = {
@@ -68,7 +70,7 @@ def write(
         ),
         "sections": joined(
             *(
-                element("section", element("h2", title), body, id=_anchor(title))
+                element("section", element("h2", title, mark), body, id=_anchor(title))
                 for title, body in whole.items()
             )
         ),

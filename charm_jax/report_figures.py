@@ -166,12 +166,12 @@ def _mark(
 def plane(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n 2"]:
     """The first two principal components of the features at unit length.
 
-    Fewer than two cases or dimensions leave zeros.
+    What fewer than two cases or dimensions, or equal features, do not define is zero.
     """
     parts = min(2, *features.shape)
     flat = np.zeros((len(features), 2))
-    if len(features) > 1:
-        unit = normalize(features.astype(float))
+    unit = normalize(features.astype(float)) if len(features) else flat
+    if np.any(unit != unit[:1]):
         flat[:, :parts] = PCA(parts, svd_solver="full").fit_transform(unit)
     return flat
 

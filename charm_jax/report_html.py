@@ -32,7 +32,7 @@ class Html(str):
 Child = str | Html | None
 
 
-def element(tag: str, *children: Child, **attributes: str | float | None) -> Html:
+def element(tag: str, *children: Child, **attributes: str | int | float | None) -> Html:
     """An element; of its children and attributes, what is None is left out.
 
     An attribute is written with a hyphen for an underscore; ``class_`` is ``class``.

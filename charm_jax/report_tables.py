@@ -38,12 +38,12 @@ def ranking(metrics: Metrics) -> Html:
         f"Mean of {macro['auroc']['findings']}",
         *("", "") + ("",) * unknown,
         *_measure(macro["auroc"]["value"], macro["auroc"]["interval"], start),
-        *_measure(macro["average_precision"]["value"], macro["average_precision"]["interval"], 0),
+        *_measure(macro["average_precision"]["value"], macro["average_precision"]["interval"], 0.0),
     ]
     header = [
         *("Finding", "Images with", "Share"),
         *(["Unknown"] if unknown else []),
-        *("AUROC", _scale(start), "Average precision", _scale(0)),
+        *("AUROC", _scale(start), "Average precision", _scale(0.0)),
     ]
     return table("AUROC and average precision of each finding", header, [*rows, mean])
 
@@ -58,7 +58,7 @@ def _ranked(name: str, values: Metrics, start: float, unknown: bool) -> list:
         *_measure(
             values["average_precision"],
             values["average_precision_interval"],
-            0,
+            0.0,
             values["prevalence"],
         ),
     ]
@@ -110,12 +110,12 @@ def groups(metrics: Metrics) -> Html:
         [
             joined(group, _below(_GROUPS.get(group, ""))),
             *_measure(values["auroc"], values["auroc_interval"], start),
-            *_measure(values["average_precision"], values["average_precision_interval"], 0),
+            *_measure(values["average_precision"], values["average_precision_interval"], 0.0),
             element("span", ", ".join(map(shown, values["findings"])) or "none", class_="list"),
         ]
         for group, values in metrics["groups"].items()
     ]
-    header = ["Group", "AUROC", _scale(start), "Average precision", _scale(0), "Findings"]
+    header = ["Group", "AUROC", _scale(start), "Average precision", _scale(0.0), "Findings"]
     return table("Frequent and rare findings", header, rows)
 
 
