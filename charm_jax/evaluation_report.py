@@ -84,7 +84,7 @@ def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known) -> Ban
     """The bank with the names of its cases; a bank of a file knows none."""
     ids = np.asarray(memory.case_ids)
     filled = ids >= 0
-    cases = subject.cases().reindex(ids)
+    cases = subject.cases().reindex(ids).astype(object)
     unnamed = [f"slot {slot}" for slot in range(len(ids))]
     return Bank(
         features=np.asarray(memory.features),
