@@ -4,7 +4,7 @@
 
 Takes the true table of ChestX-ray14 (`nih_chest_xray14/` in that folder; no image is read), draws
 SIMULATED logits for its validation and test parts and measures all that follows the network:
-calibration, metrics with 1,000 resamples, subgroups, comparison, and the tables.
+calibration, metrics with 1,000 resamples, subgroups, comparison, the tables and the report.
 """
 
 import argparse
@@ -20,7 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from charm_jax import calibration, comparison, evaluation_files, scoring, subgroups
+from charm_jax import (
+    calibration,
+    comparison,
+    evaluation_files,
+    recipe,
+    report,
+    runs,
+    scoring,
+    subgroups,
+)
+from charm_jax.report_contents import Bank, Evaluated
 from data_pipelines import nih_chest_xray14, splits
 from data_pipelines.case_table import CaseTable
 
@@ -51,6 +61,60 @@ def simulated(table: CaseTable, rows: np.ndarray, seed: int) -> np.ndarray:
     of_patient = rng.normal(size=(table.patients.max() + 1, shape[1]))[table.patients[rows]]
     noise = rng.normal(size=shape) + of_patient
     return (noise + 1.7 * (table.labels[rows] == 1) - 2).astype(np.float32)
+
+
+def write_report(
+    path: Path, table: CaseTable, rows: np.ndarray, logits: np.ndarray, metrics: dict[str, Any]
+) -> None:
+    """The report of a network with 512 stored cases that reads 5, at 224 pixels, SIMULATED."""
+    rng = np.random.default_rng(3)
+    stored, n = rng.choice(len(table.images), 512, replace=False), len(rows)
+    described = {
+        "source": table.source,
+        "simulated": True,
+        "rule": "official",
+        "split": "test",
+        **splits.part_summary(table, rows),
+        "checkpoint": "focal/1",
+        "patients_known": True,
+        "images_missing": 0,
+        "refused": 0,
+        "leak_images": 0,
+        "leak_of": 0,
+        "leak_of_all": 0,
+        "leak_seen": 0,
+        "trained_on_simulated": True,
+        "began_from": None,
+        "calibration": {"split_sha256": "0" * 64, "on_these_images": False},
+    }
+    described |= {"n_images": n, "n_patients": described["patients"]}
+    described["split_sha256"] = described["sha256"]
+    report.write(
+        path,
+        metrics=metrics | described,
+        evaluated=Evaluated(
+            findings=table.findings,
+            images=table.images[rows],
+            rows=rows,
+            labels=table.labels[rows],
+            logits=logits,
+            attention=rng.random((n, 7, 7)),
+            slots=rng.integers(512, size=(n, 5)),
+            similarities=rng.random((n, 5)),
+            valid=np.ones((n, 5), bool),
+        ),
+        read=lambda rows: rng.integers(256, size=(len(rows), 224, 224)).astype(np.uint8),
+        config=recipe.defaults().to_dict(),
+        environments={"Evaluated": runs.environment()},
+        bank=Bank(
+            features=rng.normal(size=(512, 1280)),
+            labels=table.labels[stored],
+            filled=np.ones(512, bool),
+            images=table.images[stored],
+            patients=table.patients[stored].astype(str),
+            rows=stored,
+        ),
+    )
 
 
 def main() -> None:
@@ -94,8 +158,12 @@ def main() -> None:
             "predictions.csv read",
             lambda: evaluation_files.read_logits(path, images, table.findings),
         )
+        path = Path(out) / "report.html"
+        timed("report.html", lambda: write_report(path, table, rows, logits, metrics))
+        report_bytes = path.stat().st_size
         metrics_json = json.dumps(metrics, allow_nan=False)
     print(f"| all | {time.perf_counter() - began:.2f} | |\n\nmetrics: {len(metrics_json):,} bytes")
+    print(f"report: {report_bytes:,} bytes")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from charm_jax import (
     comparison,
     config_check,
     evaluation_files,
+    evaluation_report,
     evaluation_subject,
     experiment,
     recipe,
@@ -82,6 +83,9 @@ def main(argv: list[str]) -> int:
     say(f"Written to {out}.")
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
+    page = out / "report.html"
+    evaluation_report.write(page, metrics, config, data, rows, outputs, subject, known)
+    say(f"Report: {page}")
     return 1 if data.refused else 0
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-DISCLAIMER = "Research software, not a medical device."
+from charm_jax.provenance import DISCLAIMER, leak
+
 _SHORT = {
     "auroc": "AUROC",
     "average_precision": "AP",
@@ -41,38 +42,13 @@ def _header(metrics: Mapping[str, Any]) -> list[str]:
         f"{metrics['source']}, part '{metrics['split']}' of rule '{metrics['rule']}': "
         f"{metrics['n_images']:,} {simulated}, {metrics['n_patients']:,} patients, checkpoint "
         f"{metrics['checkpoint']}, sha256 {metrics['split_sha256'][:12]}",
-        *_leak(metrics),
+        *leak(metrics),
     ]
     if metrics["trained_on_simulated"] and not metrics["simulated"]:
         lines.append("The network was trained on SIMULATED images.")
     if metrics["images_missing"]:
         lines.append(f"{metrics['images_missing']:,} images of the table are missing.")
     return lines
-
-
-def _leak(metrics: Mapping[str, Any]) -> list[str]:
-    if metrics["trained_on_simulated"] is None:
-        return ["What these weights were trained on is not known here."]
-    sentences = []
-    if metrics["leak_images"] or metrics["leak_of_all"]:
-        sentences += [
-            f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
-            "are of patients that the run trained or validated on.",
-            f"Of all {metrics['n_images']:,} images {metrics['leak_of_all']:,} are of such "
-            f"patients, and {metrics['leak_seen']:,} were themselves seen.",
-        ]
-    elif not metrics["patients_known"]:
-        sentences.append(
-            "The source does not tell patients apart: what training saw of them is not known."
-        )
-    elif metrics["began_from"] is None:
-        sentences.append("Training and validation saw no abnormal image of these patients.")
-    if metrics["began_from"] is not None:
-        sentences.append(
-            f"The run began from {metrics['began_from']}; what that was trained on is not known "
-            "here."
-        )
-    return sentences
 
 
 def _findings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
