@@ -122,7 +122,7 @@ def check_batches(config: ConfigDict, data: Data) -> None:
 
 
 def describe_split(config: ConfigDict, data: Data, parameters: int) -> dict[str, Any]:
-    """The content of ``split.json``: rule, leak, counts and hashes of every part."""
+    """The content of ``split.json``: rule, prevalence, leak, counts and hashes of every part."""
     stages = {
         name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
         for name, parts in data.split.stages.items()
@@ -136,6 +136,7 @@ def describe_split(config: ConfigDict, data: Data, parameters: int) -> dict[str,
         "simulated": data.table.simulated,
         "findings": list(data.table.findings),
         "patients_known": data.table.patients_known,
+        "prevalence": dict(zip(data.table.findings, data.prevalence, strict=True)),
         "rule": data.split.rule,
         "split_seed": data.split.split_seed,
         "leak_images": data.split.leak_images,

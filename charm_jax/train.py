@@ -9,7 +9,15 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, config_check, experiment, initial_weights, run_data, runs
+from charm_jax import (
+    command_line,
+    config_check,
+    experiment,
+    initial_weights,
+    run_cases,
+    run_data,
+    runs,
+)
 from charm_jax.command_line import say
 from charm_jax.training import Training
 from data_pipelines import quarantine
@@ -61,7 +69,7 @@ def _write_inputs(
     runs.write_json(directory / "config.json", config.to_dict())
     runs.write_environment(directory / "environment.json")
     runs.write_json(directory / "split.json", description)
-    runs.write_cases(directory, data.table, data.seen)
+    run_cases.write_cases(directory, data.table, data.seen)
     path = directory / "quarantine.csv"
     path.unlink(missing_ok=True)
     if data.quarantined:
