@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
 
-from charm_jax import forgetting
+from charm_jax import forgetting, memory_bank
 from charm_jax.memory_bank import MemoryBank, Retrieved
 from charm_jax.model import Cases, Charm
 from charm_jax.plain import Plain
 from charm_jax.state import TrainState
-from charm_jax.steps import Batch, cases_of
+from charm_jax.steps import Batch, cases_of, eval_step
+
+_THUMBNAIL = 32  # pixels; coarse enough that every source's images have them
 
 Read = Callable[[Array, Cases, MemoryBank], Float[Array, "batch findings"]]
 
@@ -29,16 +31,21 @@ def explain_step(
 
     Returns:
         ``logits`` ``[B, F]`` and the output's ``evidence``; ``main`` ``[B, h, w, D]``, the features
-        that ``grad_cams`` looks at. With a bank also ``fused`` ``[B, D]``; ``cases`` ``[B, k]``,
-        the case ids that were read, -1 for none; ``contributions`` ``[B, k, F]``, the logits minus
-        those with that case forgotten, 0 for none; ``without_memory`` ``[B, F]``, the logits with
-        an empty bank.
+        that ``grad_cams`` looks at; ``thumbnail`` ``[B, 32, 32]``. With a bank
+        also ``fused`` ``[B, D]``; ``cases`` ``[B, k]``, the case ids that were read, -1 for none;
+        ``contributions`` ``[B, k, F]``, the logits minus those with that case forgotten, 0 for
+        none; ``without_memory`` ``[B, F]``, the logits with an empty bank.
     """
     variables, cases = _variables(state), cases_of(batch)
     output = model.apply(
         variables, prepare(batch["image"]), cases, state.momentum, state.memory, train=False
     )
-    kept = {"logits": output.logits, "main": output.main, **output.evidence()}
+    kept = {
+        "logits": output.logits,
+        "main": output.main,
+        "thumbnail": thumbnails(batch["image"]),
+        **output.evidence(),
+    }
     if state.memory is None:
         return kept
     if output.momentum_features is not None:
@@ -58,6 +65,20 @@ def explain_step(
         ),
         "without_memory": read(output.fused, cases, empty),
     }
+
+
+def familiar_step(
+    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
+) -> dict[str, Array]:
+    """``eval_step``, and the ``thumbnail`` ``[B, 32, 32]`` of each image."""
+    outputs = eval_step(state, batch, model=model, prepare=prepare)
+    return outputs | {"thumbnail": thumbnails(batch["image"])}
+
+
+def thumbnails(images: UInt8[Array, "batch height width 1"]) -> Float[Array, "batch 32 32"]:
+    """Grey images at 32 x 32, 0 ... 255, shrunk without aliasing."""
+    grey = images[..., 0].astype(jnp.float32)
+    return jax.image.resize(grey, (len(grey), _THUMBNAIL, _THUMBNAIL), "linear")
 
 
 def contributions(
@@ -169,6 +190,27 @@ def read_step(
         "similarities": retrieved.similarities,
         "valid": retrieved.valid,
     }
+
+
+def remember(
+    memory: MemoryBank,
+    fused: Float[Array, "batch dim"],
+    cases: Cases,
+    fresh: Bool[Array, " batch"],
+    *,
+    select: Callable[[Array, Array], Array],
+) -> MemoryBank:
+    """The bank with those rows of a batch that the rule selects, as training writes it.
+
+    Args:
+        memory: the bank.
+        fused: q of a batch of real images: rows of padding would shift what the rule compares with.
+        cases: of the batch.
+        fresh: False for rows that only fill the batch up and are not to be written.
+        select: the network's rule.
+    """
+    keep = select(fused, cases.labels) & fresh
+    return memory_bank.write(memory, fused, cases.labels, cases.case_ids, cases.patient_ids, keep)
 
 
 def _variables(state: TrainState) -> PyTree[Array]:

@@ -89,9 +89,7 @@ def judge(
         mean, components = np.array(reference["mean"]), np.array(reference["components"])
         values["appearance"] = _unexplained(_standardised(thumbnails), mean, components)
     kept = reference["percentiles"]
-    return {
-        name: np.interp(value, kept[name], _STEPS) for name, value in values.items() if name in kept
-    }
+    return {name: _percentile(kept[name], value) for name, value in values.items() if name in kept}
 
 
 def unfamiliar(percentiles: Mapping[str, float], grey_sd: float) -> list[str]:
@@ -103,6 +101,12 @@ def unfamiliar(percentiles: Mapping[str, float], grey_sd: float) -> list[str]:
     """
     reasons = [name for name, percentile in percentiles.items() if percentile >= LIMIT]
     return [*reasons, *(["nearly constant"] if grey_sd < _FLAT else [])]
+
+
+def _percentile(kept: list[float], value: np.ndarray) -> np.ndarray:
+    """Of equal values in validation the lowest percentile counts: what all have is not unusual."""
+    levels, first = np.unique(kept, return_index=True)
+    return np.interp(value, levels, _STEPS[first], right=100.0)
 
 
 def _standardised(thumbnails: np.ndarray) -> np.ndarray:
