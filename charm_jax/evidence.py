@@ -199,8 +199,8 @@ def remember(
     fresh: Bool[Array, " batch"],
     *,
     select: Callable[[Array, Array], Array],
-) -> MemoryBank:
-    """The bank with those rows of a batch that the rule selects, as training writes it.
+) -> tuple[MemoryBank, Int32[Array, ""]]:
+    """The bank with those rows of a batch that the rule selects, and how many they are.
 
     Args:
         memory: the bank.
@@ -210,7 +210,10 @@ def remember(
         select: the network's rule.
     """
     keep = select(fused, cases.labels) & fresh
-    return memory_bank.write(memory, fused, cases.labels, cases.case_ids, cases.patient_ids, keep)
+    written = memory_bank.write(
+        memory, fused, cases.labels, cases.case_ids, cases.patient_ids, keep
+    )
+    return written, keep.sum(dtype=jnp.int32)
 
 
 def _variables(state: TrainState) -> PyTree[Array]:

@@ -14,6 +14,7 @@ from data_pipelines.whole_file import whole_path
 
 _SIDE = 512  # pixels at least: the image as the file has it, squeezed to a square as the network's
 ATTENTION = "attention"
+_FLAT = 0.25  # attention lies between 0 and 1; a range below this one is drawn paler
 
 
 class Overlays:
@@ -26,12 +27,12 @@ class Overlays:
     def write(
         self, name: str, path: Path, heats: Mapping[str, Float[np.ndarray, "h w"]]
     ) -> dict[str, str]:
-        """Draws maps over one image.
+        """Draws maps over one image, each stretched over its own range.
 
         Args:
             name: of the image; folders in it become folders of the output.
             path: of its file.
-            heats: what each map is called, and the map, which is stretched over its own range.
+            heats: what each map is called, and the map.
 
         Returns:
             The path of each picture.
@@ -44,7 +45,8 @@ class Overlays:
             plain = re.sub(r"[^\w-]+", "_", title)
             target = self.out / f"{stem}.{plain}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(attention_overlay(image, stretched(heat)))
+            heat = stretched(heat, _FLAT if title == ATTENTION else 0.0)
+            picture = Image.fromarray(attention_overlay(image, heat))
             with whole_path(target) as draft:
                 picture.save(draft, format="PNG")
             written[title] = target.as_posix()

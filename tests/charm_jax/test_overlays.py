@@ -44,3 +44,8 @@ def test_a_map_is_stretched_over_its_own_range():
     heat = np.array([[0.2, 0.3], [0.4, 0.6]], np.float32)
     np.testing.assert_allclose(stretched(heat), [[0, 0.25], [0.5, 1]], atol=1e-6)
     np.testing.assert_array_equal(stretched(np.full((2, 2), 0.7, np.float32)), np.zeros((2, 2)))
+
+
+def test_a_map_that_is_nearly_flat_looks_it():
+    heat = np.array([[0.90, 0.95], [0.92, 1.0]], np.float32)
+    np.testing.assert_allclose(stretched(heat, 0.25), [[0, 0.2], [0.08, 0.4]], atol=1e-6)
