@@ -100,6 +100,7 @@ def records(
             "findings": [scale.findings[i] for i in reported],
             **familiar[row],
             "scores": _named(scale.findings, score),
+            "logits": _named(scale.findings, outputs["logits"][row]),
         }
         if without is not None:
             record["without_memory"] = _named(scale.findings, without[row])
