@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 
 import numpy as np
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Float
 
 from charm_jax.metrics import check_scores
 
@@ -28,9 +28,9 @@ class Resampled:
 
 
 def resampled(
-    scores: Num[np.ndarray, "images findings"],
-    labels: Int[np.ndarray, "images findings"],
-    patients: Shaped[np.ndarray, " images"],
+    scores: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -42,9 +42,9 @@ def resampled(
     differences of their values.
 
     Args:
-        scores: Logits or probabilities; only their order matters.
-        labels: 1, 0 or -1 (unknown).
-        patients: Patient of each image; numbers or strings.
+        scores: Logits or probabilities, `[images, findings]`; only their order matters.
+        labels: 1, 0 or -1 (unknown), `[images, findings]`.
+        patients: Patient of each image, `[images]`; numbers or strings.
         resamples: How many draws.
         seed: Seed of the draws.
 

@@ -1,0 +1,102 @@
+"""Time and memory of an evaluation's metrics on the whole official test list, SIMULATED scores.
+
+    CHARM_TEST_DATA=DIR python benchmarks/evaluation.py
+
+Takes the true table of ChestX-ray14 (`nih_chest_xray14/` in that folder; no image is read), draws
+SIMULATED logits for its validation and test parts and measures all that follows the network:
+calibration, metrics with 1,000 resamples, subgroups, comparison, and the tables.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charm_jax import calibration, comparison, evaluation_files, scoring, subgroups
+from data_pipelines import nih_chest_xray14, splits
+from data_pipelines.case_table import CaseTable
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--interval", choices=scoring.INTERVALS, default="bootstrap")
+    parser.add_argument("--cores", type=int, default=2)
+    return parser.parse_args()
+
+
+def timed(name: str, call: Callable[[], Any]) -> Any:
+    """Prints how long a call takes and the process's peak of memory after it."""
+    began = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - began
+    # In kB, on macOS in bytes.
+    unit = 1024 if sys.platform != "darwin" else 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(f"| {name} | {seconds:.2f} | {peak / 2**20:,.0f} |", flush=True)
+    return result
+
+
+def simulated(table: CaseTable, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Logits that know something of the labels, alike within a patient."""
+    rng = np.random.default_rng(seed)
+    shape = (len(rows), len(table.findings))
+    of_patient = rng.normal(size=(table.patients.max() + 1, shape[1]))[table.patients[rows]]
+    noise = rng.normal(size=shape) + of_patient
+    return (noise + 1.7 * (table.labels[rows] == 1) - 2).astype(np.float32)
+
+
+def main() -> None:
+    args = arguments()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    folder = Path(os.environ["CHARM_TEST_DATA"]) / "nih_chest_xray14"
+    table = nih_chest_xray14.load(folder, "")
+    parts = splits.make_split(table, "official", {"all": "all"}, 0).stages["all"]
+    train, val, rows = (parts[name] for name in ("train", "val", "test"))
+    logits, other = simulated(table, rows, 1), simulated(table, rows, 2)
+    part = scoring.Scored(logits, table.labels[rows], table.patients[rows], table.findings)
+    shares = (table.labels[train] == 1).mean(axis=0).tolist()
+    print(f"{len(rows):,} images x {len(table.findings)} findings, SIMULATED scores\n")
+    print("| step | s | peak MiB |\n| --- | --- | --- |")
+    began = time.perf_counter()
+    fitted = timed(
+        "temperatures and thresholds",
+        lambda: calibration.fit(simulated(table, val, 0), table.labels[val], table.findings),
+    )
+    timed("resampling alone (1,000)", lambda: scoring.Spread(part, args.interval))
+    metrics = timed(
+        "metrics, intervals, subgroups",
+        lambda: scoring.score(
+            part,
+            fitted=fitted,
+            prevalence=dict(zip(table.findings, shares, strict=True)),
+            attributes=subgroups.attributes(table.views[rows], table.sexes[rows], table.ages[rows]),
+            method=args.interval,
+        ),
+    )
+    timed("comparison", lambda: comparison.compare(part, other, args.interval))
+    with tempfile.TemporaryDirectory() as out:
+        path = Path(out) / "predictions.csv"
+        timed(
+            "predictions.csv written",
+            lambda: evaluation_files.write_predictions(path, table, rows, logits),
+        )
+        images = table.images[rows]
+        timed(
+            "predictions.csv read",
+            lambda: evaluation_files.read_logits(path, images, table.findings),
+        )
+        metrics_json = json.dumps(metrics, allow_nan=False)
+    print(f"| all | {time.perf_counter() - began:.2f} | |\n\nmetrics: {len(metrics_json):,} bytes")
+
+
+if __name__ == "__main__":
+    main()
