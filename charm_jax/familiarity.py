@@ -20,9 +20,10 @@ from sklearn.model_selection import KFold
 LIMIT = 99.5  # percentile of validation from which on an image counts as unfamiliar
 _STEPS = np.linspace(0, 100, 201)  # percentiles that are kept; LIMIT is one of them
 _COMPONENTS = 16
+_IMAGES_EACH = 5  # thumbnails that a component takes, at least
 _FOLDS = 5
 _FLAT = 2.0  # grey levels; below this SD there is nothing to see
-_LEAST = 50  # thumbnails from which components can be found
+_LEAST = 20  # thumbnails from which components are sought
 
 
 def measures(outputs: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, " n"]]:
@@ -54,7 +55,8 @@ def fit(
 
     Returns:
         ``n_images``, ``percentiles`` of each measure in steps of 0.5, and ``components`` with their
-        ``mean``; ready for JSON. Below 50 images there are no components and no ``appearance``.
+        ``mean``; ready for JSON. Below 20 images there are no components and no ``appearance``;
+        below 200 the limit is little more than the highest value that was seen.
     """
     kept = {name: np.percentile(value, _STEPS).tolist() for name, value in values.items()}
     reference: dict[str, Any] = {"n_images": len(thumbnails), "percentiles": kept}
@@ -117,7 +119,8 @@ def _standardised(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    fitted = PCA(_COMPONENTS, svd_solver="randomized", random_state=0).fit(x)
+    number = min(_COMPONENTS, len(x) // _IMAGES_EACH)
+    fitted = PCA(number, svd_solver="randomized", random_state=0).fit(x)
     return fitted.mean_, fitted.components_
 
 

@@ -20,7 +20,7 @@ PHOTOGRAPH = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
 
 @pytest.fixture(scope="module")
 def folder(finished, tmp_path_factory):
-    """A copy of the run, and `in/`: 20 test images, one training image, a photograph, a bad file."""
+    """A copy of the run, and `in/`: 20 test images, a training image, a photograph, a bad file."""
     folder = tmp_path_factory.mktemp("predict") / "copy"
     shutil.copytree(finished[0], folder)
     given = folder / "in"
@@ -34,6 +34,7 @@ def folder(finished, tmp_path_factory):
     (given / "deep").mkdir()
     shutil.copy(PHOTOGRAPH, given / "deep/photograph.jpg")
     (given / "bad.png").write_bytes(b"no image")
+    (folder / "empty/below").mkdir(parents=True)
     return folder
 
 
@@ -182,7 +183,7 @@ def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, t
     [
         ([], ["No image is given"]),
         (["none.png"], ["no file or folder none.png"]),
-        (["runs"], ["The folder runs has no image"]),
+        (["in", "empty"], ["The folder empty has no image"]),
         (["in", "--out", "in/pictures"], ["inside the image folder in", "--out"]),
         (["in", "--run", "dmo"], ["'dmo'", "'demo'"]),
         (["in", "--checkpoint", "focal/7"], ["There is no checkpoint 'focal/7'"]),
