@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--patients", type=int, default=400)
+    parser.add_argument("--patients", type=int, default=1000)
     parser.add_argument("--images", type=float, default=4.0, help="mean number a patient")
     parser.add_argument("--shared", type=float, default=0.6, help="share of a score's variance")
     parser.add_argument("--processes", type=int, default=2)
@@ -65,33 +65,32 @@ def truth() -> dict[str, np.ndarray]:
     return {metric: np.append(value, value.mean()) for metric, value in values.items()}
 
 
+TRUTH = truth()
+
+
 def covered(seed: int, args: argparse.Namespace) -> np.ndarray:
     """Whether each method's interval holds the truth, `[methods, metrics, findings + macro]`.
 
     DeLong's has no average precision: NaN.
     """
     scores, labels, patients = draw(seed, args)
-    true = truth_of_all
     held = np.full((len(METHODS), 2, len(NAMES) + 1), np.nan)
     for method, clusters in enumerate((patients, np.arange(len(patients)))):
         drawn = bootstrap.resampled(scores, labels, clusters, resamples=args.resamples, seed=seed)
         for metric, values in enumerate((drawn.auroc, drawn.average_precision)):
             columns = np.column_stack([values, bootstrap.macro(values)])
             key = ("auroc", "average_precision")[metric]
-            for column, expected in enumerate(true[key]):
+            for column, expected in enumerate(TRUTH[key]):
                 low, high = bootstrap.interval(columns[:, column])
                 held[method, metric, column] = low is not None and low <= expected <= high
     shares = delong.influence(scores, labels)
     shares = np.column_stack([shares, delong.macro(shares)])
     summary = metrics.summarise(scores, labels, NAMES)
     values = [summary["findings"][name]["auroc"] for name in NAMES] + [summary["macro_auroc"]]
-    for column, (value, expected) in enumerate(zip(values, true["auroc"], strict=True)):
+    for column, (value, expected) in enumerate(zip(values, TRUTH["auroc"], strict=True)):
         low, high = delong.interval(value, shares[:, column])
         held[2, 0, column] = low is not None and low <= expected <= high
     return held
-
-
-truth_of_all = truth()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from charm_jax.metrics import resampled_macro_auroc
+from charm_jax import bootstrap
 from data_pipelines.findings import NIH_FINDINGS
 
 
@@ -64,8 +64,8 @@ def main() -> None:
         labels = table[[f"{name}_label" for name in NIH_FINDINGS]].to_numpy(np.int8)
         scores, patients = table[list(NIH_FINDINGS)].to_numpy(), table["patient"].to_numpy()
         # One seed for all runs: their resamples are of the same patients and can be averaged.
-        drawn = resampled_macro_auroc(scores, labels, patients, resamples=1000, seed=0)
-        resamples.append(drawn)
+        drawn = bootstrap.resampled(scores, labels, patients, resamples=1000, seed=0)
+        resamples.append(bootstrap.macro(drawn.auroc))
     low, high = np.nanpercentile(np.mean(resamples, axis=0), [2.5, 97.5])
     print(
         f"| {args.backbone} | {', '.join(f'{m:.4f}' for m in macros)} | {np.mean(macros):.4f} | "

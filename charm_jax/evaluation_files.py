@@ -45,7 +45,7 @@ def write_predictions(
 
 def write_retrieval(
     path: Path,
-    images: Sequence[str],
+    images: np.ndarray,
     cases: pd.DataFrame,
     case_ids: Int[np.ndarray, "images k"],
     similarities: Float[np.ndarray, "images k"],
@@ -55,7 +55,7 @@ def write_retrieval(
 
     Args:
         path: of the file.
-        images: names.
+        images: names, ``[images]``.
         cases: ``image`` and ``patient`` of the run that filled the bank, by case id; a case that
             it lacks, as one of a bank from a weight file, stays without a name.
         case_ids: what was read, -1 for a case without an id.
@@ -66,7 +66,7 @@ def write_retrieval(
     known = cases.reindex(case_ids[row, rank])
     frame = pd.DataFrame(
         {
-            "image": np.asarray(images)[row],
+            "image": images[row],
             "rank": rank + 1,
             "case": known["image"].to_numpy(),
             "patient": known["patient"].to_numpy(),
@@ -78,14 +78,14 @@ def write_retrieval(
 
 
 def read_other(
-    folder: Path, part: str, images: Sequence[str], findings: Sequence[str], sha256: str
+    folder: Path, part: str, images: np.ndarray, findings: Sequence[str], sha256: str
 ) -> tuple[dict[str, Any], Float[np.ndarray, "images findings"]]:
     """What another run's evaluation left of the same images: ``metrics.json`` and the logits.
 
     Args:
         folder: of that run.
         part: that is evaluated.
-        images: names of the part's images.
+        images: names of the part's images, ``[images]``.
         findings: of both.
         sha256: of the names.
 
@@ -115,7 +115,7 @@ def read_other(
 
 
 def read_logits(
-    path: Path, images: Sequence[str], findings: Sequence[str]
+    path: Path, images: np.ndarray, findings: Sequence[str]
 ) -> Float[np.ndarray, "images findings"]:
     """The logits of ``predictions.csv`` as they were, in the order of the images.
 

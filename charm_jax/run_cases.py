@@ -89,7 +89,9 @@ def known_cases(directory: Path, table: CaseTable, trained: dict[str, Any]) -> K
     learned = cases["image"].isin(text.splitlines())
     seen = np.isin(patient_ids, cases.loc[learned, "number"].to_numpy()) & (patient_ids >= 0)
     trained_on = np.isin(case_ids, cases.index[learned].to_numpy())
-    return Known(case_ids, patient_ids, seen | trained_on, trained_on)
+    # Whoever has a seen image was seen, also where only this table says that it is theirs.
+    seen = np.isin(table.patients, table.patients[seen | trained_on])
+    return Known(case_ids, patient_ids, seen, trained_on)
 
 
 def read_cases(directory: Path) -> pd.DataFrame:
