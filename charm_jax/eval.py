@@ -1,13 +1,11 @@
 """``python -m charm_jax.eval``: what a run's scores are worth, as table, JSON and predictions."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from charm_jax import (
@@ -29,8 +27,9 @@ from charm_jax import (
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
 from charm_jax.evaluation_text import table
+from charm_jax.part_outputs import part_outputs
 from charm_jax.run_cases import Known
-from charm_jax.state import TrainState
+from charm_jax.stored_banks import TRAINED
 from data_pipelines import splits
 from data_pipelines.errors import InputError
 
@@ -51,12 +50,14 @@ def main(argv: list[str]) -> int:
     if run is None:
         subject = evaluation_subject.of_file(config, model)
     else:
-        subject = evaluation_subject.of_run(run, values.checkpoint, config, model, data.table)
+        subject = evaluation_subject.of_run(
+            run, values.checkpoint, config, model, data.table, values.memory
+        )
     known = subject.known(data.table)
     evaluation_subject.check_unseen(known, rows, data.split.rule, values.split, subject)
     other = _other(config, data, rows, values)
     say(f"Evaluating {subject.said}.")
-    evaluate = partial(_evaluated, subject.state, experiment.eval_step(config, model))
+    evaluate = partial(part_outputs, subject.state, experiment.eval_step(config, model))
     outputs = evaluate(known, config, data, rows, f"evaluating {values.split}")
 
     def logits(config: ConfigDict, data: run_data.Data, rows: np.ndarray) -> np.ndarray:
@@ -87,32 +88,6 @@ def main(argv: list[str]) -> int:
     evaluation_report.write(page, metrics, config, data, rows, outputs, subject, known)
     say(f"Report: {page}")
     return 1 if data.refused else 0
-
-
-def _evaluated(
-    state: TrainState,
-    step: Callable,
-    known: Known,
-    config: ConfigDict,
-    data: run_data.Data,
-    rows: np.ndarray,
-    title: str,
-) -> dict[str, np.ndarray]:
-    """What the network says of some rows."""
-    batch = experiment.evaluation_batch_size(config)
-    batches = run_data.evaluation_batches(config, data, rows, batch)
-    return experiment.evaluated(batches, rows, _as_known(step, known), state, title)
-
-
-def _as_known(step: Callable, known: Known) -> Callable:
-    """The step on batches whose ids are those of the run that filled the bank."""
-
-    def renumbered(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        rows = batch["case_id"]
-        ids = {"case_id": known.case_ids[rows], "patient_id": known.patient_ids[rows]}
-        return step(state, batch | ids)
-
-    return renumbered
 
 
 def _described(
@@ -240,10 +215,15 @@ def _check_without_run(config: ConfigDict, values: flags.FlagValues) -> None:
     Raises:
         InputError: --run, --checkpoint, or no file that could hold a classifier.
     """
-    if values["run"].present or values["checkpoint"].present or config.model.init_from == "random":
+    if (
+        values["run"].present
+        or values["checkpoint"].present
+        or values["memory"].present
+        or config.model.init_from == "random"
+    ):
         raise InputError(
             "--config evaluates weights without a run: give them with "
-            "--config.model.init_from=FILE, and neither --run nor --checkpoint."
+            "--config.model.init_from=FILE, and neither --run nor --checkpoint nor --memory."
         )
     if config.model.init_from == "imagenet":
         raise InputError(
@@ -264,6 +244,9 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
+    flags.DEFINE_string(
+        "memory", TRAINED, "A bank that charm_jax.memory made of the run.", flag_values=values
+    )
     flags.DEFINE_string(
         "compare", "", "Name or folder of a run evaluated on the same images.", flag_values=values
     )

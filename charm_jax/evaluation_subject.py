@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from charm_jax import experiment, initial_weights, run_cases, runs
+from charm_jax import experiment, initial_weights, run_cases, runs, stored_banks
 from charm_jax.command_line import say
 from charm_jax.model import Charm
 from charm_jax.plain import Plain
 from charm_jax.state import TrainState
+from charm_jax.stored_banks import TRAINED, StoredBank
 from data_pipelines import splits
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
@@ -30,6 +31,7 @@ class Subject:
         run: folder of the run; None for weights without one.
         trained: the run's ``split.json``; None likewise.
         history: what ``metrics.json`` says of where the network comes from.
+        bank: the bank in place of the checkpoint's own; None for that.
     """
 
     state: TrainState
@@ -39,31 +41,51 @@ class Subject:
     run: Path | None
     trained: dict[str, Any] | None
     history: dict[str, Any]
+    bank: StoredBank | None = None
 
     def known(self, table: CaseTable) -> run_cases.Known:
-        """The cases of a table, as the run that filled the bank knows them."""
+        """The cases of a table: ids as in the bank, what was seen as the run says."""
         if self.run is None:
             return run_cases.unknown_cases(table)
-        return run_cases.known_cases(self.run, table, self.trained)
+        known = run_cases.known_cases(self.run, table, self.trained)
+        if self.bank is None or not self.bank.has_cases:
+            return known
+        stored = run_cases.known_cases(self.bank.folder, table, self.bank.description)
+        return dataclasses.replace(known, case_ids=stored.case_ids, patient_ids=stored.patient_ids)
 
     def cases(self) -> pd.DataFrame:
         """``image`` and ``patient`` of each case id that the bank may hold."""
         if self.run is None:
             return pd.DataFrame({"image": [], "patient": []})
-        return run_cases.read_cases(self.run)
+        own = self.bank is not None and self.bank.has_cases
+        return run_cases.read_cases(self.bank.folder if own else self.run)
 
 
 def of_run(
-    run: Path, checkpoint: str, config: ConfigDict, model: Charm | Plain, table: CaseTable
+    run: Path,
+    checkpoint: str,
+    config: ConfigDict,
+    model: Charm | Plain,
+    table: CaseTable | None,
+    memory: str = TRAINED,
 ) -> Subject:
     """A run's checkpoint.
 
+    Args:
+        run: its folder.
+        checkpoint: best, last or <stage>/<step>.
+        config: of the run.
+        model: the network.
+        table: that it will be evaluated on, if any.
+        memory: label of a bank of the run, in place of the checkpoint's own.
+
     Raises:
-        InputError: the run knows other findings than the table, or there is no such checkpoint, or
-            it is damaged or of another architecture.
+        InputError: the run knows other findings than the table, or there is no such checkpoint or
+            bank, or it is damaged or of another architecture.
     """
     trained = runs.read_json(run / "split.json")
-    runs.check_findings(run, trained["findings"], table)
+    if table is not None:
+        runs.check_findings(run, trained["findings"], table)
     shapes = experiment.state_shapes(model, config)
     state, name = runs.restore(run, checkpoint, lambda _: shapes)
     history = {
@@ -71,7 +93,25 @@ def of_run(
         "trained_on_simulated": trained["simulated"],
         "began_from": _began_from(run),
     }
-    return Subject(state, f"checkpoint {name} of {run}", name, run, run, trained, history)
+    subject = Subject(state, f"checkpoint {name} of {run}", name, run, run, trained, history)
+    return subject if memory == TRAINED else _with_bank(subject, memory)
+
+
+def _with_bank(subject: Subject, label: str) -> Subject:
+    """The same network with another bank; its results lie beside the bank."""
+    if subject.state.memory is None:
+        raise InputError(
+            f"The run {subject.run} is a plain network, without memory: leave out --memory."
+        )
+    bank = stored_banks.read(subject.run, label, subject.state, subject.trained["findings"])
+    return dataclasses.replace(
+        subject,
+        state=subject.state.replace(memory=bank.memory),
+        said=f"{subject.said} with memory {label}",
+        folder=bank.folder,
+        history=subject.history | {"memory": label},
+        bank=bank,
+    )
 
 
 def of_file(config: ConfigDict, model: Charm | Plain) -> Subject:

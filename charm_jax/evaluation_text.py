@@ -38,10 +38,11 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 def _header(metrics: Mapping[str, Any]) -> list[str]:
     simulated = "SIMULATED images" if metrics["simulated"] else "images"
+    memory = f" with memory {metrics['memory']}" if "memory" in metrics else ""
     lines = [
         f"{metrics['source']}, part '{metrics['split']}' of rule '{metrics['rule']}': "
         f"{metrics['n_images']:,} {simulated}, {metrics['n_patients']:,} patients, checkpoint "
-        f"{metrics['checkpoint']}, sha256 {metrics['split_sha256'][:12]}",
+        f"{metrics['checkpoint']}{memory}, sha256 {metrics['split_sha256'][:12]}",
         *leak(metrics),
     ]
     if metrics["trained_on_simulated"] and not metrics["simulated"]:

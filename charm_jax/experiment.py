@@ -54,10 +54,17 @@ def compute_type() -> DTypeLike:
 
 
 def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
-    """The network; its parameters are float32 everywhere."""
+    """The network for some data; its parameters are float32 everywhere."""
+    return build_network(config, len(data.table.findings), data.prevalence)
+
+
+def build_network(
+    config: ConfigDict, findings: int, prevalence: tuple[float, ...]
+) -> Charm | Plain:
+    """The network for a number of findings, each with its prevalence in training."""
     dtype = compute_type()
     backbone = BACKBONES[config.model.backbone]
-    keys, findings = config.model, len(data.table.findings)
+    keys = config.model
     trunk = backbone.trunk(drop_rate=keys.stochastic_depth, dtype=dtype)
     expansion = backbone.expansion(dtype=dtype)
     if not keys.charm:
@@ -72,7 +79,7 @@ def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
             memory_bank.select,
             rule=keys.rarity,
             threshold=keys.rarity_threshold,
-            prevalence=data.prevalence,
+            prevalence=prevalence,
         ),
     )
 

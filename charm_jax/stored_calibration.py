@@ -37,10 +37,10 @@ def load_or_fit(
         The content of ``calibration.json``, or None.
     """
     path = subject.folder / "calibration.json"
-    identity = {"checkpoint": subject.checkpoint, "network_sha256": _digest(subject.state)}
+    identity = {"checkpoint": subject.checkpoint, "network_sha256": network_sha256(subject.state)}
     if subject.run is None:
         identity["split_sha256"] = _part(own, given)["sha256"]
-    stored = _stored(path)
+    stored = read_stored(path)
     if stored is not None and identity.items() <= stored.items():
         return stored
     try:
@@ -61,7 +61,7 @@ def load_or_fit(
     return fitted
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
+def read_stored(path: Path) -> dict[str, Any] | None:
     """What an earlier evaluation left; a damaged file counts as none."""
     if not path.exists():
         return None
@@ -92,7 +92,7 @@ def _rows(own: ConfigDict, data: run_data.Data) -> np.ndarray:
     return data.split.rows(run_data.stage_names(own)[-1], "val")
 
 
-def _digest(state: TrainState) -> str:
+def network_sha256(state: TrainState) -> str:
     """Of all that makes a prediction: a name such as focal/123 may come again in a new run."""
     return tree_sha256(
         {
