@@ -61,8 +61,8 @@ def main() -> None:
     shutil.rmtree(folder)
     cost = statistics.median(ratios) - 1
     print(
-        f"{args.side} pixels, batch {args.batch}, every {args.every} steps: {100 * cost:.1f} % more "
-        f"time ({100 * (min(ratios) - 1):.1f} to {100 * (max(ratios) - 1):.1f}); a save alone "
+        f"{args.side} pixels, batch {args.batch}, every {args.every} steps: {100 * cost:.1f} % "
+        f"more time ({100 * (min(ratios) - 1):.1f} to {100 * (max(ratios) - 1):.1f}); a save alone "
         f"{statistics.median(alone):.2f} s; {size / 1e6:.0f} MB a checkpoint"
     )
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -16,13 +15,13 @@ from charm_jax import (
     experiment,
     initial_weights,
     processes,
-    range_test,
     run_data,
     runs,
     trace,
 )
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.command_line import say
+from charm_jax.peak_rate import PeakRate
 from charm_jax.run_log import NoLog, RunLog
 from charm_jax.stages import (
     STAGES,
@@ -59,6 +58,7 @@ class Training:
         self.title = f"{config.name}: {config.model.backbone} on {data.table.source}{simulated}"
         self.model = experiment.build_model(config, data)
         self.cases = run_data.resident_cases(config, data)
+        self.peak_rate = PeakRate(config, data, self.model, self.cases, directory, self.title)
         self.eval_step = experiment.eval_step(config, self.model, self.cases)
         self.checkpoints = Checkpoints(
             directory / "checkpoints", self.names, config.checkpoint.keep
@@ -217,7 +217,7 @@ class Training:
         if progress.finished:
             return state, progress
         state = devices.replicated(state, devices.mesh())
-        optimizer = experiment.optimizer(self.config, plan, self._peak(plan, state))
+        optimizer = experiment.optimizer(self.config, plan, self.peak_rate.of(plan, state))
         batches = run_data.training_batches(self.config, self.data, plan, int(state.step))
         hooks = Hooks(
             train_step=self._traced(name, plan, optimizer),
@@ -236,48 +236,6 @@ class Training:
         step = experiment.train_step(self.config, self.model, plan, optimizer, self.cases)
         count = self.config.log.trace_steps
         return trace.traced(step, self.directory / "trace" / name, count) if count else step
-
-    def _peak(self, plan: Plan, state: TrainState) -> float:
-        """The peak rate of a stage; with ``find_lr`` from a range test, done once and kept."""
-        if not self.config.stages[plan.part].find_lr:
-            return self.config.stages[plan.part].peak_lr
-        path = self.directory / f"range_test_{plan.stage}.json"
-        if not processes.from_first(path.exists):
-            say(f"Range test of stage {plan.stage}: {range_test.STEPS} steps on a copy.")
-            result = self._range_test(plan, state)
-            processes.from_first(lambda: self._write_range_test(path, plan, result))
-        peak = processes.from_first(lambda: runs.read_json(path)["peak_lr"])
-        say(f"Peak rate of stage {plan.stage} by its range test: {peak:.2e} ({path}).")
-        return peak
-
-    def _range_test(self, plan: Plan, state: TrainState) -> dict[str, Any]:
-        optimizer = experiment.range_test_optimizer(self.config, plan)
-        step = experiment.train_step(self.config, self.model, plan, optimizer, self.cases)
-        epochs = -(-range_test.STEPS // plan.steps_per_epoch)
-        longer = dataclasses.replace(plan, epochs=epochs)
-        batches = run_data.training_batches(self.config, self.data, longer, 0)
-        begun = begin_stage(state, optimizer, state.rng, freeze_trunk=plan.freeze_trunk)
-        try:
-            rates, losses = range_test.sweep(begun, batches, step)
-        finally:
-            batches.close()
-        peak = range_test.suggest(rates, losses)
-        if peak is None:
-            raise InputError(
-                f"The range test of stage {plan.stage} found no rate at which the loss falls: set "
-                f"--config.stages.{plan.part}.find_lr=False and peak_lr."
-            )
-        return {"peak_lr": peak, "rates": rates.tolist(), "losses": losses.tolist()}
-
-    def _write_range_test(self, path: Path, plan: Plan, result: dict[str, Any]) -> None:
-        curves.draw_sweep(
-            path.with_suffix(".png"),
-            f"{self.title}\nrange test of stage {plan.stage}",
-            np.array(result["rates"]),
-            np.array(result["losses"]),
-            result["peak_lr"],
-        )
-        runs.write_json(path, result)
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         if not processes.is_first():
