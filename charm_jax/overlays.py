@@ -5,8 +5,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-_COLOURS = "inferno"  # rises evenly in lightness, so that it reads the same printed grey
-_STRONGEST = 0.55  # share of colour where the map is 1; where it is 0 the image is untouched
+_COLOURS = "YlOrRd"  # of one hue, darker where higher: no rainbow's edges where the map has none
+_STRONGEST = 0.5  # share of colour where the map is 1; where it is 0 the image is untouched
 
 
 def attention_overlay(
@@ -14,8 +14,8 @@ def attention_overlay(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A grey image with a map laid over it.
 
-    The map is stretched to the image, bilinearly: its cells are larger than they look. What the
-    map leaves at 0 is shown as it is.
+    The map is stretched to the image, smoothly: its cells are larger than what it shows. What it
+    leaves at 0 is seen as it is.
 
     Args:
         image: 0 ... 255.
@@ -26,17 +26,21 @@ def attention_overlay(
     """
     height, width = image.shape
     cells = np.clip(np.nan_to_num(heat, posinf=0.0, neginf=0.0), 0, 1).astype(np.float32)
-    stretched = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)
-    heat = np.clip(np.asarray(stretched), 0, 1)
+    smooth = Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+    heat = np.clip(np.asarray(smooth), 0, 1)
     colour = matplotlib.colormaps[_COLOURS](heat)[..., :3]
     share = _STRONGEST * heat[..., None]
     mixed = (1 - share) * (image[..., None] / 255) + share * colour
     return np.rint(255 * mixed).astype(np.uint8)
 
 
-def stretched(heat: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """A map from its own lowest to its own highest value, 0 ... 1; 0 throughout if it is flat."""
+def stretched(heat: Float[np.ndarray, "h w"], least: float = 0.0) -> Float[np.ndarray, "h w"]:
+    """A map from its own lowest value on, up to 1 at its highest.
+
+    Args:
+        heat: any finite values.
+        least: a range below which a map is not stretched to 1, so that one that is nearly flat
+            looks it; 0 throughout where the range is 0.
+    """
     low, high = float(heat.min()), float(heat.max())
-    if not high > low:
-        return np.zeros_like(heat)
-    return (heat - low) / (high - low)
+    return (heat - low) / (max(high - low, least) or 1.0)

@@ -15,6 +15,7 @@ from charm_jax.report_html import Html, element, number, percent, picture, table
 
 Read = Callable[[Int[np.ndarray, " m"]], UInt8[np.ndarray, "m side side"]]
 _FINDINGS = 20  # whose errors are shown: the most frequent ones
+_FLAT = 0.25  # a range of the attention below this one is drawn paler, as in predictions
 _CASES = 12  # of the bank that are shown
 # Labelled or not, beyond a threshold or without one.
 _KINDS = {
@@ -81,7 +82,7 @@ def error_tiles(
         name, finding = str(evaluated.images[error.row]), shown(evaluated.findings[error.finding])
         pictures = [picture(image, f"{name}, as the network read it")]
         if evaluated.attention is not None:
-            heat = overlays.stretched(evaluated.attention[error.row].astype(float))
+            heat = overlays.stretched(evaluated.attention[error.row].astype(float), _FLAT)
             overlay = overlays.attention_overlay(image, heat)
             pictures.append(picture(overlay, f"{name} with the network's attention over it"))
         kind = _KINDS[error.labelled, error.beyond]

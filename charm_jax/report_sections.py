@@ -197,8 +197,8 @@ def errors(metrics: Json, evaluated: Evaluated, bank: Bank | None, read: Read) -
     if not found:
         return None
     attention = (
-        " Beside each image the network's attention over it, from its own lowest to its own "
-        "highest value: it is the same for all findings."
+        " Beside each image the network's attention over it, from its lowest value on, paler "
+        "where it is nearly flat: it is the same for all findings."
         if evaluated.attention is not None
         else ""
     )
