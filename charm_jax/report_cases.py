@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy.special import expit
 
 from charm_jax import overlays
 from charm_jax.report_contents import Bank, Evaluated, labelled, shown
@@ -14,6 +15,7 @@ from charm_jax.report_html import Html, element, number, percent, picture, table
 
 Read = Callable[[Int[np.ndarray, " m"]], UInt8[np.ndarray, "m side side"]]
 _FINDINGS = 20  # whose errors are shown: the most frequent ones
+_FLAT = 0.25  # a range of the attention below this one is drawn paler, as in predictions
 _CASES = 12  # of the bank that are shown
 # Labelled or not, beyond a threshold or without one.
 _KINDS = {
@@ -41,35 +43,29 @@ class Error:
     beyond: bool
 
 
-def confident_errors(evaluated: Evaluated, limits: Sequence[float | None]) -> list[Error]:
+def confident_errors(
+    evaluated: Evaluated, seen: Sequence[Bool[np.ndarray, " n"] | None]
+) -> list[Error]:
     """For each finding the image without it that scores highest, and the one with it, lowest.
 
     Args:
         evaluated: the part.
-        limits: for each finding, the logit from which it counts as seen. An image on the right
-            side of it is no error; for None the two extremes are taken.
+        seen: for each finding, which images reach its threshold. One on the right side is no
+            error; for None, without a threshold, the two extremes are taken.
     """
     errors = []
     frequent = np.argsort(-(evaluated.labels == 1).sum(axis=0), kind="stable")[:_FINDINGS]
     for column in np.sort(frequent):
         logits, labels = evaluated.logits[:, column], evaluated.labels[:, column]
-        limit = limits[column]
+        decided = seen[column]
         for label in (False, True):
             rows = np.flatnonzero(labels == label)
             if not len(rows):
                 continue
             row = rows[np.argmin(logits[rows]) if label else np.argmax(logits[rows])]
-            if limit is None or (logits[row] >= limit) != label:
-                errors.append(Error(int(column), int(row), label, limit is not None))
+            if decided is None or decided[row] != label:
+                errors.append(Error(int(column), int(row), label, decided is not None))
     return errors
-
-
-def logit_limit(values: Mapping[str, Any]) -> float | None:
-    """The logit at a finding's threshold, which is on the calibrated probability."""
-    threshold, temperature = values["threshold"], values["temperature"]
-    if threshold is None or temperature is None or not 0 < threshold < 1:
-        return None
-    return temperature * float(np.log(threshold) - np.log1p(-threshold))
 
 
 def error_tiles(
@@ -86,7 +82,7 @@ def error_tiles(
         name, finding = str(evaluated.images[error.row]), shown(evaluated.findings[error.finding])
         pictures = [picture(image, f"{name}, as the network read it")]
         if evaluated.attention is not None:
-            heat = overlays.stretched(evaluated.attention[error.row].astype(float))
+            heat = overlays.stretched(evaluated.attention[error.row].astype(float), _FLAT)
             overlay = overlays.attention_overlay(image, heat)
             pictures.append(picture(overlay, f"{name} with the network's attention over it"))
         kind = _KINDS[error.labelled, error.beyond]
@@ -96,7 +92,8 @@ def error_tiles(
         caption = element("figcaption", title, *(element("div", fact) for fact in facts))
         pair = element("div", *pictures, class_="pair")
         tiles.append(element("figure", pair, caption))
-    return element("div", *tiles, class_="tiles")
+    shape = "tiles small" if evaluated.attention is None else "tiles"
+    return element("div", *tiles, class_=shape)
 
 
 def _facts(
@@ -104,9 +101,9 @@ def _facts(
 ) -> list[str]:
     row = error.row
     logit = float(evaluated.logits[row, error.finding])
-    score = f"score {number(_sigmoid(logit))}"
+    score = f"score {number(float(expit(logit)))}"
     if temperature is not None:
-        score += f", calibrated {number(_sigmoid(logit / temperature))}"
+        score += f", calibrated {number(float(expit(logit / temperature)))}"
     facts = [score, f"labelled {evaluated.named(row)}", str(evaluated.images[row])]
     if bank is not None and evaluated.valid is not None and evaluated.valid[row].any():
         best = int(np.argmax(evaluated.valid[row]))
@@ -117,10 +114,6 @@ def _facts(
             f"{labelled(evaluated.findings, bank.labels[slot])})"
         )
     return facts
-
-
-def _sigmoid(logit: float) -> float:
-    return float(0.5 * (1 + np.tanh(0.5 * logit)))
 
 
 def times_read(evaluated: Evaluated, bank: Bank) -> Int[np.ndarray, " slots"]:

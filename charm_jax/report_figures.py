@@ -3,9 +3,10 @@
 from functools import wraps
 
 import numpy as np
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Bool, Float, Int8, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.special import expit, logit
 from sklearn.decomposition import PCA
 from sklearn.metrics import precision_recall_curve, roc_curve
 from sklearn.preprocessing import normalize
@@ -13,6 +14,7 @@ from sklearn.preprocessing import normalize
 FIRST, SECOND, NEUTRAL = "#0072b2", "#d55e00", "#b0b0b0"  # distinct for the colour-blind
 _POINTS = 160  # of a curve; more would not be seen
 _BINS = 10
+_OPEN = (1e-300, 1 - 2.0**-53)  # between these a probability has a finite logit
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -61,19 +63,24 @@ def finding_figure(
     _precision_recall(recall, logits, labels)
     _calibration(calibration, logits, labels, temperature)
     _distribution(distribution, logits, labels)
-    if threshold is not None and temperature is not None and 0 < threshold < 1:
-        _mark(roc, recall, distribution, logits, labels, temperature * _logit(threshold))
+    chosen = seen(logits, threshold=threshold, temperature=temperature)
+    if chosen is not None:
+        _mark(roc, recall, chosen, labels)
+        distribution.set_xlim(distribution.get_xlim())
+        at = temperature * logit(np.clip(threshold, *_OPEN))
+        distribution.axvline(at, color="black", linewidth=1, linestyle="--")
     for axes in (roc, recall, calibration):
         axes.grid(alpha=0.5)
     return figure
 
 
-def _logit(probability: float) -> float:
-    return float(np.log(probability) - np.log1p(-probability))
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
+def seen(
+    logits: Float[np.ndarray, " n"], *, threshold: float | None, temperature: float | None
+) -> Bool[np.ndarray, " n"] | None:
+    """Which images reach a finding's threshold on the calibrated score; None without one."""
+    if threshold is None or temperature is None:
+        return None
+    return expit(logits.astype(float) / temperature) >= threshold
 
 
 def _roc(axes: Axes, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -106,9 +113,9 @@ def thinned(
 def _calibration(
     axes: Axes, logits: np.ndarray, labels: np.ndarray, temperature: float | None
 ) -> None:
-    forecasts = {"raw score": (_sigmoid(logits), SECOND, "x")}
+    forecasts = {"raw score": (expit(logits.astype(float)), SECOND, "x")}
     if temperature is not None:
-        forecasts["calibrated"] = (_sigmoid(logits / temperature), FIRST, "o")
+        forecasts["calibrated"] = (expit(logits.astype(float) / temperature), FIRST, "o")
     largest = 0.0
     for label, (forecast, colour, marker) in forecasts.items():
         expected, observed = reliability(forecast, labels)
@@ -143,16 +150,8 @@ def _distribution(axes: Axes, logits: np.ndarray, labels: np.ndarray) -> None:
     axes.legend(loc="upper left")
 
 
-def _mark(
-    roc: Axes,
-    recall: Axes,
-    distribution: Axes,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    threshold: float,
-) -> None:
-    """Where the threshold lies: a diamond on each curve, a line among the scores."""
-    positive = logits >= threshold
+def _mark(roc: Axes, recall: Axes, positive: np.ndarray, labels: np.ndarray) -> None:
+    """A diamond on each curve where the threshold lies."""
     true = (positive & (labels == 1)).sum()
     sensitivity = true / (labels == 1).sum()
     false = (positive & (labels == 0)).sum() / (labels == 0).sum()
@@ -160,7 +159,6 @@ def _mark(
     roc.plot(false, sensitivity, **style)
     if positive.any():
         recall.plot(sensitivity, true / positive.sum(), **style)
-    distribution.axvline(threshold, color="black", linewidth=1, linestyle="--")
 
 
 def plane(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n 2"]:

@@ -6,7 +6,7 @@ from typing import Any
 from charm_jax import curves, provenance, report_cases, report_tables
 from charm_jax.report_cases import Read
 from charm_jax.report_contents import Bank, Evaluated, shown
-from charm_jax.report_figures import finding_figure
+from charm_jax.report_figures import finding_figure, seen
 from charm_jax.report_html import (
     UNDEFINED,
     Html,
@@ -189,13 +189,16 @@ def each_finding(metrics: Json, evaluated: Evaluated) -> Html:
 def errors(metrics: Json, evaluated: Evaluated, bank: Bank | None, read: Read) -> Html | None:
     """The image with the highest score without a finding, and with the lowest, with it."""
     values = list(metrics["findings"].values())
-    limits = [report_cases.logit_limit(entry) for entry in values]
-    found = report_cases.confident_errors(evaluated, limits)
+    decided = [
+        seen(z, threshold=entry["threshold"], temperature=entry["temperature"])
+        for z, entry in zip(evaluated.logits.T, values, strict=True)
+    ]
+    found = report_cases.confident_errors(evaluated, decided)
     if not found:
         return None
     attention = (
-        " Beside each image the network's attention over it, from its own lowest to its own "
-        "highest value: it is the same for all findings."
+        " Beside each image the network's attention over it, from its lowest value on, paler "
+        "where it is nearly flat: it is the same for all findings."
         if evaluated.attention is not None
         else ""
     )

@@ -1,7 +1,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 import report_data
 
 from charm_jax import report_cases
@@ -17,30 +16,32 @@ def part(logits, labels):
     )
 
 
-def found(*arguments):
-    return [(e.row, e.labelled, e.beyond) for e in report_cases.confident_errors(*arguments)]
+def found(evaluated, limit):
+    seen = None if limit is None else evaluated.logits[:, 0] >= limit
+    errors = report_cases.confident_errors(evaluated, [seen])
+    return [(error.row, error.labelled, error.beyond) for error in errors]
 
 
 def test_the_most_confident_errors_are_the_extremes_of_each_kind():
     evaluated = part([3, -2, 4, -5, 9], [0, 0, 1, 1, -1])
-    assert found(evaluated, [0.0]) == [(0, False, True), (3, True, True)]
+    assert found(evaluated, 0.0) == [(0, False, True), (3, True, True)]
 
 
 def test_what_is_on_the_right_side_of_the_threshold_is_no_error():
     evaluated = part([-1, -2, 4, -5], [0, 0, 1, 1])
-    assert found(evaluated, [0.0]) == [(3, True, True)]
-    assert found(evaluated, [-6.0]) == [(0, False, True)]
-    assert found(evaluated, [-1.0]) == [(0, False, True), (3, True, True)]
+    assert found(evaluated, 0.0) == [(3, True, True)]
+    assert found(evaluated, -6.0) == [(0, False, True)]
+    assert found(evaluated, -1.0) == [(0, False, True), (3, True, True)]
 
 
 def test_without_a_threshold_the_extremes_are_shown_as_such():
     evaluated = part([-1, -2, 4], [0, 0, 1])
-    assert found(evaluated, [None]) == [(0, False, False), (2, True, False)]
+    assert found(evaluated, None) == [(0, False, False), (2, True, False)]
 
 
 def test_one_class_or_no_label_has_errors_of_its_own_kind_alone():
-    assert found(part([1, 2], [0, 0]), [0.0]) == [(1, False, True)]
-    assert found(part([1, 2], [-1, -1]), [None]) == []
+    assert found(part([1, 2], [0, 0]), 0.0) == [(1, False, True)]
+    assert found(part([1, 2], [-1, -1]), None) == []
 
 
 def test_of_many_findings_the_most_frequent_are_shown():
@@ -49,21 +50,6 @@ def test_of_many_findings_the_most_frequent_are_shown():
     evaluated.labels[:] = np.arange(60)[:, None] < np.arange(30)[None, :]
     errors = report_cases.confident_errors(evaluated, [None] * 30)
     assert {error.finding for error in errors} == set(range(10, 30))
-
-
-@pytest.mark.parametrize(
-    ("threshold", "temperature", "limit"),
-    [
-        (0.5, 2.0, 0.0),
-        (0.8, 2.0, 2 * np.log(4)),
-        (None, 1.0, None),
-        (0.5, None, None),
-        (1.0, 1.0, None),
-    ],
-)
-def test_the_limit_is_the_logit_at_the_threshold(threshold, temperature, limit):
-    values = {"threshold": threshold, "temperature": temperature}
-    assert report_cases.logit_limit(values) == pytest.approx(limit)
 
 
 def test_a_tile_says_score_labels_name_and_the_nearest_stored_case():

@@ -48,19 +48,35 @@ def test_a_finding_is_drawn_with_and_without_threshold_and_temperature(threshold
         logits, labels, threshold=threshold, temperature=temperature
     )
     roc, recall, calibration, distribution = figure.axes
-    marked = temperature is not None and threshold == 0.3
-    assert len(roc.lines) == len(recall.lines) == 2 + marked
+    marked = temperature is not None and threshold is not None
+    assert len(roc.lines) == 2 + marked
+    # Of no image that is said to have it there is no precision.
+    assert len(recall.lines) == 2 + (marked and threshold < 1)
     assert len(calibration.lines) == 2 + (temperature is not None)
     assert len(distribution.lines) == marked
+    low, high = distribution.get_xlim()
+    assert high - low < 2 * np.ptp(logits)  # however far away the threshold is
 
 
 def test_the_mark_lies_on_the_curve_at_the_threshold():
     logits, labels = scores()
     figure = report_figures.finding_figure(logits, labels, threshold=0.5, temperature=2.0)
     mark = figure.axes[0].lines[-1]
-    seen = logits >= 0
+    seen = report_figures.seen(logits, threshold=0.5, temperature=2.0)
+    np.testing.assert_array_equal(seen, logits >= 0)
     assert mark.get_xdata() == pytest.approx([seen[labels == 0].mean()])
     assert mark.get_ydata() == pytest.approx([seen[labels == 1].mean()])
+
+
+@pytest.mark.parametrize(("threshold", "temperature"), [(None, 1.0), (0.5, None)])
+def test_without_threshold_or_temperature_nothing_is_decided(threshold, temperature):
+    logits = scores()[0]
+    assert report_figures.seen(logits, threshold=threshold, temperature=temperature) is None
+
+
+def test_a_threshold_of_one_is_reached_by_scores_that_round_to_it():
+    seen = report_figures.seen(np.array([1, 3], np.float32), threshold=1.0, temperature=0.05)
+    assert seen.tolist() == [False, True]
 
 
 def test_one_image_of_each_kind_and_equal_scores_are_drawn():
