@@ -92,7 +92,9 @@ def contributions(
     """The logits minus those with each retrieved case forgotten, the next case moving in.
 
     A case goes with every slot that it has: where it was read twice, both entries tell the same.
-    What only counts as empty contributes 0. The shares of a sum would not do, as the head is not
+    What only counts as empty contributes 0. A case that was not read changes nothing when it is
+    forgotten, but where a read one has a negative cosine: the slot that falls empty goes before
+    it. The shares of a sum would not do, as the head is not
     linear and forgetting changes which cases are read; for that reason these do not add up to the
     difference that the whole memory makes.
 
