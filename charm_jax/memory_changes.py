@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from charm_jax import evidence, run_data
+from charm_jax import devices, evidence, run_data
 from charm_jax.evaluation_subject import Subject
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.metrics import summarise
 from charm_jax.model import Cases, Charm
 from charm_jax.part_outputs import part_outputs
+from charm_jax.steps import CompiledStep
 from data_pipelines import augment
 
 
@@ -53,7 +54,9 @@ def embed(
         rows: ``[n]``.
     """
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    step = jax.jit(partial(evidence.embed_step, model=model, prepare=prepare))
+    step = CompiledStep(
+        partial(evidence.embed_step, model=model, prepare=prepare), None, devices.mesh()
+    )
     known = subject.known(data.table)
     outputs = part_outputs(subject.state, step, known, config, data, rows, "reading images")
     return Embedded(

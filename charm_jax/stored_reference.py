@@ -4,15 +4,15 @@ import json
 from functools import partial
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from charm_jax import evidence, familiarity, run_data, stored_calibration
+from charm_jax import devices, evidence, familiarity, run_data, stored_calibration
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
 from charm_jax.model import Charm
 from charm_jax.part_outputs import part_outputs
 from charm_jax.plain import Plain
+from charm_jax.steps import CompiledStep
 from data_pipelines import augment, splits
 from data_pipelines.errors import InputError
 from data_pipelines.whole_file import whole_file
@@ -56,7 +56,9 @@ def load_or_fit(
         )
         return calibrated, familiar
     prepare = partial(augment.evaluation_images, channels=own.model.channels)
-    step = jax.jit(partial(evidence.familiar_step, model=model, prepare=prepare))
+    step = CompiledStep(
+        partial(evidence.familiar_step, model=model, prepare=prepare), None, devices.mesh()
+    )
     known = subject.known(data.table)
     outputs = part_outputs(subject.state, step, known, own, data, rows, "looking at validation")
     familiar = identity | {"split_sha256": splits.part_summary(data.table, rows)["sha256"]}
