@@ -5,6 +5,7 @@ import errno
 import importlib.machinery
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         return command(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the results has read enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the very end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         sentence = _sentence_of(error)
         if sentence is None:
