@@ -98,7 +98,7 @@ def kill_once(folder: Path, rng: np.random.Generator) -> tuple[str, bool]:
 
 def log_lines(folder: Path) -> list[dict]:
     lines = (folder / RUN / "metrics.jsonl").read_text().splitlines()
-    clock = {"images_per_second"}
+    clock = {"images_per_second", "memory_gib"}
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 

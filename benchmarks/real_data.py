@@ -9,14 +9,13 @@ test part, and prints the table for RESULTS.md: mean and standard deviation over
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from one_run import train_and_evaluate
 
-from charm_jax.metrics import resampled_macro_auroc
+from charm_jax import bootstrap
 from data_pipelines.findings import NIH_FINDINGS
 
 
@@ -44,12 +43,7 @@ def run(backbone: str, seed: int, epochs: int, out: Path, overrides: list[str]) 
     for stage in ("bce", "focal"):
         keys |= {f"stages.{stage}.batch_size": 32, f"stages.{stage}.epochs": epochs}
         keys |= {f"stages.{stage}.frozen_epochs": 0, f"stages.{stage}.lr_spread": 1.0}
-    flags = [f"--config.{key}={value}" for key, value in keys.items()]
-    train = ["charm_jax.train", "--config", "configs/effv2s.py", *flags, *overrides]
-    evaluate = ["charm_jax.eval", "--run", name, f"--config.runs_dir={out}"]
-    for command in (train, evaluate):
-        subprocess.run([sys.executable, "-m", *command], check=True)
-    return out / name / "eval" / "test"
+    return train_and_evaluate("configs/effv2s.py", keys, overrides)
 
 
 def main() -> None:
@@ -64,8 +58,8 @@ def main() -> None:
         labels = table[[f"{name}_label" for name in NIH_FINDINGS]].to_numpy(np.int8)
         scores, patients = table[list(NIH_FINDINGS)].to_numpy(), table["patient"].to_numpy()
         # One seed for all runs: their resamples are of the same patients and can be averaged.
-        drawn = resampled_macro_auroc(scores, labels, patients, resamples=1000, seed=0)
-        resamples.append(drawn)
+        drawn = bootstrap.resampled(scores, labels, patients, resamples=1000, seed=0)
+        resamples.append(bootstrap.macro(drawn.auroc))
     low, high = np.nanpercentile(np.mean(resamples, axis=0), [2.5, 97.5])
     print(
         f"| {args.backbone} | {', '.join(f'{m:.4f}' for m in macros)} | {np.mean(macros):.4f} | "

@@ -5,6 +5,7 @@ import errno
 import importlib.machinery
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from charm_jax import recipe
+from charm_jax import processes, recipe
 from data_pipelines.errors import InputError, did_you_mean
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
@@ -41,6 +42,9 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         return command(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the results has read enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the very end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         sentence = _sentence_of(error)
         if sentence is None:
@@ -65,8 +69,9 @@ def _sentence_of(error: OSError) -> str | None:
 
 
 def say(text: str) -> None:
-    """Prints a notice; results alone go to standard output."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a notice, of several processes the first; results alone go to standard output."""
+    if processes.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def load_config(path: Path, preset: str | None = None) -> ConfigDict:

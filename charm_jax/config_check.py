@@ -26,6 +26,7 @@ def check(config: ConfigDict) -> None:
     _at_least("config.checkpoint.every_steps", config.checkpoint.every_steps, 1)
     _at_least("config.checkpoint.keep", config.checkpoint.keep, 1)
     _at_least("config.log.every_steps", config.log.every_steps, 1)
+    _at_least("config.log.trace_steps", config.log.trace_steps, 0)
     for name, stage in config.stages.items():
         _check_stage(f"config.stages.{name}", stage)
     if not any(stage.epochs + stage.frozen_epochs for stage in config.stages.values()):

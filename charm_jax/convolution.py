@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -252,9 +253,30 @@ def _depthwise_backward(
         taps = _taps(pixels[None], kernel.shape[0], strides, dilation)
         return {at: sums[at] + tap[0] * grad_of_image for at, tap in taps.items()}, None
 
-    live = _live_taps(x.shape, kernel.shape[0], dilation)
-    sums, _ = lax.scan(add, {at: jnp.zeros(grad.shape[1:], grad.dtype) for at in live}, (x, grad))
-    return grad_x, _kernel_of({at: value.sum((0, 1))[None] for at, value in sums.items()}, kernel)
+    def of_kernel(x: Array, grad: Array) -> dict[tuple[int, int], Array]:
+        live = _live_taps(x.shape, kernel.shape[0], dilation)
+        zeros = {at: jnp.zeros(grad.shape[1:], grad.dtype) for at in live}
+        sums, _ = lax.scan(add, zeros, (x, grad))
+        return {at: value.sum((0, 1))[None] for at, value in sums.items()}
+
+    return grad_x, _kernel_of(_over_devices(of_kernel)(x, grad), kernel)
+
+
+def _over_devices(sums: Callable) -> Callable:
+    """Sums over the images of a batch, device by device where a mesh divides it.
+
+    One scan over all of them would bring every image to every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return sums
+    axes = mesh.axis_names
+    return jax.shard_map(
+        lambda *batch: lax.psum(sums(*batch), axes),
+        in_specs=PartitionSpec(axes),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
 
 
 _depthwise_by_taps.defvjp(_depthwise_forward, _depthwise_backward)

@@ -1,5 +1,6 @@
 """Pictures of a run: its curves, and the sweep of a range test."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,23 @@ def draw_curves(directory: Path, title: str, stages: Sequence[str]) -> None:
         title: over the picture.
         stages: names in the order of training.
     """
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    figure = Figure(figsize=(5.2 * len(stages), 9), layout="constrained", dpi=110)
+    figure = stage_curves(read_log(directory / "metrics.jsonl"), stages)
     figure.suptitle(title)
+    _save(figure, directory / "curves.png")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` but for one that a killed run did not finish."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
+
+
+def stage_curves(entries: Sequence[dict[str, Any]], stages: Sequence[str]) -> Figure:
+    """Losses, validation AUROC and rates of the log's entries: a column a stage."""
+    figure = Figure(figsize=(5.2 * len(stages), 9), layout="constrained", dpi=110)
     axes = figure.subplots(3, len(stages), squeeze=False, sharex="col")
     for column, stage in zip(axes.T, stages, strict=True):
         mine = [entry for entry in entries if entry["stage"] == stage]
@@ -35,7 +49,7 @@ def draw_curves(directory: Path, title: str, stages: Sequence[str]) -> None:
         _losses(column[0], stage, epochs, intervals)
         _auroc(column[1], epochs)
         _rates(column[2], intervals)
-    _save(figure, directory / "curves.png")
+    return figure
 
 
 def _losses(axes: Axes, stage: str, epochs: list[dict], intervals: list[dict]) -> None:

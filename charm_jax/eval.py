@@ -1,190 +1,212 @@
-"""``python -m charm_jax.eval``: a run's AUROC for each finding as table, JSON and predictions."""
+"""``python -m charm_jax.eval``: what a run's scores are worth, as table, JSON and predictions."""
 
-import csv
-import dataclasses
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from charm_jax import (
+    calibration,
     command_line,
+    comparison,
     config_check,
+    evaluation_files,
+    evaluation_report,
+    evaluation_subject,
     experiment,
-    initial_weights,
     recipe,
     run_data,
     runs,
+    scoring,
+    stored_calibration,
+    subgroups,
 )
 from charm_jax.command_line import say
-from charm_jax.metrics import macro_auroc_interval, summarise
-from charm_jax.model import Charm
-from charm_jax.plain import Plain
-from charm_jax.state import TrainState
+from charm_jax.evaluation_subject import Subject
+from charm_jax.evaluation_text import table
+from charm_jax.part_outputs import part_outputs
+from charm_jax.run_cases import Known
+from charm_jax.stored_banks import TRAINED
 from data_pipelines import splits
 from data_pipelines.errors import InputError
-from data_pipelines.whole_file import whole_file
-
-DISCLAIMER = "Research software, not a medical device."
 
 
 def main(argv: list[str]) -> int:
     """Evaluates a checkpoint of a run; returns the exit code.
 
     Raises:
-        InputError: no such run, checkpoint or part, or bad data.
+        InputError: no such run, checkpoint or part, bad data, or nothing to compare with.
     """
-    run, config, values = _parse(argv)
+    run, config, own, values = _parse(argv)
     config_check.check(config)
     data = run_data.load_data(config)
     for note in data.notes:
         say(note)
-    stages = run_data.stage_names(config)
-    rows = data.split.rows(stages[-1], values.split)
+    rows = data.split.rows(run_data.stage_names(config)[-1], values.split)
     model = experiment.build_model(config, data)
     if run is None:
-        subject = _weights(config, data, model, values.split)
+        subject = evaluation_subject.of_file(config, model)
     else:
-        subject = _checkpoint(run, config, data, model, values)
+        subject = evaluation_subject.of_run(
+            run, values.checkpoint, config, model, data.table, values.memory
+        )
+    known = subject.known(data.table)
+    evaluation_subject.check_unseen(known, rows, data.split.rule, values.split, subject)
+    other = _other(config, data, rows, values)
     say(f"Evaluating {subject.said}.")
-    step = _as_known(experiment.eval_step(config, model), subject.known)
-    batch = max(config.stages[stage].batch_size for stage in stages)
-    batches = run_data.evaluation_batches(config, data, rows, batch)
-    title = f"evaluating {values.split}"
-    z = experiment.evaluated(batches, rows, step, subject.state, title)["logits"]
-    out = subject.out
-    out.mkdir(parents=True, exist_ok=True)
-    _write_predictions(out / "predictions.csv", data, rows, np.asarray(jax.nn.sigmoid(z)))
+    evaluate = partial(part_outputs, subject.state, experiment.eval_step(config, model))
+    outputs = evaluate(known, config, data, rows, f"evaluating {values.split}")
+
+    def logits(config: ConfigDict, data: run_data.Data, rows: np.ndarray) -> np.ndarray:
+        known = subject.known(data.table)
+        return evaluate(known, config, data, rows, "calibrating on val")["logits"]
+
+    fitted = stored_calibration.load_or_fit(subject, own, data, logits)
+    scored = scoring.Scored(
+        outputs["logits"], data.table.labels[rows], data.table.patients[rows], data.table.findings
+    )
     metrics = {
-        **_described(config, data, rows, subject.known),
+        **_described(config, data, rows, known),
         "split": values.split,
         **subject.history,
-        **_scored(z, data, rows),
+        **_scored(scored, data, rows, subject, fitted, values.interval),
     }
+    if other is not None:
+        metrics["comparison"] = _compared(scored, *other, values)
+    out = subject.folder / "eval" / values.split
+    out.mkdir(parents=True, exist_ok=True)
+    _write_tables(out, data, rows, outputs, subject)
     runs.write_json(out / "metrics.json", metrics)
     print(table(metrics))
     say(f"Written to {out}.")
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
+    page = out / "report.html"
+    evaluation_report.write(page, metrics, config, data, rows, outputs, subject, known)
+    say(f"Report: {page}")
     return 1 if data.refused else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """What is evaluated.
+def _described(
+    config: ConfigDict, data: run_data.Data, rows: np.ndarray, known: Known
+) -> dict[str, Any]:
+    """What was evaluated, and how much of it the run had seen."""
+    part = splits.part_summary(data.table, rows)
+    abnormal = data.table.abnormal[rows]
+    present = int(data.table.present.sum())
+    return {
+        "source": data.table.source,
+        "simulated": data.table.simulated,
+        "data": config.data.to_dict(),
+        "rule": data.split.rule,
+        "split_sha256": part["sha256"],
+        "n_images": part["images"],
+        "n_patients": part["patients"],
+        "patients_known": data.table.patients_known,
+        "images_present": present,
+        "images_missing": len(data.table.images) - present,
+        "refused": data.refused,
+        "leak_images": int((known.seen[rows] & abnormal).sum()),
+        "leak_of": int(abnormal.sum()),
+        "leak_of_all": int(known.seen[rows].sum()),
+        "leak_seen": int(known.trained_on[rows].sum()),
+    }
 
-    Attributes:
-        state: the network.
-        said: what it is called on screen.
-        known: the cases of the table, as the run that filled the bank knows them.
-        history: what ``metrics.json`` says of where the network comes from.
-        out: folder of the results.
-    """
 
-    state: TrainState
-    said: str
-    known: runs.Known
-    history: dict[str, Any]
-    out: Path
-
-
-def _checkpoint(
-    run: Path,
-    config: ConfigDict,
+def _scored(
+    scored: scoring.Scored,
     data: run_data.Data,
-    model: Charm | Plain,
-    values: flags.FlagValues,
-) -> _Subject:
-    trained = runs.read_json(run / "split.json")
-    runs.check_findings(run, trained["findings"], data.table)
-    known = runs.known_cases(run, data.table)
-    rows = data.split.rows(run_data.stage_names(config)[-1], values.split)
-    _check_unseen(known, rows, data.split.rule, values.split, run)
-    shapes = experiment.state_shapes(model, config)
-    state, name = runs.restore(run, values.checkpoint, lambda _: shapes)
-    history = {
-        "checkpoint": name,
-        "trained_on_simulated": trained["simulated"],
-        "began_from": _began_from(run),
-    }
-    out = run / "eval" / values.split
-    return _Subject(state, f"checkpoint {name} of {run}", known, history, out)
-
-
-def _began_from(run: Path) -> str | None:
-    """The file of the user's that a run began from, if it did."""
-    path = run / "weights.json"
-    init_from = runs.read_json(path)["init_from"] if path.exists() else "random"
-    return None if init_from in initial_weights.OWN else init_from
-
-
-def _weights(config: ConfigDict, data: run_data.Data, model: Charm | Plain, part: str) -> _Subject:
-    keys = config.model
-    new = experiment.new_state(model, config)
-    state, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=True)
-    say(initial_weights.sentence(file))
-    history = {
-        "checkpoint": file.file,
-        "trained_on_simulated": None,
-        "began_from": None,
-        "leak_images": None,
-    }
-    # Files of other runs may have the same name.
-    folder = f"{Path(file.file).stem}-{file.sha256[:8]}"
-    out = Path(config.runs_dir) / "weights" / folder / "eval" / part
-    state = state.replace(average=None)  # a file has one set of weights
-    return _Subject(
-        state, f"{file.file} without its run", runs.unknown_cases(data.table), history, out
+    rows: np.ndarray,
+    subject: Subject,
+    fitted: dict[str, Any] | None,
+    method: str,
+) -> dict[str, Any]:
+    """What the scores are worth, and with which thresholds and temperatures."""
+    cases = data.table
+    given = dict(zip(cases.findings, data.prevalence, strict=True))
+    trained = subject.trained or {}
+    result = scoring.score(
+        scored,
+        fitted=fitted or calibration.nothing(cases.findings),
+        # A run's own prevalences: other data may have no training part at all.
+        prevalence=trained.get("prevalence", given),
+        attributes=subgroups.attributes(cases.views[rows], cases.sexes[rows], cases.ages[rows]),
+        method=method,
     )
+    described = None
+    if fitted is not None:
+        sha256 = splits.part_summary(cases, rows)["sha256"]
+        described = {
+            "checkpoint": fitted["checkpoint"],
+            "split_sha256": fitted["split_sha256"],
+            "on_these_images": fitted["split_sha256"] == sha256,
+        }
+    return result | {"calibration": described}
 
 
-def _as_known(step: Callable, known: runs.Known) -> Callable:
-    """The step on batches whose ids are those of the run that filled the bank."""
+def _other(
+    config: ConfigDict, data: run_data.Data, rows: np.ndarray, values: flags.FlagValues
+) -> tuple[dict[str, Any], np.ndarray] | None:
+    """Metrics and logits of the run to compare with, read before anything is evaluated."""
+    if not values.compare:
+        return None
+    folder = runs.find_evaluated(Path(config.runs_dir), values.compare)
+    sha256 = splits.part_summary(data.table, rows)["sha256"]
+    images, findings = data.table.images[rows], data.table.findings
+    return evaluation_files.read_other(folder, values.split, images, findings, sha256)
 
-    def renumbered(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        rows = batch["case_id"]
-        ids = {"case_id": known.case_ids[rows], "patient_id": known.patient_ids[rows]}
-        return step(state, batch | ids)
 
-    return renumbered
+def _compared(
+    scored: scoring.Scored, other: dict[str, Any], logits: np.ndarray, values: flags.FlagValues
+) -> dict[str, Any]:
+    compared = comparison.compare(scored, logits, values.interval)
+    method = {"auroc": values.interval, "average_precision": "bootstrap"}
+    described = {"run": values.compare, "checkpoint": other["checkpoint"]}
+    return {**described, "interval_method": method, **compared}
 
 
-def _check_unseen(known: runs.Known, rows: np.ndarray, rule: str, part: str, run: Path) -> None:
-    """Refuses a test part that is not one.
-
-    Raises:
-        InputError: training or validation saw patients of it, and the rule does not say so itself.
-    """
-    seen = int(known.seen[rows].sum())
-    if seen and part == "test" and rule in splits.DISJOINT:
-        raise InputError(
-            f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
-            f"patients that the run {run} trained or validated on: evaluate it with the split that "
-            "it was trained with."
+def _write_tables(
+    out: Path,
+    data: run_data.Data,
+    rows: np.ndarray,
+    outputs: dict[str, np.ndarray],
+    subject: Subject,
+) -> None:
+    path = out / "predictions.csv"
+    evaluation_files.write_predictions(path, data.table, rows, outputs["logits"])
+    path = out / "retrieval.csv"
+    path.unlink(missing_ok=True)  # an earlier network may have had a bank
+    if "slots" in outputs:
+        evaluation_files.write_retrieval(
+            path,
+            data.table.images[rows],
+            subject.cases(),
+            np.asarray(subject.state.memory.case_ids)[outputs["slots"]],
+            outputs["similarities"],
+            outputs["valid"],
         )
 
 
-def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, flags.FlagValues]:
-    """The run (None for weights without one), the config and the flags."""
+def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, ConfigDict, flags.FlagValues]:
+    """The run (None for weights without one), the config, that of the run itself, and the flags."""
     defaults = recipe.defaults()
     path, argv = command_line.split_config_flag(argv)
     if path is not None:
         config, values = command_line.load_and_parse(Path(path), argv, _define_flags)
         _check_without_run(config, values)
-        return None, config, values
+        return None, config, config, values
     first = command_line.parse(argv, defaults, _define_flags)
     run = runs.find(Path(defaults.runs_dir), first.run)
-    config = recipe.defaults()
-    command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
+    own, config = recipe.defaults(), recipe.defaults()
+    for copy in (own, config):
+        command_line.merge(copy, runs.read_json(run / "config.json"), str(run / "config.json"))
     values = command_line.parse(argv, config, _define_flags)
     allowed = ("config.data.", "config.runs_dir")
     command_line.allow_only(argv, allowed, "--config.data.* and --config.runs_dir")
-    return run, config, values
+    return run, config, own, values
 
 
 def _check_without_run(config: ConfigDict, values: flags.FlagValues) -> None:
@@ -193,10 +215,15 @@ def _check_without_run(config: ConfigDict, values: flags.FlagValues) -> None:
     Raises:
         InputError: --run, --checkpoint, or no file that could hold a classifier.
     """
-    if values["run"].present or values["checkpoint"].present or config.model.init_from == "random":
+    if (
+        values["run"].present
+        or values["checkpoint"].present
+        or values["memory"].present
+        or config.model.init_from == "random"
+    ):
         raise InputError(
             "--config evaluates weights without a run: give them with "
-            "--config.model.init_from=FILE, and neither --run nor --checkpoint."
+            "--config.model.init_from=FILE, and neither --run nor --checkpoint nor --memory."
         )
     if config.model.init_from == "imagenet":
         raise InputError(
@@ -217,113 +244,19 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
-
-
-def _described(
-    config: ConfigDict, data: run_data.Data, rows: np.ndarray, known: runs.Known
-) -> dict[str, Any]:
-    """What was evaluated, and how much of it the run had seen."""
-    part = splits.part_summary(data.table, rows)
-    abnormal = data.table.abnormal[rows]
-    present = int(data.table.present.sum())
-    return {
-        "source": data.table.source,
-        "simulated": data.table.simulated,
-        "data": config.data.to_dict(),
-        "rule": data.split.rule,
-        "split_sha256": part["sha256"],
-        "n_images": part["images"],
-        "n_patients": part["patients"],
-        "patients_known": data.table.patients_known,
-        "images_present": present,
-        "images_missing": len(data.table.images) - present,
-        "refused": data.refused,
-        "leak_images": int((known.seen[rows] & abnormal).sum()),
-        "leak_of": int(abnormal.sum()),
-    }
-
-
-def _scored(z: np.ndarray, data: run_data.Data, rows: np.ndarray) -> dict[str, Any]:
-    """AUROC of the logits (their float32 sigmoids would tie near 0 and 1), with an interval."""
-    labels, patients = data.table.labels[rows], data.table.patients[rows]
-    interval = macro_auroc_interval(z, labels, patients)
-    return {"macro_auroc_interval": interval} | summarise(z, labels, data.table.findings)
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The metrics as text, a line a finding."""
-    simulated = "SIMULATED images" if metrics["simulated"] else "images"
-    lines = [
-        f"{metrics['source']}, part '{metrics['split']}' of rule '{metrics['rule']}': "
-        f"{metrics['n_images']:,} {simulated}, {metrics['n_patients']:,} patients, checkpoint "
-        f"{metrics['checkpoint']}, sha256 {metrics['split_sha256'][:12]}",
-        _leak(metrics),
-    ]
-    if metrics["trained_on_simulated"] and not metrics["simulated"]:
-        lines.append("The network was trained on SIMULATED images.")
-    if metrics["images_missing"]:
-        lines.append(f"{metrics['images_missing']:,} images of the table are missing.")
-    lines += ["", *_findings(metrics["findings"])]
-    macro = "undefined" if metrics["macro_auroc"] is None else f"{metrics['macro_auroc']:.4f}"
-    defined = len(metrics["findings"]) - len(metrics["undefined"])
-    noun = "finding" if defined == 1 else "findings"
-    low, high = metrics["macro_auroc_interval"]
-    interval = "" if low is None else f" (95 % of patient bootstraps: {low:.4f} to {high:.4f})"
-    lines += ["", f"macro AUROC {macro} over {defined} {noun}{interval}"]
-    if metrics["undefined"]:
-        lines.append(f"without both classes, left out: {', '.join(metrics['undefined'])}")
-    return "\n".join([*lines, DISCLAIMER])
-
-
-def _findings(findings: dict[str, dict[str, Any]]) -> list[str]:
-    """A header and a line a finding; unknown labels have a column where there are any."""
-    width = max(20, *map(len, findings))
-    some_unknown = any(values["unknown"] for values in findings.values())
-    unknown = f" {'unknown':>10}" if some_unknown else ""
-    lines = [f"{'finding':<{width}} {'AUROC':>7} {'positives':>10}{unknown}"]
-    for name, values in findings.items():
-        auroc = "-" if values["auroc"] is None else f"{values['auroc']:.4f}"
-        unknown = f" {values['unknown']:>10,}" if some_unknown else ""
-        lines.append(f"{name:<{width}} {auroc:>7} {values['positives']:>10,}{unknown}")
-    return lines
-
-
-def _leak(metrics: dict[str, Any]) -> str:
-    if metrics["trained_on_simulated"] is None:
-        return "What these weights were trained on is not known here."
-    sentences = []
-    if metrics["leak_images"]:
-        sentences.append(
-            f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
-            "are of patients that the run trained or validated on."
-        )
-    elif not metrics["patients_known"]:
-        sentences.append(
-            "The source does not tell patients apart: what training saw of them is not known."
-        )
-    elif metrics["began_from"] is None:
-        sentences.append("Training and validation saw no abnormal image of these patients.")
-    if metrics["began_from"] is not None:
-        sentences.append(
-            f"The run began from {metrics['began_from']}; what that was trained on is not known "
-            "here."
-        )
-    return " ".join(sentences)
-
-
-def _write_predictions(
-    path: Path, data: run_data.Data, rows: np.ndarray, scores: np.ndarray
-) -> None:
-    findings = data.table.findings
-    header = ["image", "patient", *findings, *(f"{name}_label" for name in findings)]
-    with whole_file(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for row, score in zip(rows, scores, strict=True):
-            labels = ["" if label < 0 else int(label) for label in data.table.labels[row]]
-            patient = data.table.patient_name(data.table.patients[row])
-            known = [data.table.images[row], patient]
-            writer.writerow([*known, *(f"{s:.9g}" for s in score), *labels])
+    flags.DEFINE_string(
+        "memory", TRAINED, "A bank that charm_jax.memory made of the run.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "compare", "", "Name or folder of a run evaluated on the same images.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "interval",
+        "bootstrap",
+        list(scoring.INTERVALS),
+        "Intervals of AUROC: by patients, or DeLong's, which takes images for independent.",
+        flag_values=values,
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from charm_jax.processes import whole
 from charm_jax.state import TrainState
 from charm_jax.steps import Batch
 
@@ -21,7 +22,7 @@ def evaluate(
 
     Args:
         state: of the run.
-        batches: of ``evaluation_batches``, with ``mask`` False on padding.
+        batches: of ``evaluation_batches``, with ``mask`` False on padding; this process's share.
         eval_step: jitted.
         case_ids: ``[n]`` ids of the part, in order.
         on_batch: told the number of images done in each batch.
@@ -34,11 +35,11 @@ def evaluate(
     """
     outputs, seen = [], []
     for batch in batches:
-        mask = batch["mask"]
+        mask = whole(batch["mask"])
         cases = {name: value for name, value in batch.items() if name != "mask"}
         output = jax.device_get(eval_step(state, cases))
         outputs.append({name: value[mask] for name, value in output.items()})
-        seen.append(batch["case_id"][mask])
+        seen.append(whole(batch["case_id"])[mask])
         on_batch(int(mask.sum()))
     if not np.array_equal(np.concatenate(seen), case_ids):
         raise RuntimeError("the images that were evaluated are not those of the part, each once")

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from charm_jax import memory_bank, optim, range_test, state
+from charm_jax import devices, memory_bank, optim, processes, range_test, state
 from charm_jax.backbones import BACKBONES
 from charm_jax.evaluation import evaluate
 from charm_jax.fusion import MultiScaleAttention
@@ -21,7 +21,7 @@ from charm_jax.losses import LOSSES
 from charm_jax.metrics import summarise
 from charm_jax.model import Charm, Head
 from charm_jax.plain import Plain
-from charm_jax.run_data import Data, evaluation_batches
+from charm_jax.run_data import Data, evaluation_batches, stage_names
 from charm_jax.stages import STAGES, Plan
 from charm_jax.state import TrainState
 from charm_jax.steps import jit_eval_step, jit_train_step
@@ -54,10 +54,17 @@ def compute_type() -> DTypeLike:
 
 
 def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
-    """The network; its parameters are float32 everywhere."""
+    """The network for some data; its parameters are float32 everywhere."""
+    return build_network(config, len(data.table.findings), data.prevalence)
+
+
+def build_network(
+    config: ConfigDict, findings: int, prevalence: tuple[float, ...]
+) -> Charm | Plain:
+    """The network for a number of findings, each with its prevalence in training."""
     dtype = compute_type()
     backbone = BACKBONES[config.model.backbone]
-    keys, findings = config.model, len(data.table.findings)
+    keys = config.model
     trunk = backbone.trunk(drop_rate=keys.stochastic_depth, dtype=dtype)
     expansion = backbone.expansion(dtype=dtype)
     if not keys.charm:
@@ -72,7 +79,7 @@ def build_model(config: ConfigDict, data: Data) -> Charm | Plain:
             memory_bank.select,
             rule=keys.rarity,
             threshold=keys.rarity_threshold,
-            prevalence=data.prevalence,
+            prevalence=prevalence,
         ),
     )
 
@@ -169,6 +176,7 @@ def train_step(
     """The jitted step of a stage."""
     return jit_train_step(
         cases,
+        devices.mesh(),
         model=frozen_as(model, stage),
         optimizer=optimizer,
         loss=LOSSES[config.stages[stage.part].loss],
@@ -183,7 +191,13 @@ def eval_step(
 ) -> Callable:
     """The jitted evaluation step."""
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    return jit_eval_step(cases, model=model, prepare=prepare)
+    return jit_eval_step(cases, devices.mesh(), model=model, prepare=prepare)
+
+
+def evaluation_batch_size(config: ConfigDict) -> int:
+    """The largest batch of training, or a little more where the devices could not share it."""
+    batch = max(config.stages[stage].batch_size for stage in stage_names(config))
+    return batch + -batch % jax.device_count()
 
 
 def evaluated(
@@ -194,7 +208,15 @@ def evaluated(
     title: str,
 ) -> dict[str, np.ndarray]:
     """What ``eval_step`` says of the rows that the batches hold, with a progress bar."""
-    with tqdm(total=len(rows), desc=title, unit=" images", dynamic_ncols=True, leave=False) as bar:
+    network = devices.replicated(network, devices.mesh())
+    with tqdm(
+        total=len(rows),
+        desc=title,
+        unit=" images",
+        dynamic_ncols=True,
+        leave=False,
+        disable=not processes.is_first(),
+    ) as bar:
         return evaluate(network, batches, step, rows, bar.update)
 
 
@@ -207,10 +229,9 @@ def validator(
     loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.part].loss]
 
     def validate(network: TrainState) -> tuple[float, float | None]:
-        if config.data.resident:
-            batches = loader.evaluation_ids(rows, batch_size=stage.batch_size)
-        else:
-            batches = evaluation_batches(config, data, rows, stage.batch_size)
+        batches = evaluation_batches(
+            config, data, rows, stage.batch_size, resident=config.data.resident
+        )
         z = evaluated(batches, rows, step, network, "validation")["logits"]
         value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
         # Without a finite loss the run stops: ranking logits that are not numbers would raise

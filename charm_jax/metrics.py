@@ -1,12 +1,24 @@
-"""AUROC by finding, macro AUROC and its interval, on NumPy arrays (scikit-learn; not jitted)."""
+"""What scores are worth, finding by finding and on average (scikit-learn, NumPy; not jitted).
 
-from collections.abc import Sequence
+What cannot be computed is None, named, left out of means, and counted.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from jaxtyping import Float, Int, Num
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-_CHUNK = 32  # resamples at a time: the working set is images x 32 counts of 4 bytes
+ECE_BINS = 15
+# What `point_values` says beside counts; each has a mean over the findings.
+METRICS = (
+    *("auroc", "average_precision", "f1", "sensitivity", "specificity", "brier"),
+    *("ece_equal_width", "ece_equal_mass"),
+)
+# By prevalence in the training part, the lowest of each; tail is what the rule `rare_finding`
+# calls rare.
+GROUPS = {"head": 0.05, "medium": 0.02, "tail": 0.0}
 
 
 def auroc_by_finding(
@@ -26,9 +38,7 @@ def auroc_by_finding(
     Raises:
         ValueError: If the shapes do not agree, a score is not finite or a label is none of these.
     """
-    _check(scores, labels)
-    if len(findings) != scores.shape[1]:
-        raise ValueError(f"{len(findings)} finding names for {scores.shape[1]} columns of scores")
+    check_scores(scores, labels, findings)
     result = {}
     for column, name in enumerate(findings):
         known = labels[:, column] >= 0
@@ -47,130 +57,198 @@ def auroc_by_finding(
     return result
 
 
-def macro_auroc(by_finding: dict[str, dict[str, Any]]) -> tuple[float | None, list[str]]:
-    """Averages the AUROCs of `auroc_by_finding` over the findings that have one.
-
-    Returns:
-        The mean (None if no finding has an AUROC) and the names of the findings left out.
-    """
-    defined = [entry["auroc"] for entry in by_finding.values() if entry["auroc"] is not None]
-    undefined = [name for name, entry in by_finding.items() if entry["auroc"] is None]
-    return (float(np.mean(defined)) if defined else None), undefined
-
-
 def summarise(scores: np.ndarray, labels: np.ndarray, findings: Sequence[str]) -> dict[str, Any]:
     """Computes {"macro_auroc", "findings", "undefined"}, ready for JSON: undefined is None.
 
-    Arguments and errors are those of `auroc_by_finding`.
+    Arguments and errors are those of `auroc_by_finding`; "undefined" names the findings without
+    an AUROC, which are left out of the mean.
     """
     by_finding = auroc_by_finding(scores, labels, findings)
-    macro, undefined = macro_auroc(by_finding)
-    return {"macro_auroc": macro, "findings": by_finding, "undefined": undefined}
+    return {
+        "macro_auroc": mean(entry["auroc"] for entry in by_finding.values()),
+        "findings": by_finding,
+        "undefined": [name for name, entry in by_finding.items() if entry["auroc"] is None],
+    }
 
 
-def macro_auroc_interval(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float | None, float | None]:
-    """Computes the percentile interval of the macro AUROC by patient-cluster bootstrap.
+def ranking(
+    scores: Num[np.ndarray, "images findings"],
+    labels: Int[np.ndarray, "images findings"],
+    findings: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Computes what hangs on the order of the scores alone: AUROC and average precision.
 
-    Images of one patient are not independent, so whole patients are drawn.
+    Arguments and errors are those of `auroc_by_finding`, and so is what is returned, with
+    "average_precision" added: Σ (R_n - R_{n-1}) P_n, like AUROC undefined without both classes.
+    """
+    result = auroc_by_finding(scores, labels, findings)
+    for column, entry in enumerate(result.values()):
+        entry["average_precision"] = None
+        if entry["auroc"] is not None:
+            known = labels[:, column] >= 0
+            value = average_precision_score(labels[known, column], scores[known, column])
+            entry["average_precision"] = float(value)
+    return result
+
+
+def point_values(
+    logits: Num[np.ndarray, "images findings"],
+    labels: Int[np.ndarray, "images findings"],
+    findings: Sequence[str],
+    probabilities: Float[np.ndarray, "images findings"],
+    thresholds: Float[np.ndarray, " findings"],
+) -> dict[str, dict[str, Any]]:
+    """Computes all of `METRICS` for each finding, over its known labels.
 
     Args:
-        scores: As in `auroc_by_finding`.
-        labels: As in `auroc_by_finding`.
-        patients: Patient of each image, `[images]`; numbers or strings.
-        resamples: Number of bootstrap samples, at least 1,000 for a number to be reported.
-        seed: Seed of the draws.
-        level: Coverage, between 0 and 1.
+        logits: Their order gives AUROC and average precision: float32 sigmoids tie near 0 and 1.
+        labels: 1, 0 or -1 (unknown).
+        findings: Names of the columns.
+        probabilities: Calibrated, for Brier score and calibration errors; NaN where there are none.
+        thresholds: On these; at or above is positive. NaN for none.
 
     Returns:
-        (low, high); (None, None) if no finding has both classes in any resample.
+        That of `ranking`, and to each "prevalence" and the other `METRICS`.
 
     Raises:
-        ValueError: As `auroc_by_finding`; or if `patients` has another length or is empty,
-            `resamples` is below 1 or `level` is not between 0 and 1.
+        ValueError: As `auroc_by_finding`.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"the level is {level}; use a number between 0 and 1, such as 0.95")
-    macros = resampled_macro_auroc(scores, labels, patients, resamples=resamples, seed=seed)
-    macros = macros[~np.isnan(macros)]
-    if not len(macros):
-        return None, None
-    low, high = np.quantile(macros, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    result = ranking(logits, labels, findings)
+    for column, entry in enumerate(result.values()):
+        known = labels[:, column] >= 0
+        truth = labels[known, column]
+        entry["prevalence"] = float(np.mean(truth == 1)) if len(truth) else None
+        probability = probabilities[known, column]
+        entry |= at_threshold(probability, truth, float(thresholds[column]))
+        entry |= calibration_error(probability, truth)
+    return result
 
 
-def resampled_macro_auroc(
-    scores: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, resamples: int, seed: int
-) -> np.ndarray:
-    """Computes the macro AUROC of each of `resamples` draws of patients with replacement.
+def at_threshold(
+    probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"], threshold: float
+) -> dict[str, float | None]:
+    """Computes {"f1", "sensitivity", "specificity"}, 0 … 1; None without what they divide by.
 
-    The draws depend on the patients and the seed alone, so two models scored on the same images
-    can be compared by the differences of their values. Findings without both classes in a resample
-    are left out of its mean; a resample without any defined finding is NaN.
+    Args:
+        probability: At or above the threshold is called positive.
+        truth: 1 or 0.
+        threshold: NaN for none, which leaves all undefined.
+    """
+    if np.isnan(threshold):
+        return {"f1": None, "sensitivity": None, "specificity": None}
+    called, positive = probability >= threshold, truth == 1
+    hits, misses = int(np.sum(called & positive)), int(np.sum(~called & positive))
+    alarms, passed = int(np.sum(called & ~positive)), int(np.sum(~called & ~positive))
+    return {
+        "f1": _ratio(2 * hits, 2 * hits + misses + alarms),
+        "sensitivity": _ratio(hits, hits + misses),
+        "specificity": _ratio(passed, passed + alarms),
+    }
+
+
+def calibration_error(
+    probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"]
+) -> dict[str, float | None]:
+    """Computes {"brier", "ece_equal_width", "ece_equal_mass"} of one finding, 0 … 1.
+
+    The expected calibration error is Σ (share of the images in a bin) · abs(their frequency of
+    positives - their mean probability) over 15 bins, cut as in scikit-learn's `calibration_curve`.
+    At low prevalence nearly all images are in the first bin of equal width; bins of equal mass are
+    cut at quantiles, equal probabilities staying together.
+
+    Args:
+        probability: 0 … 1, or NaN throughout for none, which leaves all undefined.
+        truth: 1 or 0.
+    """
+    if not len(truth) or np.isnan(probability).any():
+        return {"brier": None, "ece_equal_width": None, "ece_equal_mass": None}
+    shares = np.linspace(0, 1, ECE_BINS + 1)
+    return {
+        "brier": float(np.mean((probability - truth) ** 2)),
+        "ece_equal_width": _ece(probability, truth, shares),
+        "ece_equal_mass": _ece(probability, truth, np.quantile(probability, shares)),
+    }
+
+
+def _ece(probability: np.ndarray, truth: np.ndarray, edges: np.ndarray) -> float:
+    bins = np.searchsorted(edges[1:-1], probability)
+    gaps = np.bincount(bins, weights=truth - probability, minlength=len(edges) - 1)
+    return float(np.sum(np.abs(gaps)) / len(truth))
+
+
+def macro(by_finding: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Averages each of `METRICS` over the findings that have it.
+
+    Args:
+        by_finding: Of `point_values`.
+
+    Returns:
+        metric → {"value": the mean, None over nothing; "findings": how many are in it;
+        "undefined": names of those that are not}.
+    """
+    result = {}
+    for metric in METRICS:
+        undefined = [name for name, entry in by_finding.items() if entry[metric] is None]
+        result[metric] = {
+            "value": mean(entry[metric] for entry in by_finding.values()),
+            "findings": len(by_finding) - len(undefined),
+            "undefined": undefined,
+        }
+    return result
+
+
+def groups(
+    by_finding: Mapping[str, Mapping[str, Any]], prevalence: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Averages AUROC and average precision over findings of like prevalence.
+
+    Args:
+        by_finding: Of `point_values`.
+        prevalence: Of each finding in the training part, 0 … 1.
+
+    Returns:
+        "head" (5 % and above), "medium" (2 to 5 %), "tail" (below 2 %) → {"findings": names,
+        "auroc", "average_precision", "undefined": names without them}.
+    """
+    result = {}
+    ceiling = np.inf
+    for group, floor in GROUPS.items():
+        names = [name for name in by_finding if floor <= prevalence[name] < ceiling]
+        entries = [by_finding[name] for name in names]
+        result[group] = {
+            "findings": names,
+            "auroc": mean(entry["auroc"] for entry in entries),
+            "average_precision": mean(entry["average_precision"] for entry in entries),
+            "undefined": [name for name in names if by_finding[name]["auroc"] is None],
+        }
+        ceiling = floor
+    return result
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is defined; None over nothing."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def check_scores(
+    scores: np.ndarray, labels: np.ndarray, findings: Sequence[str] | None = None
+) -> None:
+    """Looks whether scores, labels and names belong together.
 
     Raises:
-        ValueError: As `macro_auroc_interval`.
+        ValueError: If the shapes do not agree, a score is not finite or a label is not 1, 0 or -1.
     """
-    _check(scores, labels)
-    if len(patients) != len(scores):
-        raise ValueError(f"{len(patients)} patients for {len(scores)} images")
-    if resamples < 1 or len(patients) == 0:
-        raise ValueError(
-            f"{resamples} resamples of {len(patients)} images; use one or more of each"
-        )
-    names, cluster = np.unique(patients, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    columns = [_Ranked(scores[:, f], labels[:, f]) for f in range(scores.shape[1])]
-    chunks = []
-    for start in range(0, resamples, _CHUNK):
-        counts = [
-            np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-            for _ in range(min(_CHUNK, resamples - start))
-        ]
-        weights = np.stack(counts, axis=1).astype(np.int32)[cluster]
-        aurocs = np.stack([column.aurocs(weights) for column in columns])
-        defined = ~np.isnan(aurocs)
-        total = np.sum(aurocs, axis=0, where=defined)
-        number = np.sum(defined, axis=0)
-        chunks.append(np.where(number > 0, total / np.maximum(number, 1), np.nan))
-    return np.concatenate(chunks)
-
-
-class _Ranked:
-    """One finding's scores, sorted once; then a resample's AUROC is one cumulative sum."""
-
-    def __init__(self, scores: np.ndarray, labels: np.ndarray):
-        self.positives = np.flatnonzero(labels == 1)
-        negatives = np.flatnonzero(labels == 0)
-        self.negatives = negatives[np.argsort(scores[negatives], kind="stable")]
-        ordered = scores[self.negatives]
-        self.below = np.searchsorted(ordered, scores[self.positives], side="left")
-        self.not_above = np.searchsorted(ordered, scores[self.positives], side="right")
-
-    def aurocs(self, weights: np.ndarray) -> np.ndarray:
-        """Computes the Mann-Whitney AUROC under each column of `weights`, `[images, resamples]`."""
-        cumulative = np.zeros((len(self.negatives) + 1, weights.shape[1]), np.int32)
-        np.cumsum(weights[self.negatives], axis=0, out=cumulative[1:])
-        positive = weights[self.positives]
-        # A tie is half a win: the negatives below and those not above, halved.
-        wins = cumulative[self.below].astype(np.int64) + cumulative[self.not_above]
-        doubled_u = np.sum(positive * wins, axis=0)
-        pairs = np.sum(positive, axis=0, dtype=np.int64) * cumulative[-1].astype(np.int64)
-        return np.where(pairs > 0, doubled_u / np.maximum(2 * pairs, 1), np.nan)
-
-
-def _check(scores: np.ndarray, labels: np.ndarray) -> None:
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f"scores {scores.shape} and labels {labels.shape} have to be one [images, findings]"
         )
+    if findings is not None and len(findings) != scores.shape[1]:
+        raise ValueError(f"{len(findings)} finding names for {scores.shape[1]} columns of scores")
     if not np.all(np.isfinite(scores)):
         row, column = np.argwhere(~np.isfinite(scores))[0]
         raise ValueError(f"the score in row {row}, column {column} is {scores[row, column]}")

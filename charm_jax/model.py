@@ -170,14 +170,10 @@ class Charm(nn.Module):
         """
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
-        attention, weighed = None, main.astype(jnp.float32)
-        if self.fusion is not None:
-            attention = self.fusion(main)
-            weighed = weighed * attention
-        fused, anchor = weighed.mean((1, 2)), None
+        anchor = None
         if momentum is not None:
             anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
-            fused = fused + anchor.astype(jnp.float32).mean((1, 2))
+        attention, fused = self.fuse(main, anchor)
 
         stored = jax.lax.stop_gradient(fused)
         if train:
@@ -187,16 +183,9 @@ class Charm(nn.Module):
             )
         else:
             selected = jnp.zeros(len(images), bool)
-        retrieved = memory_bank.retrieve(
-            memory,
-            fused,
-            self.retrieval_k,
-            exclude_case_ids=cases.case_ids,
-            exclude_patient_ids=None if train else cases.patient_ids,
-        )
-        enhanced = fused + retrieved.features
+        retrieved, enhanced, logits = self.read(fused, cases, memory, train=train)
         return CharmOutput(
-            logits=self.head(enhanced, train=train),
+            logits=logits,
             main=main,
             momentum_features=anchor,
             attention=attention,
@@ -207,6 +196,49 @@ class Charm(nn.Module):
             memory=memory,
             momentum=momentum,
         )
+
+    def fuse(
+        self,
+        main: Float[Array, "batch height width dim"],
+        anchor: Float[Array, "batch height width dim"] | None,
+    ) -> tuple[Float[Array, "batch height width 1"] | None, Float[Array, "batch dim"]]:
+        """From f and f̄ to a and q; each is None, or left out of q, in a network without it."""
+        attention, weighed = None, main.astype(jnp.float32)
+        if self.fusion is not None:
+            attention = self.fusion(main)
+            weighed = weighed * attention
+        fused = weighed.mean((1, 2))
+        if anchor is not None:
+            fused = fused + anchor.astype(jnp.float32).mean((1, 2))
+        return attention, fused
+
+    def read(
+        self, fused: Float[Array, "batch dim"], cases: Cases, memory: MemoryBank, *, train: bool
+    ) -> tuple[Retrieved, Float[Array, "batch dim"], Float[Array, "batch findings"]]:
+        """From q and a bank to what is read of it, h and the logits; cheap beside the rest.
+
+        Whose cases a query does not read is as in ``__call__``.
+        """
+        retrieved = memory_bank.retrieve(
+            memory,
+            fused,
+            self.retrieval_k,
+            exclude_case_ids=cases.case_ids,
+            exclude_patient_ids=None if train else cases.patient_ids,
+        )
+        enhanced = fused + retrieved.features
+        return retrieved, enhanced, self.head(enhanced, train=train)
+
+    def classify(
+        self,
+        main: Float[Array, "batch height width dim"],
+        anchor: Float[Array, "batch height width dim"] | None,
+        cases: Cases,
+        memory: MemoryBank,
+    ) -> Float[Array, "batch findings"]:
+        """From f to the logits of an evaluation, all that lies behind the expansion block."""
+        _, fused = self.fuse(main, anchor)
+        return self.read(fused, cases, memory, train=False)[-1]
 
     def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
         """Touches every parameter once, before there is a momentum branch to run."""

@@ -55,7 +55,6 @@ class Plain(nn.Module):
     num_findings: int
     freeze_trunk: bool = False
 
-    @nn.compact
     def __call__(
         self,
         images: Float[Array, "batch height width channels"],
@@ -68,6 +67,17 @@ class Plain(nn.Module):
         """One pass over a batch of normalised images; ``cases`` do not matter."""
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
+        return PlainOutput(logits=self.classify(main, None, cases, memory), main=main)
+
+    @nn.compact
+    def classify(
+        self,
+        main: Float[Array, "batch height width dim"],
+        anchor: None,
+        cases: Cases | None,
+        memory: None,
+    ) -> Float[Array, "batch findings"]:
+        """From the expansion block's features to the logits; called as ``Charm.classify`` is."""
         pooled = self.final(main).astype(jnp.float32).mean((1, 2))
         classifier = nn.Dense(
             self.num_findings,
@@ -75,7 +85,7 @@ class Plain(nn.Module):
             bias_init=torch_bias_init(pooled.shape[-1]),
             name="classifier",
         )
-        return PlainOutput(logits=classifier(pooled), main=main)
+        return classifier(pooled)
 
     def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
         """Touches every parameter once."""

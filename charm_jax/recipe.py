@@ -94,5 +94,10 @@ def defaults() -> ConfigDict:
     )
 
     config.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
-    config.log = ConfigDict({"every_steps": 20})
+    config.log = ConfigDict(
+        {
+            "every_steps": 20,
+            "trace_steps": 0,  # of each stage that the profiler traces, after the first ten
+        }
+    )
     return config.lock()

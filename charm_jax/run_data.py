@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from charm_jax import devices, processes
 from charm_jax.stages import STAGES, Plan
 from data_pipelines import loader, quarantine, resident, sources, splits
 from data_pipelines.case_table import CaseTable
@@ -114,6 +116,7 @@ def check_batches(config: ConfigDict, data: Data) -> None:
     for name in stage_names(config):
         n, batch = len(data.split.rows(name, "train")), config.stages[name].batch_size
         data.split.rows(name, "val")
+        processes.check_batch(batch, f"config.stages.{name}.batch_size")
         if batch > n:
             raise InputError(
                 f"config.stages.{name}.batch_size is {batch} but the training part has {n} "
@@ -122,7 +125,7 @@ def check_batches(config: ConfigDict, data: Data) -> None:
 
 
 def describe_split(config: ConfigDict, data: Data, parameters: int) -> dict[str, Any]:
-    """The content of ``split.json``: rule, leak, counts and hashes of every part."""
+    """The content of ``split.json``: rule, prevalence, leak, counts and hashes of every part."""
     stages = {
         name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
         for name, parts in data.split.stages.items()
@@ -136,6 +139,7 @@ def describe_split(config: ConfigDict, data: Data, parameters: int) -> dict[str,
         "simulated": data.table.simulated,
         "findings": list(data.table.findings),
         "patients_known": data.table.patients_known,
+        "prevalence": dict(zip(data.table.findings, data.prevalence, strict=True)),
         "rule": data.split.rule,
         "split_seed": data.split.split_seed,
         "leak_images": data.split.leak_images,
@@ -166,7 +170,8 @@ def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
     """All that training and validation see, on the device, if ``config.data.resident`` says so."""
     if not config.data.resident:
         return None
-    return resident.load(data.table, data.seen, config.data.image_size)
+    place = partial(devices.replicated, over=devices.mesh())
+    return resident.load(data.table, data.seen, config.data.image_size, place)
 
 
 def training_batches(
@@ -188,19 +193,31 @@ def training_batches(
         data.table,
         case_ids,
         image_size=config.data.image_size,
-        processes=config.data.processes,
+        workers=config.data.processes,
         start_step=start_step,
     )
 
 
 def evaluation_batches(
-    config: ConfigDict, data: Data, rows: np.ndarray, batch_size: int
+    config: ConfigDict, data: Data, rows: np.ndarray, batch_size: int, *, resident: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The given rows from their files, once and in order."""
+    """The given rows, once and in order; of each batch this process's share.
+
+    With ``resident``, which means that they are on the device, their ids alone.
+    """
+    if resident:
+        return loader.evaluation_ids(
+            rows,
+            batch_size=batch_size,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
     return loader.evaluation_batches(
         data.table,
         rows,
         image_size=config.data.image_size,
         batch_size=batch_size,
-        processes=config.data.processes,
+        workers=config.data.processes,
+        process=jax.process_index(),
+        processes=jax.process_count(),
     )

@@ -2,12 +2,14 @@
 
 import json
 import math
+import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -71,7 +73,8 @@ class RunLog:
             now = time.perf_counter()
             rate = self._steps * plan.batch_size / (now - self._since)
             self._steps, self._since = 0, now
-            self._write("interval", plan, step, metrics | {"images_per_second": rate})
+            costs = {"images_per_second": rate, "memory_gib": _peak_memory() / 2**30}
+            self._write("interval", plan, step, metrics | costs)
 
     def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
         """Writes the epoch's line and says it."""
@@ -102,6 +105,34 @@ class RunLog:
         for name, value in finite.items():
             if value is not None:
                 self._events[plan.stage].add_scalar(f"{kind}/{name}", value, step)
+
+
+class NoLog:
+    """The log of a process that does not write."""
+
+    def begin_epoch(self, plan: Plan, epoch: int, done: int) -> None:
+        """Says nothing."""
+
+    def step(self, plan: Plan, step: int, metrics: dict[str, float]) -> None:
+        """Says nothing."""
+
+    def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
+        """Says nothing."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+
+def _peak_memory() -> int:
+    """Most bytes in use so far: of the first device, where it tells, or of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib if sys.platform == "darwin" else kib * 1024  # which counts in bytes
 
 
 def _truncate(path: Path, position: tuple[str, int], stages: list[str]) -> None:

@@ -1,7 +1,5 @@
 """The folder of a run: its files, its lock, and how to find it again."""
 
-import csv
-import dataclasses
 import fcntl
 import json
 import platform
@@ -13,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import pandas as pd
 from ml_collections import ConfigDict
 
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint
@@ -57,56 +53,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
-    """Writes what the bank's ids mean and what the run learns from.
-
-    Args:
-        directory: of the run. ``cases.csv`` holds ``id,image,patient`` of the source's full table,
-            ``trained_on.txt`` the names of the images that training or validation sees.
-        table: of the source.
-        seen: ids of those images.
-    """
-    with whole_file(directory / "cases.csv") as file:
-        rows = zip(range(len(table.images)), table.images, table.patients, strict=True)
-        csv.writer(file).writerows([("id", "image", "patient"), *rows])
-    with whole_file(directory / "trained_on.txt") as file:
-        file.writelines(f"{name}\n" for name in table.images[seen])
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """The cases of another table, as a run knows them.
-
-    Attributes:
-        case_ids: ``[n]`` int32, the run's id of each image; -1 if it has none of that name.
-        patient_ids: ``[n]`` int32, likewise the run's number of its patient.
-        seen: ``[n]`` bool, whether training or validation saw an image of that patient.
-    """
-
-    case_ids: np.ndarray
-    patient_ids: np.ndarray
-    seen: np.ndarray
-
-
-def known_cases(directory: Path, table: CaseTable) -> Known:
-    """Looks the images of a table up in a run, by name: numbers mean nothing in another source.
-
-    Raises:
-        InputError: the run lacks its list of cases.
-    """
-    try:
-        cases = pd.read_csv(directory / "cases.csv", dtype={"image": str}, keep_default_na=False)
-        trained_on = (directory / "trained_on.txt").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
-    cases = cases.set_index("image")
-    found = cases.reindex(table.images)
-    case_ids = found["id"].fillna(-1).to_numpy(np.int32)
-    patient_ids = found["patient"].fillna(-1).to_numpy(np.int32)
-    seen = np.isin(patient_ids, cases.loc[trained_on, "patient"].to_numpy()) & (case_ids >= 0)
-    return Known(case_ids, patient_ids, seen)
-
-
 def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) -> None:
     """Compares the findings that a run learns, in order, with those of a table.
 
@@ -118,12 +64,6 @@ def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) ->
             f"The run {directory} knows the findings {', '.join(learned)} but {table.source} has "
             f"{', '.join(table.findings)}: give it data with the same findings in the same order."
         )
-
-
-def unknown_cases(table: CaseTable) -> Known:
-    """The cases of a table as weights without a run know them: not at all."""
-    nothing = np.full(len(table.images), -1, np.int32)
-    return Known(nothing, nothing, np.zeros(len(table.images), bool))
 
 
 def environment() -> dict[str, Any]:
@@ -233,6 +173,18 @@ def find(runs_dir: Path, run: str) -> Path:
     return max(ages, key=ages.__getitem__)
 
 
+def find_evaluated(runs_dir: Path, name: str) -> Path:
+    """The folder of a run, or of weights without one, that an evaluation is compared with.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    for path in (runs_dir / name, runs_dir / "weights" / name, Path(name)):
+        if (path / "eval").is_dir():
+            return path
+    return find(runs_dir, name)
+
+
 def _complete(run: Path) -> Iterator[Path]:
     return (path for path in run.glob("checkpoints/*/*") if path.name.isdigit())
 
@@ -257,7 +209,12 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
     for stage, step in every:
         if name == f"{stage}/{step}":
             return stage, step
-    known = ", ".join(f"{stage}/{step}" for stage, step in every) or "none"
+    if not every:
+        raise InputError(
+            f"There is no complete checkpoint in {checkpoints.directory}: train the run with "
+            "python -m charm_jax.train."
+        )
+    known = ", ".join(f"{stage}/{step}" for stage, step in every)
     raise InputError(
         f"There is no checkpoint {name!r} in {checkpoints.directory}: choose best, last or one "
         f"of {known}."

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from charm_jax.processes import whole
 from charm_jax.state import TrainState
 
 # In the order of training; the frozen phase of a stage is one of its own, with its own cycle,
@@ -221,7 +222,7 @@ def _settle(
         if bad:
             raise NonFiniteLoss(
                 f"The {bad[0]} of step {step} of stage {plan.stage} is {values[bad[0]]}; its "
-                f"batch holds the case ids {', '.join(map(str, case_ids))}"
+                f"batch holds the case ids {', '.join(map(str, whole(case_ids)))}"
             )
         log.step(plan, step, values)
         progress = dataclasses.replace(progress, loss_sum=progress.loss_sum + values["loss"])

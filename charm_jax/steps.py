@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
+from charm_jax import devices
 from charm_jax import momentum as momentum_branch
 from charm_jax.model import Cases, Charm, CharmOutput
 from charm_jax.optim import hyperparams, trainable
@@ -15,6 +18,7 @@ from charm_jax.plain import Plain, PlainOutput
 from charm_jax.state import TrainState
 
 Batch = Mapping[str, Array]
+HostBatch = Mapping[str, Array | np.ndarray]
 Loss = Callable[[Array, Array], Array]
 
 
@@ -135,30 +139,58 @@ class DeviceCases(Protocol):
         """The batch with these case ids."""
 
 
+class CompiledStep:
+    """A step compiled for one device, or for all of a mesh.
+
+    Called with a state, whole on every device, and a batch: this process's share of it, which its
+    devices divide. Where the cases are on the devices, of a batch only ``case_id`` is sent there.
+    """
+
+    def __init__(
+        self, step: Callable, cases: DeviceCases | None, over: Mesh | None, **options: Any
+    ):
+        """Prepares ``step(state, batch)`` with the options of ``jax.jit``."""
+        self._over, self._cases = over, cases
+        if over is not None:
+            options["out_shardings"] = devices.everywhere(over)
+
+        # The cases are an argument: as a constant they would be compiled into the program.
+        def gather_and_step(state: TrainState, batch: Batch, cases: DeviceCases) -> object:
+            return step(state, cases.batch(batch["case_id"]))
+
+        self._jitted = jax.jit(step if cases is None else gather_and_step, **options)
+
+    def __call__(self, state: TrainState, batch: HostBatch) -> Any:
+        """What the step gives."""
+        return self._on_devices(self._jitted, state, batch)
+
+    def lower(self, state: TrainState, batch: HostBatch) -> Any:
+        """The step before compilation, as ``jax.jit`` gives it."""
+        return self._on_devices(self._jitted.lower, state, batch)
+
+    def _on_devices(self, function: Callable, state: TrainState, batch: HostBatch) -> Any:
+        cases = ()
+        if self._cases is not None:
+            batch, cases = {"case_id": batch["case_id"]}, (self._cases,)
+        if self._over is None:
+            return function(state, batch, *cases)
+        with jax.set_mesh(self._over):
+            return function(state, devices.divided(batch, self._over), *cases)
+
+
 def jit_train_step(
-    cases: DeviceCases | None = None, **parts: object
+    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """``train_step`` with its keyword arguments bound, compiled, the state donated.
 
-    With ``cases`` on the device, of a batch only ``case_id`` is sent there.
+    With ``cases`` on the device, of a batch only ``case_id`` is sent there. With a mesh, state and
+    cases are whole ``over`` its devices, and a batch is this process's share, which they divide.
     """
-    return _jit(partial(train_step, **parts), cases, donate_argnums=0)
+    return CompiledStep(partial(train_step, **parts), cases, over, donate_argnums=0)
 
 
 def jit_eval_step(
-    cases: DeviceCases | None = None, **parts: object
+    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
 ) -> Callable[[TrainState, Batch], dict[str, Array]]:
-    """``eval_step`` with its keyword arguments bound, compiled; ``cases`` as above."""
-    return _jit(partial(eval_step, **parts), cases)
-
-
-def _jit(step: Callable, cases: DeviceCases | None, **options: int) -> Callable:
-    if cases is None:
-        return jax.jit(step, **options)
-
-    # The cases are an argument: as a constant they would be compiled into the program.
-    def gather_and_step(state: TrainState, case_ids: Array, cases: DeviceCases) -> object:
-        return step(state, cases.batch(case_ids))
-
-    compiled = jax.jit(gather_and_step, **options)
-    return lambda state, batch: compiled(state, batch["case_id"], cases)
+    """``eval_step`` with its keyword arguments bound, compiled; ``cases`` and ``over`` as above."""
+    return CompiledStep(partial(eval_step, **parts), cases, over)

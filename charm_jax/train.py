@@ -1,5 +1,6 @@
 """``python -m charm_jax.train``: both stages, from a config to checkpoints and a summary."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,16 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import command_line, config_check, experiment, initial_weights, run_data, runs
+from charm_jax import (
+    command_line,
+    config_check,
+    experiment,
+    initial_weights,
+    processes,
+    run_cases,
+    run_data,
+    runs,
+)
 from charm_jax.command_line import say
 from charm_jax.training import Training
 from data_pipelines import quarantine
@@ -26,14 +36,14 @@ def main(argv: list[str]) -> int:
     path, rest = command_line.split_config_flag(argv)
     path = Path(path) if path is not None else command_line.DEMO
     config, values = command_line.load_and_parse(path, rest, _define_flags)
+    processes.join(values.process, values.coordinator)
     config_check.check(config)
     if config.deterministic:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
     directory = Path(config.runs_dir) / config.name
-    runs.check_config(directory, config, force=config.resume == "force")
-    if (directory / "summary.json").exists() and not values.dry_run:
+    if processes.from_first(lambda: _is_finished(directory, config)) and not values.dry_run:
         say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
         return 0
     data = run_data.load_data(config)
@@ -48,11 +58,28 @@ def main(argv: list[str]) -> int:
             say(f"warning: {name} is refused: {reason}")
         return 1 if data.refused else 0
     _announce(config, data, description)
-    with runs.locked(directory):
-        runs.check_config(directory, config, force=config.resume == "force")
-        _write_inputs(directory, config, data, description)
+    with contextlib.ExitStack() as stack:
+        processes.from_first(lambda: _begin(stack, directory, config, data, description))
         code = Training(config, data, directory, description).run()
     return 1 if code == 0 and data.refused else code
+
+
+def _is_finished(directory: Path, config: ConfigDict) -> bool:
+    runs.check_config(directory, config, force=config.resume == "force")
+    return (directory / "summary.json").exists()
+
+
+def _begin(
+    stack: contextlib.ExitStack,
+    directory: Path,
+    config: ConfigDict,
+    data: run_data.Data,
+    description: dict[str, Any],
+) -> None:
+    """Holds the folder of the run until ``stack`` closes, and writes what it begins with."""
+    stack.enter_context(runs.locked(directory))
+    _is_finished(directory, config)  # another process may have come first
+    _write_inputs(directory, config, data, description)
 
 
 def _write_inputs(
@@ -61,7 +88,7 @@ def _write_inputs(
     runs.write_json(directory / "config.json", config.to_dict())
     runs.write_environment(directory / "environment.json")
     runs.write_json(directory / "split.json", description)
-    runs.write_cases(directory, data.table, data.seen)
+    run_cases.write_cases(directory, data.table, data.seen)
     path = directory / "quarantine.csv"
     path.unlink(missing_ok=True)
     if data.quarantined:
@@ -76,6 +103,16 @@ def _define_flags(values: flags.FlagValues) -> None:
         False,
         "Check everything, print one JSON object, train nothing.",
         flag_values=values,
+    )
+    flags.DEFINE_string(
+        "process",
+        "",
+        "Of several processes that train together, i/n: this one's number from 0 and how many they "
+        "are; auto under Slurm or Open MPI.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of the first of several processes.", flag_values=values
     )
 
 
@@ -103,11 +140,17 @@ def _random_and_frozen(config: ConfigDict) -> list[str]:
     ]
 
 
+def _devices() -> str:
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    among = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return kind if count == 1 else f"{count} devices ({kind}){among}"
+
+
 def _announce(config: ConfigDict, data: run_data.Data, description: dict[str, Any]) -> None:
     say(
         f"{config.model.backbone} {'with' if config.model.charm else 'without'} CHARM, "
         f"{description['parameters']:,} parameters, on "
-        f"{jax.devices()[0].device_kind}; {description['images_present']:,} images of "
+        f"{_devices()}; {description['images_present']:,} images of "
         f"{data.table.source}"
         + (" (SIMULATED)" if data.table.simulated else "")
         + (f", {description['images_missing']:,} missing" if description["images_missing"] else "")

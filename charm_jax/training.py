@@ -6,12 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
-from charm_jax import curves, experiment, initial_weights, range_test, run_data, runs
+from charm_jax import (
+    curves,
+    devices,
+    experiment,
+    initial_weights,
+    processes,
+    run_data,
+    runs,
+    trace,
+)
 from charm_jax.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.command_line import say
-from charm_jax.run_log import RunLog
+from charm_jax.peak_rate import PeakRate
+from charm_jax.run_log import NoLog, RunLog
 from charm_jax.stages import (
     STAGES,
     Hooks,
@@ -19,14 +30,20 @@ from charm_jax.stages import (
     NonFiniteLoss,
     Plan,
     Progress,
+    TrainStep,
     run_stage,
 )
 from charm_jax.state import TrainState, begin_stage
 from data_pipelines.errors import InputError
 
+_AGREE_EVERY = 10  # steps between which several processes ask each other whether to end
+
 
 class Training:
-    """The stages of one run, from where its checkpoints stand."""
+    """The stages of one run, from where its checkpoints stand.
+
+    Of several processes all train, and the first alone reads and writes the folder.
+    """
 
     def __init__(
         self,
@@ -41,6 +58,7 @@ class Training:
         self.title = f"{config.name}: {config.model.backbone} on {data.table.source}{simulated}"
         self.model = experiment.build_model(config, data)
         self.cases = run_data.resident_cases(config, data)
+        self.peak_rate = PeakRate(config, data, self.model, self.cases, directory, self.title)
         self.eval_step = experiment.eval_step(config, self.model, self.cases)
         self.checkpoints = Checkpoints(
             directory / "checkpoints", self.names, config.checkpoint.keep
@@ -54,6 +72,7 @@ class Training:
         self.split = {"rule": data.split.rule, "findings": findings, "sha256": hashes}
         self.finished: dict[str, dict[str, Any]] = {}
         self.ending: int | None = None
+        self.asked = 0
 
     def run(self) -> int:
         """Trains to the end; returns the exit code."""
@@ -66,17 +85,18 @@ class Training:
             return 3
         except Interrupted:
             say(f"Asked to end: {self._last_good()} The same command continues from there.")
-            return 128 + self.ending
+            return 128 + (self.ending or signal.SIGTERM)
         finally:
             self.checkpoints.close()
-        self._summarise(state)
+        if processes.is_first():
+            self._summarise(state)
         return 0
 
     def _stages(self) -> TrainState:
         """Goes through the stages that are left; returns the last state."""
         state, progress = self._where_it_stands()
         position = (progress.stage, int(state.step))
-        with RunLog(self.directory, self.names, position, self.config.log.every_steps) as log:
+        with self._log(position) as log:
             for name in self.names[self.names.index(progress.stage) :]:
                 if name != progress.stage:
                     state, progress = self._begin(name, self._best(progress, state)), Progress(name)
@@ -84,12 +104,34 @@ class Training:
                 self.finished[name] = dataclasses.asdict(progress) | {"steps": int(state.step)}
         return state
 
+    def _log(self, position: tuple[str, int]) -> RunLog | NoLog:
+        if not processes.is_first():
+            return NoLog()
+        return RunLog(self.directory, self.names, position, self.config.log.every_steps)
+
     def _end(self, number: int, frame: object) -> None:
         self.ending = number
+
+    def _asked_to_end(self) -> bool:
+        """Whether this process was, or of several processes any when they last agreed on it."""
+        if jax.process_count() == 1:
+            return self.ending is not None
+        self.asked += 1
+        return self.asked % _AGREE_EVERY == 0 and processes.any_of(self.ending is not None)
 
     def _where_it_stands(self) -> tuple[TrainState, Progress]:
         """The newest state that can be read, or a new one."""
         new = experiment.new_state(self.model, self.config)
+        state, found = processes.arrays_from_first(
+            lambda: self._newest(new), lambda found: self._begin(found["progress"]["stage"], new)
+        )
+        if state is None:
+            return self._begin(self.names[0], self._filled(new)), Progress(self.names[0])
+        self.finished = found["finished"]
+        return state, Progress(**found["progress"])
+
+    def _newest(self, new: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
+        """The newest state that can be read, with the progress of it and of the stages before."""
         for stage, step in self.checkpoints.newest_first():
             try:
                 state, meta = self.checkpoints.restore(stage, step, self._begin(stage, new))
@@ -97,20 +139,21 @@ class Training:
                 say(f"warning: {error} The one before it is used.")
                 continue
             self._check_split(meta["split"])
-            self.finished = meta["finished"]
             say(f"Continuing {self.directory} from step {step} of stage {stage}.")
-            return state, self._with_best(Progress(**meta["progress"]))
-        return self._begin(self.names[0], self._filled(new)), Progress(self.names[0])
+            progress = self._with_best(Progress(**meta["progress"]))
+            return state, {"progress": dataclasses.asdict(progress), "finished": meta["finished"]}
+        return None, {}
 
     def _filled(self, new: TrainState) -> TrainState:
         """The state with its first weights; ``weights.json`` says which file they are of."""
         keys = self.config.model
         filled, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=False)
         say(initial_weights.sentence(file))
-        path = self.directory / "weights.json"
-        path.unlink(missing_ok=True)
-        if file is not None:
-            runs.write_json(path, dataclasses.asdict(file))
+        if processes.is_first():
+            path = self.directory / "weights.json"
+            path.unlink(missing_ok=True)
+            if file is not None:
+                runs.write_json(path, dataclasses.asdict(file))
         return filled
 
     def _check_split(self, saved: dict[str, Any]) -> None:
@@ -144,16 +187,20 @@ class Training:
         Raises:
             InputError: none can.
         """
-        steps = self.checkpoints.steps(progress.stage)
-        for step in [progress.best_step, *steps] if progress.best_step else steps:
-            try:
-                return self.checkpoints.restore(progress.stage, step, like)[0]
-            except DamagedCheckpoint as error:
-                say(f"warning: {error} Another one of the stage is used.")
-        raise InputError(
-            f"No checkpoint of stage {progress.stage} in {self.directory} can be read: train it "
-            "again under another --config.name."
-        )
+
+        def read() -> tuple[TrainState, None]:
+            steps = self.checkpoints.steps(progress.stage)
+            for step in [progress.best_step, *steps] if progress.best_step else steps:
+                try:
+                    return self.checkpoints.restore(progress.stage, step, like)[0], None
+                except DamagedCheckpoint as error:
+                    say(f"warning: {error} Another one of the stage is used.")
+            raise InputError(
+                f"No checkpoint of stage {progress.stage} in {self.directory} can be read: train "
+                "it again under another --config.name."
+            )
+
+        return processes.arrays_from_first(read, lambda _: like)[0]
 
     def _begin(self, stage: str, state: TrainState) -> TrainState:
         """The state at the start of a stage. Its optimizer's state has no trace of the peak."""
@@ -169,60 +216,30 @@ class Training:
         plan = experiment.plan(self.config, self.data, name)
         if progress.finished:
             return state, progress
-        optimizer = experiment.optimizer(self.config, plan, self._peak(plan, state))
+        state = devices.replicated(state, devices.mesh())
+        optimizer = experiment.optimizer(self.config, plan, self.peak_rate.of(plan, state))
         batches = run_data.training_batches(self.config, self.data, plan, int(state.step))
         hooks = Hooks(
-            train_step=experiment.train_step(self.config, self.model, plan, optimizer, self.cases),
+            train_step=self._traced(name, plan, optimizer),
             batches=batches,
             validate=experiment.validator(self.config, self.data, plan, self.eval_step),
             log=log,
             save=self._save,
-            asked_to_end=lambda: self.ending is not None,
+            asked_to_end=self._asked_to_end,
         )
         try:
             return run_stage(state, progress, plan, hooks)
         finally:
             batches.close()
 
-    def _peak(self, plan: Plan, state: TrainState) -> float:
-        """The peak rate of a stage; with ``find_lr`` from a range test, done once and kept."""
-        if not self.config.stages[plan.part].find_lr:
-            return self.config.stages[plan.part].peak_lr
-        path = self.directory / f"range_test_{plan.stage}.json"
-        if not path.exists():
-            say(f"Range test of stage {plan.stage}: {range_test.STEPS} steps on a copy.")
-            runs.write_json(path, self._range_test(plan, state))
-        peak = runs.read_json(path)["peak_lr"]
-        say(f"Peak rate of stage {plan.stage} by its range test: {peak:.2e} ({path}).")
-        return peak
-
-    def _range_test(self, plan: Plan, state: TrainState) -> dict[str, Any]:
-        optimizer = experiment.range_test_optimizer(self.config, plan)
+    def _traced(self, name: str, plan: Plan, optimizer: optax.GradientTransformation) -> TrainStep:
         step = experiment.train_step(self.config, self.model, plan, optimizer, self.cases)
-        epochs = -(-range_test.STEPS // plan.steps_per_epoch)
-        longer = dataclasses.replace(plan, epochs=epochs)
-        batches = run_data.training_batches(self.config, self.data, longer, 0)
-        begun = begin_stage(state, optimizer, state.rng, freeze_trunk=plan.freeze_trunk)
-        try:
-            rates, losses = range_test.sweep(begun, batches, step)
-        finally:
-            batches.close()
-        peak = range_test.suggest(rates, losses)
-        if peak is None:
-            raise InputError(
-                f"The range test of stage {plan.stage} found no rate at which the loss falls: set "
-                f"--config.stages.{plan.part}.find_lr=False and peak_lr."
-            )
-        curves.draw_sweep(
-            self.directory / f"range_test_{plan.stage}.png",
-            f"{self.title}\nrange test of stage {plan.stage}",
-            rates,
-            losses,
-            peak,
-        )
-        return {"peak_lr": peak, "rates": rates.tolist(), "losses": losses.tolist()}
+        count = self.config.log.trace_steps
+        return trace.traced(step, self.directory / "trace" / name, count) if count else step
 
     def _save(self, state: TrainState, progress: Progress) -> None:
+        if not processes.is_first():
+            return
         meta = {
             "progress": dataclasses.asdict(progress),
             "next_index": int(state.step),
@@ -233,6 +250,8 @@ class Training:
         self.checkpoints.save(progress.stage, state, meta, progress.best_step)
 
     def _last_good(self) -> str:
+        if not processes.is_first():
+            return ""
         self.checkpoints.wait()
         last = next(self.checkpoints.newest_first(), None)
         if last is None:

@@ -53,10 +53,15 @@ class ReadCases:
 
 @dataclasses.dataclass(frozen=True)
 class _PaddedIds:
-    """Consecutive batches of equal size; the last is filled up with id 0 and masked."""
+    """Consecutive batches of equal size; the last is filled up with id 0 and masked.
+
+    Of every batch only the share of one among several processes.
+    """
 
     rows: np.ndarray
     batch_size: int
+    process: int
+    processes: int
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -66,7 +71,8 @@ class _PaddedIds:
         filled = np.arange(self.batch_size) < len(ids)
         padded = np.zeros(self.batch_size, np.int32)
         padded[filled] = ids
-        return {"case_id": padded, "mask": filled}
+        mine = _share(self.batch_size, self.process, self.processes)
+        return {"case_id": padded[mine], "mask": filled[mine]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +90,12 @@ class _ReadPadded:
             for key, value in batch.items()
         }
         return padded | {"mask": mask}
+
+
+def _share(batch_size: int, process: int, processes: int) -> slice:
+    """The rows of every batch that are one process's."""
+    share = batch_size // processes
+    return slice(process * share, (process + 1) * share)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -134,8 +146,7 @@ def case_id_batches(
     # Grain seeds epoch e with seed + e: spread the seeds, or run 1 would repeat run 0 from its
     # second epoch on.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    share = batch_size // processes
-    mine = slice(process * share, (process + 1) * share)
+    mine = _share(batch_size, process, processes)
     # The batch stage hands Grain's shuffle the epoch with each index, so every repeat reshuffles.
     return (
         grain.MapDataset.source(rows)
@@ -157,9 +168,11 @@ def _named_ids(ids: np.ndarray) -> Batch:
     return {"case_id": ids.astype(np.int32)}
 
 
-def evaluation_ids(rows: Int[np.ndarray, " n"], *, batch_size: int) -> Iterator[Batch]:
+def evaluation_ids(
+    rows: Int[np.ndarray, " n"], *, batch_size: int, process: int = 0, processes: int = 1
+) -> Iterator[Batch]:
     """The batches of ``evaluation_batches`` as ids and mask alone, for cases on the device."""
-    padded = _PaddedIds(rows, batch_size)
+    padded = _PaddedIds(rows, batch_size, process, processes)
     return (padded[i] for i in range(len(padded)))
 
 
@@ -169,7 +182,7 @@ def training_batches(
     *,
     image_size: int,
     threads: int = DEFAULT_THREADS,
-    processes: int = 0,
+    workers: int = 0,
     start_step: int = 0,
 ) -> "grain.DatasetIterator[Batch]":
     """The batches that ``case_id_batches`` lists.
@@ -179,8 +192,8 @@ def training_batches(
         case_ids: of each batch.
         image_size: side S of the images in pixels.
         threads: threads that decode, a batch each; 0 decodes in the caller's thread.
-        processes: worker processes that decode in place of threads, for files that are slow to
-            decode and a machine with many cores; 0 for none.
+        workers: processes that decode in place of threads, for files that are slow to decode and a
+            machine with many cores; 0 for none.
         start_step: batches to leave out, for a run that is taken up again.
 
     Returns:
@@ -190,7 +203,7 @@ def training_batches(
         InputError: from ``next``, an absent or unreadable image.
     """
     batches = case_ids[start_step:].map(ReadCases(table, image_size))
-    return _stream(batches, threads, processes)
+    return _stream(batches, threads, workers)
 
 
 def evaluation_batches(
@@ -200,7 +213,9 @@ def evaluation_batches(
     image_size: int,
     batch_size: int,
     threads: int = DEFAULT_THREADS,
-    processes: int = 0,
+    workers: int = 0,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """All rows once, in order, in batches of one size.
 
@@ -210,7 +225,9 @@ def evaluation_batches(
         image_size: side S of the images in pixels.
         batch_size: images B in a batch, at least 1; may exceed n.
         threads: as in ``training_batches``.
-        processes: as in ``training_batches``.
+        workers: as in ``training_batches``.
+        process: as in ``case_id_batches``.
+        processes: as in ``case_id_batches``; the batch size is a multiple of it.
 
     Returns:
         An iterator over batches as in ``training_batches`` with ``mask`` bool ``[B]``: False for
@@ -221,23 +238,23 @@ def evaluation_batches(
     """
     import grain
 
-    batches = grain.MapDataset.source(_PaddedIds(rows, batch_size))
-    return _stream(batches.map(_ReadPadded(ReadCases(table, image_size))), threads, processes)
+    batches = grain.MapDataset.source(_PaddedIds(rows, batch_size, process, processes))
+    return _stream(batches.map(_ReadPadded(ReadCases(table, image_size))), threads, workers)
 
 
 def _stream(
-    batches: "grain.MapDataset[Batch]", threads: int, processes: int
+    batches: "grain.MapDataset[Batch]", threads: int, workers: int
 ) -> "grain.DatasetIterator[Batch]":
     import grain
 
-    if processes:
+    if workers:
         from absl import flags
 
         # JAX's flags are unread in a worker process, and Grain's worker reads its own.
         flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         stream = batches.to_iter_dataset(options)
-        return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes)))
+        return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
     # Two batches ahead of the threads hide a slow disk without filling the memory.
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=threads + 2 * (threads > 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +49,19 @@ class ResidentCases:
         }
 
 
-def load(table: CaseTable, rows: Int[np.ndarray, " m"], image_size: int) -> ResidentCases:
+def load(
+    table: CaseTable,
+    rows: Int[np.ndarray, " m"],
+    image_size: int,
+    place: Callable[[ResidentCases], ResidentCases] = jax.device_put,
+) -> ResidentCases:
     """Reads cases once and puts them on the device, with a progress bar.
 
     Args:
         table: the source's table.
         rows: case ids.
         image_size: side of the square images in pixels.
+        place: puts them where a step expects them.
 
     Raises:
         InputError: they do not fit into the device's memory, or an image is absent or unreadable.
@@ -70,7 +77,7 @@ def load(table: CaseTable, rows: Int[np.ndarray, " m"], image_size: int) -> Resi
             bar.update(count)
     row_of = np.full(len(table.images), -1, np.int32)
     row_of[rows] = np.arange(len(rows), dtype=np.int32)
-    return jax.device_put(
+    return place(
         ResidentCases(images, table.labels[rows], table.patients[rows].astype(np.int32), row_of)
     )
 

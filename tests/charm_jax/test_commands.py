@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from html_check import Page
 from PIL import Image
 from running import command, copy_data, read, train
 
@@ -72,6 +73,7 @@ def test_the_log_has_a_line_an_interval_and_an_epoch(finished):
         interval
     )
     assert interval["images_per_second"] > 0
+    assert 0.05 < interval["memory_gib"] < 100
     assert list((finished[0] / "runs/demo/tensorboard").iterdir())
 
 
@@ -112,6 +114,23 @@ def test_the_evaluation_counts_each_test_image_once(finished):
         positives = sum(int(row[f"{finding}_label"]) for row in rows)
         assert metrics["findings"][finding]["positives"] == positives
         assert all(0 <= float(row[finding]) <= 1 for row in rows)
+
+
+def test_the_evaluation_ends_by_naming_its_report(finished):
+    folder, _, evaluated = finished
+    assert evaluated.stderr.splitlines()[-1] == "Report: runs/demo/eval/test/report.html"
+    text = (folder / "runs/demo/eval/test/report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.faults == []
+    metrics = read(folder / "runs/demo/eval/test/metrics.json")
+    for known in (metrics["split_sha256"], metrics["checkpoint"], "phantom (SIMULATED)"):
+        assert known in page.text
+    assert f"{metrics['macro_auroc']:.4f}" in page.text
+    environment = read(folder / "runs/demo/environment.json")
+    assert f"Trained withcommit {environment['commit'] or 'unknown'}" in page.text
+    for section in ("Most confident errors", "Memory bank", "Training"):
+        assert f"<h2>{section}<small>" in text
+    assert "most like stored 0" in page.text
 
 
 def test_the_auroc_is_that_of_the_predictions(finished):

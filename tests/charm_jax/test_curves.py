@@ -39,3 +39,9 @@ def test_a_sweep_is_drawn(tmp_path):
     rates = 10.0 ** np.linspace(-7, 1, 50)
     curves.draw_sweep(tmp_path / "sweep.png", "a stage", rates, 1 / (1 + rates), 1e-3)
     _looks_drawn(tmp_path / "sweep.png", 600, 400)
+
+
+def test_a_line_that_a_killed_run_did_not_finish_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    assert curves.read_log(path) == [{"step": 1}]

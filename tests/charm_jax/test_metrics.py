@@ -1,27 +1,49 @@
-"""AUROC against its definition; the bootstrap against plain resampling with scikit-learn."""
+"""Each metric against its definition or scikit-learn: ties, one class, constants, unknown."""
 
 import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from hypothesis import given
+from hypothesis import strategies as st
+from scores import NAMES, drawn
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from charm_jax import metrics
 
-NAMES = ("Mass", "Hernia", "Edema")
-
-
-def drawn(seed=0, images=60, patients=15):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(-1, 2, (images, len(NAMES)), dtype=np.int8)
-    scores = np.round(rng.normal(size=labels.shape) + labels, 1).astype(np.float32)  # with ties
-    return scores, labels, rng.integers(0, patients, images)
+NONE = np.full(len(NAMES), np.nan)
 
 
 def pairwise(scores, truth):
     """U / (n₊ n₋) by comparing every pair, ties ½."""
     difference = scores[truth == 1][:, None] - scores[truth == 0][None, :]
     return np.mean((difference > 0) + 0.5 * (difference == 0))
+
+
+def stepwise(scores, truth):
+    """Σ (R_n - R_{n-1}) P_n over the distinct scores, the highest first."""
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(scores[truth >= 0]), reverse=True):
+        called = (scores >= threshold) & (truth >= 0)
+        recall = np.sum(called & (truth == 1)) / np.sum(truth == 1)
+        total += (recall - before) * np.sum(called & (truth == 1)) / np.sum(called)
+        before = recall
+    return total
+
+
+def points(logits, labels, names=NAMES, thresholds=None):
+    """`point_values` with plain sigmoids for probabilities."""
+    logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.int8)
+    at = np.full(len(names), 0.5) if thresholds is None else thresholds
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return metrics.point_values(logits, labels, names, probabilities, at), probabilities
 
 
 def test_auroc_is_the_share_of_pairs_in_order():
@@ -33,6 +55,140 @@ def test_auroc_is_the_share_of_pairs_in_order():
         assert entry["auroc"] == pytest.approx(pairwise(scores[:, column], truth), abs=1e-12)
         assert entry["positives"] == np.sum(truth == 1)
         assert entry["negatives"] == np.sum(truth == 0)
+
+
+def test_average_precision_is_the_step_integral():
+    scores, labels, _ = drawn()
+    result = metrics.ranking(scores, labels, NAMES)
+    for column, name in enumerate(NAMES):
+        expected = stepwise(scores[:, column], labels[:, column])
+        assert result[name]["average_precision"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_metric_is_that_of_scikit_learn_on_the_known_labels():
+    logits, labels, _ = drawn(seed=1, images=200)
+    result, probabilities = points(logits, labels)
+    for column, name in enumerate(NAMES):
+        known = labels[:, column] >= 0
+        truth, z, p = labels[known, column], logits[known, column], probabilities[known, column]
+        expected = {
+            "auroc": roc_auc_score(truth, z),
+            "average_precision": average_precision_score(truth, z),
+            "f1": f1_score(truth, p >= 0.5),
+            "sensitivity": recall_score(truth, p >= 0.5),
+            "specificity": recall_score(truth, p >= 0.5, pos_label=0),
+            "brier": brier_score_loss(truth, p),
+            "prevalence": truth.mean(),
+        }
+        for metric, value in expected.items():
+            assert result[name][metric] == pytest.approx(value, abs=1e-12), metric
+        assert result[name]["unknown"] == np.sum(~known) > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "strategy"), [("ece_equal_width", "uniform"), ("ece_equal_mass", "quantile")]
+)
+def test_calibration_error_is_the_gaps_of_scikit_learns_bins(metric, strategy):
+    rng = np.random.default_rng(2)
+    p = np.round(rng.beta(0.5, 5, 500), 3)  # with ties, nearly all low
+    truth = (rng.random(500) < p**2).astype(np.int8)
+    share = np.linspace(0, 1, 16)
+    edges = share if strategy == "uniform" else np.quantile(p, share)
+    counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=15)
+    observed, predicted = calibration_curve(truth, p, n_bins=15, strategy=strategy)
+    expected = np.sum(np.abs(observed - predicted) * counts[counts > 0]) / 500
+    assert metrics.calibration_error(p, truth)[metric] == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_by_hand():
+    """Two probabilities in two bins: |1/2 - 0.2| for half the images, |1 - 0.8| for the others."""
+    p, truth = np.array([0.2, 0.2, 0.8, 0.8]), np.array([0, 1, 1, 1])
+    errors = metrics.calibration_error(p, truth)
+    assert errors["ece_equal_width"] == pytest.approx(0.25)
+    assert errors["ece_equal_mass"] == pytest.approx(0.25)
+    assert errors["brier"] == pytest.approx((0.04 + 0.64 + 0.04 + 0.04) / 4)
+
+
+def test_constant_scores_are_chance():
+    result, _ = points(np.zeros((6, 1)), [[1], [0], [0], [1], [0], [-1]], ["Mass"], np.array([0.5]))
+    entry = result["Mass"]
+    assert entry["auroc"] == 0.5
+    assert entry["average_precision"] == entry["prevalence"] == 0.4
+    assert (entry["sensitivity"], entry["specificity"]) == (1.0, 0.0)  # at the threshold is above
+    assert entry["f1"] == pytest.approx(2 * 2 / (2 * 2 + 3))
+    assert entry["ece_equal_width"] == entry["ece_equal_mass"] == pytest.approx(0.1)
+    assert entry["brier"] == 0.25
+
+
+def test_one_class_leaves_what_needs_both_undefined():
+    result, _ = points(
+        np.zeros((3, 2)), [[1, 0], [1, 0], [1, -1]], ["All", "None"], np.full(2, 0.9)
+    )
+    everyone, nobody = result["All"], result["None"]
+    for entry in (everyone, nobody):
+        assert entry["auroc"] is None
+        assert entry["average_precision"] is None
+        assert entry["brier"] == 0.25
+        assert entry["ece_equal_mass"] == 0.5
+    assert (everyone["prevalence"], nobody["prevalence"]) == (1.0, 0.0)
+    assert (everyone["sensitivity"], everyone["specificity"], everyone["f1"]) == (0.0, None, 0.0)
+    assert (nobody["sensitivity"], nobody["specificity"], nobody["f1"]) == (None, 1.0, None)
+
+
+def test_nothing_known_leaves_everything_undefined():
+    scores, labels, _ = drawn()
+    result, _ = points(scores, np.full_like(labels, -1))
+    for entry in result.values():
+        assert {entry[metric] for metric in (*metrics.METRICS, "prevalence")} == {None}
+        assert (entry["positives"], entry["negatives"], entry["unknown"]) == (0, 0, 60)
+
+
+def test_without_calibration_nothing_is_called_a_probability():
+    scores, labels, _ = drawn()
+    nothing = np.full(scores.shape, np.nan)
+    result = metrics.point_values(scores, labels, NAMES, nothing, NONE)
+    for entry in result.values():
+        assert {entry[m] for m in metrics.METRICS if m not in ("auroc", "average_precision")} == {
+            None
+        }
+        assert entry["auroc"] is not None
+
+
+def test_means_leave_the_undefined_out_and_name_them():
+    scores, labels, _ = drawn()
+    labels[:, 1] = np.where(labels[:, 1] == 1, 0, labels[:, 1])
+    result, _ = points(scores, labels)
+    means = metrics.macro(result)
+    assert tuple(means) == metrics.METRICS
+    for metric in ("auroc", "average_precision", "sensitivity"):
+        values = [result[name][metric] for name in ("Mass", "Edema")]
+        assert means[metric] == {
+            "value": pytest.approx(np.mean(values)),
+            "findings": 2,
+            "undefined": ["Hernia"],
+        }
+    assert means["brier"]["findings"] == 3
+    assert json.loads(json.dumps(means)) == means
+
+
+def test_groups_are_cut_by_prevalence_in_training():
+    entries = {
+        name: {"auroc": value, "average_precision": None if value is None else value / 2}
+        for name, value in [("a", 0.9), ("b", 0.7), ("c", 0.6), ("d", None), ("e", 0.5)]
+    }
+    shares = {"a": 0.2, "b": 0.05, "c": 0.02, "d": 0.0199, "e": 0.0}
+    groups = metrics.groups(entries, shares)
+    assert {name: group["findings"] for name, group in groups.items()} == {
+        "head": ["a", "b"],
+        "medium": ["c"],
+        "tail": ["d", "e"],
+    }
+    assert groups["head"]["auroc"] == pytest.approx(0.8)
+    assert groups["head"]["average_precision"] == pytest.approx(0.4)
+    assert (groups["tail"]["auroc"], groups["tail"]["undefined"]) == (0.5, ["d"])
+    none = metrics.groups({"d": entries["d"]}, shares)
+    assert none["tail"]["auroc"] is none["head"]["auroc"] is None
+    assert none["head"]["findings"] == []
 
 
 def test_finding_with_one_class_is_undefined_and_named():
@@ -47,94 +203,22 @@ def test_finding_with_one_class_is_undefined_and_named():
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_nothing_defined_has_no_macro_and_no_interval():
-    scores, labels, patients = drawn()
-    nothing = np.full_like(labels, -1)
-    summary = metrics.summarise(scores, nothing, NAMES)
+def test_nothing_defined_has_no_macro():
+    scores, labels, _ = drawn()
+    summary = metrics.summarise(scores, np.full_like(labels, -1), NAMES)
     assert summary["macro_auroc"] is None
     assert summary["undefined"] == list(NAMES)
-    interval = metrics.macro_auroc_interval(scores, nothing, patients, resamples=3)
-    assert interval == (None, None)
 
 
-def test_order_of_scores_is_all_that_matters():
-    scores, labels, patients = drawn()
-    squashed = 1 / (1 + np.exp(-scores.astype(np.float64)))
-    assert metrics.summarise(squashed, labels, NAMES) == metrics.summarise(scores, labels, NAMES)
-    one, other = (
-        metrics.resampled_macro_auroc(s, labels, patients, resamples=5, seed=1)
-        for s in (scores, squashed)
-    )
-    np.testing.assert_array_equal(one, other)
-
-
-def plain_resample(scores, labels, rows):
-    aurocs = []
-    for column in range(scores.shape[1]):
-        known = rows[labels[rows, column] >= 0]
-        truth = labels[known, column]
-        if len(np.unique(truth)) == 2:
-            aurocs.append(roc_auc_score(truth, scores[known, column]))
-    return np.mean(aurocs) if aurocs else np.nan
-
-
-@pytest.mark.parametrize("as_text", [False, True])
-@pytest.mark.parametrize("rare", [False, True])
-def test_bootstrap_equals_plain_resampling_of_whole_patients(rare, as_text):
-    """Where findings are rare some resamples lack one of them, and some lack them all."""
-    scores, labels, patients = drawn(seed=3, images=30, patients=5)
-    if rare:
-        labels[:] = np.minimum(labels, 0)
-        labels[:2, 0] = labels[0, 1] = 1
-        patients[:2] = 0, 1
-        labels[:2, 2] = scores[:2] = 0  # in the midst of the negatives, with ties
-    got = metrics.resampled_macro_auroc(
-        scores,
-        labels,
-        np.array([f"patient {p}" for p in patients]) if as_text else patients,
-        resamples=70,  # more than two chunks
-        seed=5,
-    )
-    ids = np.unique(patients)
-    rng = np.random.default_rng(5)
-    expected = []
-    for _ in range(70):
-        picked = ids[rng.integers(len(ids), size=len(ids))]
-        rows = np.concatenate([np.flatnonzero(patients == p) for p in picked])
-        expected.append(plain_resample(scores, labels, rows))
-    np.testing.assert_allclose(got, expected, rtol=1e-12)
-    assert np.isnan(got).any() == rare
-    assert np.nanmin(got) > 0.1
-    assert len(np.unique(got)) > 20
-
-
-def test_interval_holds_the_middle_share_of_the_resamples():
-    scores, labels, patients = drawn()
-    macros = metrics.resampled_macro_auroc(scores, labels, patients, resamples=200, seed=2)
-    low, high = metrics.macro_auroc_interval(
-        scores, labels, patients, resamples=200, seed=2, level=0.8
-    )
-    assert np.mean((macros >= low) & (macros <= high)) == pytest.approx(0.8, abs=0.01)
-    assert low < metrics.summarise(scores, labels, NAMES)["macro_auroc"] < high
-
-
-def test_interval_is_wider_when_images_share_patients():
-    """Ten copies of every image tell nothing new, and the clusters know it."""
-    scores, labels, _ = drawn()
-    tenfold = [np.repeat(x, 10, axis=0) for x in (scores, labels, np.arange(len(scores)))]
-    as_one = metrics.macro_auroc_interval(
-        scores, labels, np.arange(len(scores)), resamples=50, seed=4
-    )
-    clustered = metrics.macro_auroc_interval(*tenfold, resamples=50, seed=4)
-    assert clustered == pytest.approx(as_one, abs=1e-12)
-    naive = metrics.macro_auroc_interval(
-        tenfold[0], tenfold[1], np.arange(len(tenfold[0])), resamples=50, seed=4
-    )
-    assert naive[1] - naive[0] < 0.6 * (clustered[1] - clustered[0])
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 5))
+def test_order_of_scores_is_all_that_ranking_asks(seed, scale):
+    scores, labels, _ = drawn(seed)
+    squashed = 1 / (1 + np.exp(-scale * scores.astype(np.float64)))
+    assert metrics.ranking(squashed, labels, NAMES) == metrics.ranking(scores, labels, NAMES)
 
 
 def test_bad_input_is_refused_in_a_sentence():
-    scores, labels, patients = drawn()
+    scores, labels, _ = drawn()
     broken, doubtful = scores.copy(), labels.copy()
     broken[4, 1], doubtful[5, 2] = np.nan, 2
     with pytest.raises(ValueError, match="row 4, column 1 is nan"):
@@ -145,9 +229,3 @@ def test_bad_input_is_refused_in_a_sentence():
         metrics.summarise(scores[:-1], labels, NAMES)
     with pytest.raises(ValueError, match="2 finding names for 3"):
         metrics.summarise(scores, labels, NAMES[:2])
-    with pytest.raises(ValueError, match="59 patients for 60 images"):
-        metrics.macro_auroc_interval(scores, labels, patients[1:])
-    with pytest.raises(ValueError, match="0 resamples of 60"):
-        metrics.macro_auroc_interval(scores, labels, patients, resamples=0)
-    with pytest.raises(ValueError, match="level is 95"):
-        metrics.macro_auroc_interval(scores, labels, patients, level=95.0)

@@ -186,7 +186,9 @@ def test_unknown_labels_are_counted_and_left_out(own):
         assert entry["negatives"] == cells.count("0")
         assert entry["unknown"] == len(cells) - cells.count("0") - cells.count("1") > 0
     header, *lines = own.table.split("\n\n")[1].splitlines()
-    assert header.split() == ["finding", "AUROC", "positives", "unknown"]
+    assert header.split() == [
+        *("finding", "AUROC", "interval", "AP", "prevalence", "positives", "unknown")
+    ]
     assert {len(line) for line in lines} == {len(header)}
 
 
@@ -216,7 +218,7 @@ def test_a_single_finding_uses_all_images_in_the_first_stage_and_says_so(pneumon
     assert pneumonia.trained.count(sentence) == 1
     assert read(pneumonia.run / "split.json")["stages"]["bce"]["train"]["images"] == 24
     rows = _predictions(pneumonia)
-    assert list(rows[0]) == ["image", "patient", "Pneumonia", "Pneumonia_label"]
+    assert list(rows[0]) == ["image", "patient", "Pneumonia", "Pneumonia_label", "Pneumonia_logit"]
     assert [row["image"] for row in rows] == [f"test_{i:05d}" for i in range(10)]
     assert [row["Pneumonia_label"] for row in rows] == ["0", "1"] * 5
     assert "over 1 finding " in pneumonia.table
@@ -252,3 +254,61 @@ def test_findings_in_another_order_are_refused(own, tmp_path, refused):
     (folder / "runs/own/summary.json").unlink()
     where = ["--config.data.source=csv_folder", "--config.data.dir=data"]
     refused(train_command.main, ["--config", "own.py", *where], *words, cwd=folder)
+
+
+def _elsewhere(own, folder, rename):
+    """The test part in another folder, its lines renamed."""
+    shutil.copytree(own.folder, folder)
+    data = folder / "other"
+    (data / "new").mkdir(parents=True)
+    shutil.copy(folder / "data/SIMULATED.txt", data)
+    with (data / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "patient", "split", *FINDINGS])
+        for name, patient, part, cells, pixels in _lines():
+            if part == "test":
+                name, patient = rename(name, patient)
+                (data / name).parent.mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(data / name)
+                writer.writerow([name, patient, part, *cells])
+    return data
+
+
+def test_patients_of_training_under_other_image_names_are_refused(own, tmp_path, refused):
+    folder = tmp_path / "copy"
+    data = _elsewhere(
+        own, folder, lambda name, who: (f"new/{name[5:]}", "P03" if who == "P20" else who)
+    )
+    words = ("2 of the 12 test images", "runs/own", "it saw 0 of these images", "rename them")
+    refused(eval_command.main, ["--run=own", f"--config.data.dir={data}"], *words, cwd=folder)
+
+
+def test_images_of_training_under_other_patients_are_refused(own, tmp_path, refused):
+    folder = tmp_path / "copy"
+    data = _elsewhere(
+        own,
+        folder,
+        lambda name, who: ("train/3_0.png" if name == "test/20_0.png" else name, f"X{who}"),
+    )
+    words = ("2 of the 12 test images", "it saw 1 of these images")
+    refused(eval_command.main, ["--run=own", f"--config.data.dir={data}"], *words, cwd=folder)
+
+
+def test_other_patients_are_judged_by_thresholds_of_the_runs_own_validation(own, tmp_path):
+    folder = tmp_path / "copy"
+    data = _elsewhere(own, folder, lambda name, who: (f"new/{name[5:]}", f"X{who}"))
+    shutil.rmtree(folder / "runs/own/eval")
+    (folder / "runs/own/calibration.json").unlink()
+    with contextlib.chdir(folder):
+        shown, said = _command(eval_command.main, "--run=own", f"--config.data.dir={data}")
+    assert "fitted on 8 validation images" in said
+    fitted = read(folder / "runs/own/calibration.json")
+    assert fitted == read(own.run / "calibration.json")
+    metrics = read(folder / "runs/own/eval/test/metrics.json")
+    assert metrics["leak_of_all"] == metrics["leak_seen"] == 0
+    assert metrics["calibration"]["on_these_images"] is False
+    groups = read(own.run / "eval/test/metrics.json")["groups"]
+    assert metrics["groups"].keys() == groups.keys()
+    for name, group in groups.items():
+        assert metrics["groups"][name]["findings"] == group["findings"]
+    assert "Training and validation saw no abnormal image" in shown

@@ -352,6 +352,19 @@ def test_bfloat16_gives_nearly_the_loss_of_float32(train_step, in_bfloat16, run)
     assert loss != float(exact["loss"])
 
 
+def test_the_losses_of_bfloat16_follow_those_of_float32(run):
+    """Twenty steps from the same start on the same batch; both fall, and side by side."""
+    step, now = jitted(network(jnp.bfloat16)), run[0][0]
+    losses = []
+    for _ in range(20):
+        now, metrics = step(copied(now), batch_of(0))
+        losses.append(float(metrics["loss"]))
+    exact = [float(values["loss"]) for values in run[1]]
+    assert exact[-1] < 0.8 * exact[0]
+    np.testing.assert_allclose(losses, exact, rtol=0.05, atol=0.01)
+    assert losses != exact
+
+
 def test_bfloat16_gives_float32_logits(eval_step, run):
     step = steps.jit_eval_step(model=network(jnp.bfloat16), prepare=evaluation_images)
     logits = step(run[0][20], batch_of(0))["logits"]

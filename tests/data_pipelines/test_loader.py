@@ -11,6 +11,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.loader import (
     case_id_batches,
     evaluation_batches,
+    evaluation_ids,
     steps_per_epoch,
     training_batches,
 )
@@ -135,8 +136,8 @@ def test_resuming_at_a_step_continues_the_stream(table, step):
 
 
 def test_worker_processes_change_nothing(table):
-    _same(list(_train(table)), list(_train(table, processes=2)))
-    _same(list(_train(table))[4:], list(_train(table, processes=2, start_step=4)))
+    _same(list(_train(table)), list(_train(table, workers=2)))
+    _same(list(_train(table))[4:], list(_train(table, workers=2, start_step=4)))
 
 
 def test_seeds_do_not_share_epochs(table):
@@ -204,3 +205,20 @@ def test_processes_share_every_batch_in_their_order(table, processes):
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(InputError, match=rf"{KEY} is 5 and 2 processes share it.*multiple of 2"):
         case_id_batches(np.arange(12), batch_size=5, seed=0, epochs=1, batch_key=KEY, processes=2)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_processes_share_every_batch_of_an_evaluation(resident, table):
+    rows = np.arange(10)
+    share = {"batch_size": 4, "processes": 2}
+    if resident:
+        parts = [list(evaluation_ids(rows, **share, process=i)) for i in (0, 1)]
+    else:
+        read = {"image_size": 8, **share}
+        parts = [list(evaluation_batches(table, rows, **read, process=i)) for i in (0, 1)]
+    for first, second in zip(*parts, strict=True):
+        assert len(first["mask"]) == len(second["mask"]) == 2
+    together = [
+        batch["case_id"][batch["mask"]] for pair in zip(*parts, strict=True) for batch in pair
+    ]
+    np.testing.assert_array_equal(np.concatenate(together), rows)

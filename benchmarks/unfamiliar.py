@@ -1,0 +1,116 @@
+"""How much of what is no X-ray of its kind a run flags, and how much of what is.
+
+    python benchmarks/unfamiliar.py RUN      # after python -m charm_jax.predict FILE --run RUN
+
+Takes the test part of the run, the same images turned, inverted and mirrored, crops of three
+photographs that come with matplotlib and scikit-learn, noise and constants, and prints the share
+that each measure flags, for RESULTS.md.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import sklearn
+from PIL import Image
+
+from charm_jax import (
+    command_line,
+    evaluation_subject,
+    evidence,
+    experiment,
+    familiarity,
+    recipe,
+    run_data,
+    runs,
+)
+from charm_jax.part_outputs import part_outputs
+from data_pipelines import augment
+
+_BATCH = 64
+_PHOTOGRAPHS = (
+    Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg",
+    Path(sklearn.__file__).parent / "datasets/images/china.jpg",
+    Path(sklearn.__file__).parent / "datasets/images/flower.jpg",
+)
+
+
+def crops(size: int, each: int = 100) -> np.ndarray:
+    """Random squares of the photographs, ``[n, size, size, 1]`` uint8."""
+    rng, made = np.random.default_rng(0), []
+    for path in _PHOTOGRAPHS:
+        image = Image.open(path).convert("L")
+        for _ in range(each):
+            side = int(rng.uniform(0.3, 1) * min(image.size))
+            x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
+            crop = image.crop((x, y, x + side, y + side))
+            made.append(np.array(crop.resize((size, size), Image.Resampling.BILINEAR)))
+    return np.stack(made)[..., None]
+
+
+def outputs(step, state, images: np.ndarray, findings: int) -> dict[str, np.ndarray]:
+    """What the step says of images that no table knows."""
+    made = []
+    unknown = np.full(_BATCH, -1, np.int32)
+    for start in range(0, len(images), _BATCH):
+        some = images[start : start + _BATCH]
+        padded = np.pad(some, [(0, _BATCH - len(some)), (0, 0), (0, 0), (0, 0)])
+        labels = np.full((_BATCH, findings), -1, np.int8)
+        batch = {"image": padded, "labels": labels, "case_id": unknown, "patient_id": unknown}
+        out = jax.device_get(step(state, batch))
+        made.append({name: value[: len(some)] for name, value in out.items()})
+    return {name: np.concatenate([out[name] for out in made]) for name in made[0]}
+
+
+def row(name: str, said: Mapping[str, np.ndarray], reference: Mapping) -> str:
+    judged = familiarity.judge(reference, familiarity.measures(said), said["thumbnail"])
+    flags = {measure: value >= familiarity.LIMIT for measure, value in judged.items()}
+    sds = said["thumbnail"].std(axis=(1, 2))
+    places = range(len(sds))
+    reasons = [familiarity.unfamiliar({m: v[i] for m, v in judged.items()}, sds[i]) for i in places]
+    shares = [f"{100 * flag.mean():.1f} %" for flag in flags.values()]
+    any_of_them = 100 * np.mean([bool(reason) for reason in reasons])
+    return " | ".join(["", name, f"{len(sds)}", *shares, f"{any_of_them:.1f} %", ""]).strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args().run
+    config = recipe.defaults()
+    command_line.merge(config, runs.read_json(run / "config.json"), str(run))
+    data = run_data.load_data(config)
+    model = experiment.build_model(config, data)
+    subject = evaluation_subject.of_run(run, "best", config, model, data.table)
+    reference = json.loads((run / "novelty.json").read_text())
+    prepare = partial(augment.evaluation_images, channels=config.model.channels)
+    step = jax.jit(partial(evidence.familiar_step, model=model, prepare=prepare))
+    rows = data.split.rows(run_data.stage_names(config)[-1], "test")
+    known, size = subject.known(data.table), config.data.image_size
+    test = part_outputs(subject.state, step, known, config, data, rows, "test")
+    some = data.table.store.read(rows[:200], size)
+    kinds = {
+        "upside down": some[:, ::-1],
+        "quarter turn": np.rot90(some, axes=(1, 2)),
+        "inverted": 255 - some,
+        "mirrored": some[:, :, ::-1],
+        "crops of three photographs": crops(size),
+        "noise": np.random.default_rng(0).integers(0, 256, (50, size, size, 1), dtype=np.uint8),
+        "constants": np.full((50, size, size, 1), 5 * np.arange(50)[:, None, None, None], np.uint8),
+    }
+    measures = " | ".join(reference["percentiles"])
+    print(f"| images | number | {measures} | flagged |")
+    print("| --- |" + " --- |" * (len(reference["percentiles"]) + 2))
+    print(row("test part", test, reference))
+    findings = len(data.table.findings)
+    for name, images in kinds.items():
+        print(row(name, outputs(step, subject.state, images, findings), reference))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What is evaluated: a run's checkpoint or a weight file, and what is known of its training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from charm_jax import experiment, initial_weights, run_cases, runs, stored_banks
+from charm_jax.command_line import say
+from charm_jax.model import Charm
+from charm_jax.plain import Plain
+from charm_jax.state import TrainState
+from charm_jax.stored_banks import TRAINED, StoredBank
+from data_pipelines import splits
+from data_pipelines.case_table import CaseTable
+from data_pipelines.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        state: the network.
+        said: what it is called on screen.
+        checkpoint: what ``metrics.json`` and ``calibration.json`` call it.
+        folder: that holds ``calibration.json`` and ``eval``.
+        run: folder of the run; None for weights without one.
+        trained: the run's ``split.json``; None likewise.
+        history: what ``metrics.json`` says of where the network comes from.
+        bank: the bank in place of the checkpoint's own; None for that.
+    """
+
+    state: TrainState
+    said: str
+    checkpoint: str
+    folder: Path
+    run: Path | None
+    trained: dict[str, Any] | None
+    history: dict[str, Any]
+    bank: StoredBank | None = None
+
+    def known(self, table: CaseTable) -> run_cases.Known:
+        """The cases of a table: ids as in the bank, what was seen as the run says."""
+        if self.run is None:
+            return run_cases.unknown_cases(table)
+        known = run_cases.known_cases(self.run, table, self.trained)
+        if self.bank is None or not self.bank.has_cases:
+            return known
+        stored = run_cases.known_cases(self.bank.folder, table, self.bank.description)
+        return dataclasses.replace(known, case_ids=stored.case_ids, patient_ids=stored.patient_ids)
+
+    def cases(self) -> pd.DataFrame:
+        """``image`` and ``patient`` of each case id that the bank may hold."""
+        if self.run is None:
+            return pd.DataFrame({"image": [], "patient": []})
+        own = self.bank is not None and self.bank.has_cases
+        return run_cases.read_cases(self.bank.folder if own else self.run)
+
+
+def of_run(
+    run: Path,
+    checkpoint: str,
+    config: ConfigDict,
+    model: Charm | Plain,
+    table: CaseTable | None,
+    memory: str = TRAINED,
+) -> Subject:
+    """A run's checkpoint.
+
+    Args:
+        run: its folder.
+        checkpoint: best, last or <stage>/<step>.
+        config: of the run.
+        model: the network.
+        table: that it will be evaluated on, if any.
+        memory: label of a bank of the run, in place of the checkpoint's own.
+
+    Raises:
+        InputError: the run knows other findings than the table, or there is no such checkpoint or
+            bank, or it is damaged or of another architecture.
+    """
+    trained = runs.read_json(run / "split.json")
+    if table is not None:
+        runs.check_findings(run, trained["findings"], table)
+    shapes = experiment.state_shapes(model, config)
+    state, name = runs.restore(run, checkpoint, lambda _: shapes)
+    history = {
+        "checkpoint": name,
+        "trained_on_simulated": trained["simulated"],
+        "began_from": _began_from(run),
+    }
+    subject = Subject(state, f"checkpoint {name} of {run}", name, run, run, trained, history)
+    return subject if memory == TRAINED else _with_bank(subject, memory)
+
+
+def _with_bank(subject: Subject, label: str) -> Subject:
+    """The same network with another bank; its results lie beside the bank."""
+    if subject.state.memory is None:
+        raise InputError(
+            f"The run {subject.run} is a plain network, without memory: leave out --memory."
+        )
+    bank = stored_banks.read(subject.run, label, subject.state, subject.trained["findings"])
+    return dataclasses.replace(
+        subject,
+        state=subject.state.replace(memory=bank.memory),
+        said=f"{subject.said} with memory {label}",
+        folder=bank.folder,
+        history=subject.history | {"memory": label},
+        bank=bank,
+    )
+
+
+def of_file(config: ConfigDict, model: Charm | Plain) -> Subject:
+    """The weight file ``config.model.init_from``.
+
+    Raises:
+        InputError: there is no such file, or it does not hold the whole network.
+    """
+    keys = config.model
+    new = experiment.new_state(model, config)
+    state, file = initial_weights.fill(new, keys.init_from, keys.backbone, whole=True)
+    say(initial_weights.sentence(file))
+    history = {
+        "checkpoint": file.file,
+        "trained_on_simulated": None,
+        "began_from": None,
+        "leak_images": None,
+        "leak_of_all": None,
+        "leak_seen": None,
+    }
+    # Files of other runs may have the same name.
+    folder = Path(config.runs_dir) / "weights" / f"{Path(file.file).stem}-{file.sha256[:8]}"
+    state = state.replace(average=None)  # a file has one set of weights
+    said = f"{file.file} without its run"
+    return Subject(state, said, file.file, folder, None, None, history)
+
+
+def check_unseen(
+    known: run_cases.Known, rows: np.ndarray, rule: str, part: str, subject: Subject
+) -> None:
+    """Refuses a test part that is not one.
+
+    Raises:
+        InputError: training or validation saw patients or images of it, and the rule does not say
+            so itself.
+    """
+    seen, itself = int(known.seen[rows].sum()), int(known.trained_on[rows].sum())
+    if seen and part == "test" and rule in splits.DISJOINT:
+        raise InputError(
+            f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
+            f"patients that the run {subject.run} trained or validated on, and it saw {itself:,} "
+            "of these images themselves: evaluate it with the data and split that it was trained "
+            "with, or, where other patients or images only have the same names, rename them."
+        )
+
+
+def _began_from(run: Path) -> str | None:
+    """The file of the user's that a run began from, if it did."""
+    path = run / "weights.json"
+    init_from = runs.read_json(path)["init_from"] if path.exists() else "random"
+    return None if init_from in initial_weights.OWN else init_from

@@ -1,0 +1,130 @@
+"""How like an image is to those that a network was validated on (NumPy; not jitted).
+
+Three measures, each as a percentile of the validation part, so that one limit serves all:
+
+- ``novelty``: 1 - the highest cosine to a case of the memory. How far from every stored case.
+- ``disagreement``: 1 - cosine of the pooled features of main and momentum branch.
+- ``appearance``: the share of a thumbnail's contrast that the principal components of validation
+  thumbnails cannot draw. It looks at pixels alone, and is there because the other two, which ask
+  the network, let photographs pass: a network puts every picture somewhere among its cases.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+from sklearn.decomposition import PCA
+from sklearn.model_selection import KFold
+
+LIMIT = 99.5  # percentile of validation from which on an image counts as unfamiliar
+_STEPS = np.linspace(0, 100, 201)  # percentiles that are kept; LIMIT is one of them
+_COMPONENTS = 16
+_IMAGES_EACH = 5  # thumbnails that a component takes, at least
+_FOLDS = 5
+_FLAT = 2.0  # grey levels; below this SD there is nothing to see
+_LEAST = 20  # thumbnails from which components are sought
+
+
+def measures(outputs: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, " n"]]:
+    """Novelty, 0 ... 2, and disagreement, 0 ... 2, of images, as far as the network has them.
+
+    Where nothing of the memory may be read an image is as novel as one at a right angle to it: 1.
+
+    Args:
+        outputs: of ``eval_step`` or ``explain_step``, ``[n, ...]`` each.
+    """
+    found = {}
+    if outputs.get("similarities", np.zeros((0, 0))).shape[1]:
+        best = np.where(outputs["valid"], outputs["similarities"], 0.0).max(axis=1)
+        found["novelty"] = 1 - best.astype(np.float64)
+    if "disagreement" in outputs:
+        found["disagreement"] = outputs["disagreement"].astype(np.float64)
+    return found
+
+
+def fit(
+    values: Mapping[str, Float[np.ndarray, " n"]], thumbnails: Num[np.ndarray, "n height width"]
+) -> dict[str, Any]:
+    """What is to be kept of a validation part.
+
+    Args:
+        values: of ``measures``.
+        thumbnails: grey images, 0 ... 255. Each is measured by components that were found without
+            it (five folds), or validation would seem more familiar than any new image.
+
+    Returns:
+        ``n_images``, ``percentiles`` of each measure in steps of 0.5, and ``components`` with their
+        ``mean``; ready for JSON. Below 20 images there are no components and no ``appearance``;
+        below 200 the limit is little more than the highest value that was seen.
+    """
+    kept = {name: np.percentile(value, _STEPS).tolist() for name, value in values.items()}
+    reference: dict[str, Any] = {"n_images": len(thumbnails), "percentiles": kept}
+    if len(thumbnails) < _LEAST:
+        return reference
+    x = _standardised(thumbnails)
+    left = np.empty(len(x))
+    for train, test in KFold(_FOLDS, shuffle=True, random_state=0).split(x):
+        left[test] = _unexplained(x[test], *_components(x[train]))
+    kept["appearance"] = np.percentile(left, _STEPS).tolist()
+    mean, components = _components(x)
+    return reference | {
+        "mean": np.round(mean, 4).tolist(),
+        "components": np.round(components, 4).tolist(),
+    }
+
+
+def judge(
+    reference: Mapping[str, Any],
+    values: Mapping[str, Float[np.ndarray, " n"]],
+    thumbnails: Num[np.ndarray, "n height width"],
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Percentiles of images, 0 ... 100, in each measure that the reference knows.
+
+    Args:
+        reference: of ``fit``.
+        values: of ``measures``.
+        thumbnails: as ``fit`` takes them.
+    """
+    values = dict(values)
+    if "components" in reference:
+        mean, components = np.array(reference["mean"]), np.array(reference["components"])
+        values["appearance"] = _unexplained(_standardised(thumbnails), mean, components)
+    kept = reference["percentiles"]
+    return {name: _percentile(kept[name], value) for name, value in values.items() if name in kept}
+
+
+def unfamiliar(percentiles: Mapping[str, float], grey_sd: float) -> list[str]:
+    """Why an image is unlike those that the network was trained on; nothing if it is not.
+
+    Args:
+        percentiles: of ``judge``, of one image.
+        grey_sd: standard deviation of its grey levels, 0 ... 255.
+    """
+    reasons = [name for name, percentile in percentiles.items() if percentile >= LIMIT]
+    return [*reasons, *(["nearly constant"] if grey_sd < _FLAT else [])]
+
+
+def _percentile(kept: list[float], value: np.ndarray) -> np.ndarray:
+    """Of equal values in validation the lowest percentile counts: what all have is not unusual."""
+    levels, first = np.unique(kept, return_index=True)
+    return np.interp(value, levels, _STEPS[first], right=100.0)
+
+
+def _standardised(thumbnails: np.ndarray) -> np.ndarray:
+    """Mean 0 and SD 1, so that brightness and contrast of an X-ray do not count."""
+    x = thumbnails.reshape(len(thumbnails), -1).astype(np.float64)
+    x = x - x.mean(axis=1, keepdims=True)
+    return x / np.maximum(x.std(axis=1, keepdims=True), _FLAT)
+
+
+def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    number = min(_COMPONENTS, len(x) // _IMAGES_EACH)
+    fitted = PCA(number, svd_solver="randomized", random_state=0).fit(x)
+    return fitted.mean_, fitted.components_
+
+
+def _unexplained(x: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
+    centred = x - mean
+    drawn = centred @ components.T @ components
+    return np.square(centred - drawn).mean(axis=1)

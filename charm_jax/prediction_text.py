@@ -1,0 +1,71 @@
+"""A prediction as a person reads it on a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SHOWN = 3  # findings of a case, and contributions, that a line has room for
+UNFAMILIAR = "unlike the images that it was trained on"
+
+
+def text(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) -> str:
+    """A few lines on one image.
+
+    Args:
+        record: of the command's JSON lines.
+        thresholds: of the findings, on their scores.
+    """
+    if "error" in record:
+        return f"{record['file']}\n  not read: {record['error']}"
+    lines = [record["file"], f"  {_verdict(record, thresholds)}", *_evidence(record)]
+    if record.get("seen_in_training"):
+        lines.append("  training or validation saw this patient")
+    lines.append(f"  {_familiar(record)}")
+    lines += [f"  {title}: {path}" for title, path in record.get("overlays", {}).items()]
+    return "\n".join(lines)
+
+
+def _verdict(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) -> str:
+    scores = record["scores"]
+    if record["unfamiliar"]:
+        return (
+            f"{UNFAMILIAR} ({', '.join(record['unfamiliar_in'])}): no finding is reported; highest "
+            f"scores {_highest(scores)}"
+        )
+    if record["findings"]:
+        found = sorted(record["findings"], key=scores.get, reverse=True)
+        return ", ".join(
+            f"{name} {scores[name]:.3f} (from {thresholds[name]:.3f})" for name in found
+        )
+    return f"no finding reaches its threshold; highest scores {_highest(scores)}"
+
+
+def _highest(values: Mapping[str, float]) -> str:
+    names = sorted(values, key=values.get, reverse=True)[:_SHOWN]
+    return ", ".join(f"{name} {values[name]:.3f}" for name in names)
+
+
+def _evidence(record: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for entry in record.get("evidence", []):
+        labels = ", ".join(entry["labels"]) or "no finding"
+        shares = entry["contributions"]
+        largest = sorted(shares, key=lambda name: -abs(shares[name]))[:_SHOWN]
+        moved = ", ".join(f"{name} {shares[name]:+.2f}" for name in largest)
+        lines.append(
+            f"  leaned on {entry['case']} ({labels}), cosine {entry['cosine']:.3f}: {moved}"
+        )
+    if "without_memory" in record:
+        without, scores = record["without_memory"], record["scores"]
+        largest = sorted(scores, key=lambda name: -abs(scores[name] - without[name]))[:_SHOWN]
+        moved = ", ".join(f"{name} {without[name]:.3f}, not {scores[name]:.3f}" for name in largest)
+        lines.append(f"  without memory: {moved}")
+    return lines
+
+
+def _familiar(record: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name} higher than {record[f'{name}_percentile']:.1f} % of validation"
+        for name in ("novelty", "disagreement", "appearance")
+        if f"{name}_percentile" in record
+    ]
+    return "; ".join(parts) or "how familiar the image is is not known"

@@ -1,0 +1,304 @@
+"""The sections of a report, each from plain data to markup; None where there is nothing to say."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from charm_jax import curves, provenance, report_cases, report_tables
+from charm_jax.report_cases import Read
+from charm_jax.report_contents import Bank, Evaluated, shown
+from charm_jax.report_figures import finding_figure, seen
+from charm_jax.report_html import (
+    UNDEFINED,
+    Html,
+    definitions,
+    element,
+    figure_svg,
+    joined,
+    number,
+    percent,
+    table,
+)
+from charm_jax.stages import STAGES
+
+Json = Mapping[str, Any]
+_RULES = {
+    "norm_inlier": "features of a norm near the batch's mean, the common ones",
+    "norm_outlier": "features of a norm far from the batch's mean",
+    "angle_outlier": "features turned away from the batch's mean",
+    "rare_finding": "cases with a finding that is rare in training",
+}
+_INTERVALS = {
+    "bootstrap": "95 % intervals from resampled patients",
+    "delong": "95 % intervals, those of AUROC by DeLong, which takes images for independent",
+}
+
+
+def subject(
+    metrics: Json, config: Json, environments: Mapping[str, Json], summary: Json | None
+) -> Html:
+    """Data, split, network and versions."""
+    simulated = " (SIMULATED)" if metrics["simulated"] else ""
+    facts = [
+        ("Source", f"{metrics['source']}{simulated}"),
+        ("Part", f"{metrics['split']} of split rule {metrics['rule']}"),
+        ("Images", f"{metrics['n_images']:,} of {metrics['n_patients']:,} patients"),
+        ("SHA-256 of their names", element("code", metrics["split_sha256"])),
+        ("Images missing", f"{metrics['images_missing']:,}"),
+        ("Images refused", f"{metrics['refused']:,}"),
+        ("Seen before", " ".join(provenance.leak(metrics))),
+        ("Checkpoint", element("code", metrics["checkpoint"])),
+        ("Began from", _began_from(metrics)),
+        ("Network", _network(config["model"])),
+        ("Image size", f"{config['data']['image_size']} pixels"),
+        *_trained(summary),
+        *((f"{use} with", _environment(known)) for use, known in environments.items()),
+    ]
+    return definitions(facts)
+
+
+def _began_from(metrics: Json) -> str:
+    if metrics["trained_on_simulated"] is None:
+        return "unknown"
+    return metrics["began_from"] or "no weight file of the user's"
+
+
+def _network(keys: Json) -> str:
+    if not keys["charm"]:
+        return f"{keys['backbone']} with a linear classifier, without CHARM"
+    without = [
+        name
+        for name, has in (
+            ("attention", keys["fusion"]),
+            ("momentum branch", keys["momentum_branch"]),
+            ("reading of the memory bank", keys["retrieval_k"]),
+        )
+        if not has
+    ]
+    return f"{keys['backbone']} with CHARM" + f", without {', '.join(without)}" * bool(without)
+
+
+def _trained(summary: Json | None) -> list[tuple[str, Html | str]]:
+    if summary is None:
+        return []
+    stages = ", ".join(
+        f"{name}: {stage['epochs']} epochs, best {stage['best_epoch']}"
+        + " (stopped early)" * stage["stopped_early"]
+        for name, stage in summary["stages"].items()
+    )
+    return [
+        ("Training", f"{stages}; {summary['seconds']:,.0f} s"),
+        ("SHA-256 of the parameters", element("code", summary["params_sha256"])),
+    ]
+
+
+def _environment(known: Json) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
+    commit = known["commit"] or "unknown"
+    devices = ", ".join(known["devices"])
+    return f"commit {commit}; Python {known['python']}, {packages}; on {devices}"
+
+
+def findings(metrics: Json) -> Html:
+    """The tables of all findings, and what is left out of them."""
+    left_out = None
+    if metrics["undefined"]:
+        names = ", ".join(map(shown, metrics["undefined"]))
+        left_out = (
+            f"{UNDEFINED} is undefined: {names} lack images with or without the finding here, and "
+            "are left out of the means."
+        )
+    return joined(
+        element(
+            "p",
+            f"Bars are {_INTERVALS[metrics['interval_method']['auroc']]}. The tick beside an "
+            "average precision is the share of images with the finding, which chance would reach. "
+            "Without an interval, too few patients have the finding, or lack it.",
+        ),
+        report_tables.ranking(metrics),
+        element("p", left_out) if left_out else None,
+        element("h3", "Frequent and rare findings"),
+        report_tables.groups(metrics),
+        element("h3", "Thresholds and calibration"),
+        element("p", _calibrated(metrics)),
+        report_tables.decisions(metrics["findings"]),
+    )
+
+
+def _calibrated(metrics: Json) -> str:
+    """Where thresholds and temperatures are from."""
+    fitted = metrics["calibration"]
+    if fitted is None:
+        return (
+            "Nothing is known of the validation part: there is no threshold and no temperature, "
+            "and scores are no probabilities."
+        )
+    where = f"the run's validation part (SHA-256 {fitted['split_sha256'][:12]})"
+    if fitted["on_these_images"]:
+        where = "these very images, so that this table is too good"
+    return (
+        f"Scores are no probabilities until they are calibrated. Thresholds (Youden, on the "
+        f"calibrated score) and temperatures were fitted on {where}. {UNDEFINED}: fitting, or "
+        "this part, does not define it."
+    )
+
+
+def comparison(metrics: Json) -> Html | None:
+    """The differences from the run that it was compared with."""
+    compared = metrics.get("comparison")
+    if compared is None:
+        return None
+    text = (
+        f"How much more than {compared['run']}, checkpoint {compared['checkpoint']}, on the same "
+        "images and resamples; an interval that holds 0 tells them not apart."
+    )
+    return joined(element("p", text), report_tables.comparison(compared))
+
+
+def each_finding(metrics: Json, evaluated: Evaluated) -> Html:
+    """A card of curves for each finding."""
+    cards = []
+    for column, (name, values) in enumerate(metrics["findings"].items()):
+        known = evaluated.labels[:, column] >= 0
+        logits, labels = evaluated.logits[known, column], evaluated.labels[known, column]
+        title = element("h3", shown(name))
+        if not 0 < labels.sum() < len(labels):
+            said = f"Undefined: {labels.sum():,} of {len(labels):,} images have it."
+            cards.append(element("article", title, element("p", said)))
+            continue
+        figure = finding_figure(
+            logits,
+            labels,
+            threshold=values["threshold"],
+            temperature=values["temperature"],
+        )
+        said = (
+            f"AUROC {number(values['auroc'])}, average precision "
+            f"{number(values['average_precision'])}, {values['positives']:,} of {len(labels):,} "
+            f"images ({percent(values['prevalence'])})"
+        )
+        alt = f"{shown(name)}: ROC and precision-recall curve, calibration and scores. {said}."
+        plot = figure_svg(figure, f"finding-{column}", alt)
+        cards.append(element("article", title, element("p", said), plot))
+    legend = (
+        "Grey lines are chance, and in the calibration a score that were a probability; a diamond "
+        "and a dashed line are the threshold. Calibration is in tenths of the images by score."
+    )
+    return joined(element("p", legend), element("div", *cards, class_="cards"))
+
+
+def errors(metrics: Json, evaluated: Evaluated, bank: Bank | None, read: Read) -> Html | None:
+    """The image with the highest score without a finding, and with the lowest, with it."""
+    values = list(metrics["findings"].values())
+    decided = [
+        seen(z, threshold=entry["threshold"], temperature=entry["temperature"])
+        for z, entry in zip(evaluated.logits.T, values, strict=True)
+    ]
+    found = report_cases.confident_errors(evaluated, decided)
+    if not found:
+        return None
+    attention = (
+        " Beside each image the network's attention over it, from its lowest value on, paler "
+        "where it is nearly flat: it is the same for all findings."
+        if evaluated.attention is not None
+        else ""
+    )
+    text = (
+        "For each finding the image without it that scores highest and the one with it that "
+        "scores lowest, where they are on the wrong side of the threshold or there is none. "
+        f"Labels of public sets are read from reports and are themselves wrong at times.{attention}"
+    )
+    temperatures = [entry["temperature"] for entry in values]
+    tiles = report_cases.error_tiles(found, evaluated, temperatures, bank, read)
+    return joined(element("p", text), tiles)
+
+
+def memory_bank(
+    metrics: Json, evaluated: Evaluated, config: Json, bank: Bank | None, read: Read
+) -> Html | None:
+    """What fills the bank, which of it was read, and how it lies."""
+    if bank is None:
+        return None
+    filled, keys = int(bank.filled.sum()), config["model"]
+    if not filled:
+        return element("p", "The memory bank is empty.")
+    patients = len(set(bank.patients[bank.filled].tolist()) - {""})
+    whose = f"cases of {patients:,} patients" if patients else "cases of unknown patients"
+    text = (
+        f"{filled:,} of {len(bank.filled):,} slots are filled, with {whose} of the training part, "
+        f"chosen by the rule {keys['rarity']} ({_RULES[keys['rarity']]}). Each image reads the "
+        f"{keys['retrieval_k']} most similar ones of other patients."
+    )
+    if evaluated.valid is None or not evaluated.valid.any():
+        text += " No image of this part read any."
+    read_most = report_cases.most_read(evaluated, bank, read)
+    return joined(
+        element("p", text),
+        element("p", "The tick beside a bar is the share of the images evaluated here."),
+        report_cases.bank_table(evaluated, bank, metrics["findings"]),
+        joined(element("h3", "Most read cases"), read_most) if read_most else None,
+        element("h3", "Map"),
+        element(
+            "p",
+            "Stored features at unit length on their first two principal components; a dot is a "
+            "case, the marked ones have the finding.",
+        ),
+        report_cases.bank_maps(evaluated.findings, bank),
+    )
+
+
+def training(log: Sequence[Json], metrics: Json) -> Html | None:
+    """Losses, validation AUROC and rates of each stage of the run."""
+    stages = [stage for stage in STAGES if any(entry["stage"] == stage for entry in log)]
+    if not stages:
+        return None
+    simulated = "SIMULATED images. " if metrics["trained_on_simulated"] else ""
+    plots = []
+    for stage in stages:
+        figure = curves.stage_curves(log, [stage])
+        alt = f"Stage {stage}: losses, macro AUROC on validation, and learning rate over the steps"
+        plots.append(element("article", figure_svg(figure, f"training-{stage}", alt)))
+    text = f"{simulated}Loss and AUROC on the run's own training and validation parts."
+    return joined(element("p", text), element("div", *plots, class_="cards wide"))
+
+
+def settings(config: Json) -> Html:
+    """Every key of the config."""
+    keys = table("Config", ["Key", "Value"], report_tables.flat(config))
+    return element("details", element("summary", "Every key"), keys, class_="config")
+
+
+def reading() -> Html:
+    """What the words mean."""
+    entries = [
+        (
+            "Score",
+            "The sigmoid of a logit. It ranks images; it is no probability until it is "
+            "calibrated, and then only for images like those of the validation part.",
+        ),
+        (
+            "Calibrated score",
+            "The sigmoid of logit / temperature, the temperature fitted on validation.",
+        ),
+        (
+            "AUROC",
+            "How often an image with the finding scores higher than one without, a tie counting "
+            "half. It says nothing of how many false alarms a threshold gives.",
+        ),
+        (
+            "Average precision",
+            "The area under precision over recall. Chance gives the share of images with the "
+            "finding, so that it compares only between sets of equal share.",
+        ),
+        (
+            "Interval",
+            "2.5 to 97.5 per cent of resamples of patients with replacement: the images of one "
+            "patient are not independent. It holds no spread over training runs.",
+        ),
+        (
+            "ECE, Brier score",
+            "Distance of calibrated scores from the observed share, in 15 bins of equal number "
+            "(mass) or of equal width, and their mean squared error. Lower is better.",
+        ),
+        (UNDEFINED, "Undefined: too few images of one kind. It is left out of every mean."),
+    ]
+    return joined(definitions(entries), element("p", provenance.DISCLAIMER))

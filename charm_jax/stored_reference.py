@@ -1,0 +1,75 @@
+"""What a run keeps of its validation part for predictions: calibration and familiarity."""
+
+import json
+from functools import partial
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from charm_jax import devices, evidence, familiarity, run_data, stored_calibration
+from charm_jax.command_line import say
+from charm_jax.evaluation_subject import Subject
+from charm_jax.model import Charm
+from charm_jax.part_outputs import part_outputs
+from charm_jax.plain import Plain
+from charm_jax.steps import CompiledStep
+from data_pipelines import augment, splits
+from data_pipelines.errors import InputError
+from data_pipelines.whole_file import whole_file
+
+FILE = "novelty.json"
+Reference = dict[str, Any]
+
+
+def load_or_fit(
+    subject: Subject, own: ConfigDict, model: Charm | Plain
+) -> tuple[Reference | None, Reference | None]:
+    """The content of ``calibration.json`` and ``novelty.json``, of this network.
+
+    What is missing or of another network is fitted, both on one pass over the validation part of
+    the run's data. Where these are not there any more, nothing can be fitted, which is said.
+
+    Args:
+        subject: the network.
+        own: the run's config.
+        model: the network's module.
+
+    Returns:
+        Both, or None for what there is none of.
+    """
+    identity = {
+        "checkpoint": subject.checkpoint,
+        "network_sha256": stored_calibration.network_sha256(subject.state),
+    }
+    calibrated, familiar = (
+        _of_network(subject, name, identity) for name in ("calibration.json", FILE)
+    )
+    if calibrated is not None and familiar is not None:
+        return calibrated, familiar
+    try:
+        data = run_data.load_data(own)
+        rows = data.split.rows(run_data.stage_names(own)[-1], "val")
+    except InputError as error:
+        say(
+            "warning: without the validation part scores are not calibrated or nothing is known to "
+            f"be unfamiliar: {error}"
+        )
+        return calibrated, familiar
+    prepare = partial(augment.evaluation_images, channels=own.model.channels)
+    step = CompiledStep(
+        partial(evidence.familiar_step, model=model, prepare=prepare), None, devices.mesh()
+    )
+    known = subject.known(data.table)
+    outputs = part_outputs(subject.state, step, known, own, data, rows, "looking at validation")
+    familiar = identity | {"split_sha256": splits.part_summary(data.table, rows)["sha256"]}
+    familiar |= familiarity.fit(familiarity.measures(outputs), outputs["thumbnail"])
+    with whole_file(subject.folder / FILE) as file:
+        # No line a number: there are some ten thousand.
+        file.write(json.dumps(familiar, allow_nan=False) + "\n")
+    calibrated = stored_calibration.load_or_fit(subject, own, data, lambda *_: outputs["logits"])
+    return calibrated, familiar
+
+
+def _of_network(subject: Subject, name: str, identity: dict[str, str]) -> Reference | None:
+    stored = stored_calibration.read_stored(subject.folder / name)
+    return stored if stored is not None and identity.items() <= stored.items() else None

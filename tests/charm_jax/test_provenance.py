@@ -1,0 +1,39 @@
+import pytest
+import report_data
+
+from charm_jax import provenance
+
+
+def said(**changes):
+    return provenance.warnings(report_data.metrics(report_data.evaluated(n=9), **changes))
+
+
+def test_nothing_weakens_a_clean_evaluation():
+    assert said() == []
+
+
+def test_several_things_are_each_said():
+    sentences = said(simulated=True, images_missing=3, refused=1, leak_images=2, leak_of_all=2)
+    assert [sentence.split()[0] for sentence in sentences] == ["SIMULATED", "LEAK:", "3", "1"]
+
+
+def test_a_network_of_simulated_images_on_acquired_ones():
+    [sentence] = said(trained_on_simulated=True)
+    assert sentence == "The network was trained on SIMULATED images."
+
+
+@pytest.mark.parametrize(
+    ("fitted", "begins"),
+    [
+        (None, "Scores are not calibrated"),
+        ({"on_these_images": True}, "Thresholds and temperatures were fitted on these very"),
+    ],
+)
+def test_scores_without_a_calibration_of_other_images(fitted, begins):
+    [sentence] = said(calibration=fitted)
+    assert sentence.startswith(begins)
+
+
+def test_weights_of_unknown_origin():
+    [sentence] = said(trained_on_simulated=None, leak_images=None, leak_of_all=None)
+    assert sentence == "What these weights were trained on is not known here."
