@@ -49,8 +49,9 @@ class Ours:
         self.step = getattr(self, f"_{case['kind']}")()
 
     def _network(self) -> tuple[Any, Any]:
-        import jax.numpy as jnp
         from functools import partial
+
+        import jax.numpy as jnp
 
         from charm_jax import memory_bank, optim, state
         from charm_jax.backbones import BACKBONES
@@ -61,7 +62,10 @@ class Ours:
 
         jax, case, dtype = self.jax, self.case, compute_type()
         backbone = BACKBONES[case["net"]]
-        trunk, expansion = backbone.trunk(drop_rate=0.2, dtype=dtype), backbone.expansion(dtype=dtype)
+        trunk, expansion = (
+            backbone.trunk(drop_rate=0.2, dtype=dtype),
+            backbone.expansion(dtype=dtype),
+        )
         prevalence = (0.1,) * 14
         rule = partial(memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=prevalence)
         if case["charm"]:
@@ -128,7 +132,7 @@ class Ours:
         return lambda: self.jax.block_until_ready(self.compiled(state, batch))
 
     def _bank(self) -> Any:
-        """Write, retrieve and the gradient that reaches the queries; the bank is full and donated."""
+        """Write, retrieve and the gradient that reaches the queries; the bank is full."""
         import jax.numpy as jnp
 
         from charm_jax import memory_bank

@@ -152,7 +152,7 @@ def roofline(results: list[dict], rates: dict[str, float]) -> str:
     """The least time that arithmetic and memory traffic of each step of ours leave."""
     lines = [
         f"Matrix product {rates['gflop_s']:.0f} GFLOP/s, copy {rates['gbyte_s']:.1f} GB/s.\n",
-        "| step | GFLOP | GB | least, ms: arithmetic / traffic | measured, ms | share of the limit |",
+        "| step | GFLOP | GB | least, ms: arithmetic / traffic | measured, ms | of the limit |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
