@@ -133,17 +133,26 @@ def check_config(directory: Path, config: ConfigDict, *, force: bool) -> None:
     begun = (directory / "summary.json").exists() or any(_complete(directory))
     if force or not begun or not path.exists():
         return
-    old, new = _flat(read_json(path)), _flat(config.to_dict())
+    old, new = _binding(read_json(path)), binding_keys(config)
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)
+        if old.get(key) != new.get(key)
     ]
     if changed:
         raise InputError(
             f"The run {directory} began with another config ({'; '.join(changed)}): choose another "
             "--config.name, or --config.resume=force to go on all the same."
         )
+
+
+def binding_keys(config: ConfigDict) -> dict[str, Any]:
+    """The keys that change what is computed, ``a.b.c``, with their values."""
+    return _binding(config.to_dict())
+
+
+def _binding(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_FREE_KEYS)}
 
 
 def find(runs_dir: Path, run: str) -> Path:
