@@ -1,7 +1,11 @@
-"""Batch normalisation that keeps torch's running statistics."""
+"""Batch normalisation that keeps torch's running statistics, with the SiLU that may follow it."""
+
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -19,11 +23,13 @@ class BatchNorm(nn.Module):
     Attributes:
         epsilon: added to the variance; 1e-5 in torch, 1e-3 in EfficientNetV2.
         decay: share of the old running statistics that is kept in a step.
+        silu: whether SiLU, z · sigmoid(z), follows.
         dtype: type of the result; parameters and statistics are float32.
     """
 
     epsilon: float = 1e-5
     decay: float = 0.9
+    silu: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -36,20 +42,83 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        x = x.astype(jnp.float32)
-        ones = (1,) * (x.ndim - 1)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head.
-            var = jnp.square(x - mean.reshape(ones + channels)).mean(axes)
-            if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
-                running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
-        else:
+        if not train:
             mean, var = running_mean.value, running_var.value
-        factor = scale / jnp.sqrt(var + self.epsilon)
-        y = x * factor.reshape(ones + channels) + (bias - mean * factor).reshape(ones + channels)
-        return y.astype(self.dtype)
+            return _normalised(x, scale, bias, mean, var, self.epsilon, self.silu, self.dtype)
+        y, mean, var = _batch_norm(x, scale, bias, self.epsilon, self.silu, self.dtype)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
+            running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
+        return y
+
+
+def _line_up(values: Array, x: Array) -> Array:
+    """One value a channel, to meet ``x`` of any rank."""
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)
+
+
+def _affine(x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:
+    factor = scale / jnp.sqrt(var + epsilon)
+    return x.astype(jnp.float32) * _line_up(factor, x) + _line_up(bias - mean * factor, x)
+
+
+def _normalised(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    mean: Array,
+    var: Array,
+    epsilon: float,
+    silu: bool,
+    dtype: DTypeLike,
+) -> Array:
+    z = _affine(x, scale, bias, mean, var, epsilon)
+    return (nn.silu(z) if silu else z).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _batch_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
+) -> tuple[Array, Array, Array]:
+    """``x`` normalised by its own statistics, and these, through which no gradient passes."""
+    pixels, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean = pixels.mean(axes)
+    # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head.
+    var = jnp.square(pixels - _line_up(mean, x)).mean(axes)
+    return _normalised(x, scale, bias, mean, var, epsilon, silu, dtype), mean, var
+
+
+def _forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, silu, dtype)
+    return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _backward(
+    epsilon: float,
+    silu: bool,
+    dtype: DTypeLike,
+    residuals: tuple[Array, ...],
+    grads: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    # Behind the barrier XLA cannot see that the forward pass knew the sigmoid, and computes it anew
+    # from ``x`` rather than keep it and z: that takes less memory, and on a CPU less time.
+    (x, scale, bias, mean, var), grad = lax.optimization_barrier((residuals, grads[0]))
+    grad, axes = grad.astype(jnp.float32), tuple(range(x.ndim - 1))
+    if silu:
+        z = _affine(x, scale, bias, mean, var, epsilon)
+        sigmoid = nn.sigmoid(z)
+        grad = grad * sigmoid * (1 + z * (1 - sigmoid))
+    inverse = 1 / jnp.sqrt(var + epsilon)
+    unit = (x.astype(jnp.float32) - _line_up(mean, x)) * _line_up(inverse, x)
+    grad_bias, grad_scale = grad.sum(axes), (grad * unit).sum(axes)
+    count = x.size // x.shape[-1]
+    through = grad - _line_up(grad_bias / count, x) - unit * _line_up(grad_scale / count, x)
+    grad_x = through * _line_up(scale * inverse, x)
+    return grad_x.astype(x.dtype), grad_scale, grad_bias
+
+
+_batch_norm.defvjp(_forward, _backward)

@@ -71,7 +71,7 @@ class Conv(nn.Module):
         if self.depthwise:
             y = depthwise_conv(x, kernel, self.strides, self.dilation)
         elif self.kernel_size == 1:
-            y = x[:, :: self.strides, :: self.strides] @ kernel[0, 0]
+            y = pointwise(x[:, :: self.strides, :: self.strides], kernel[0, 0])
         else:
             y = dense_conv(x, kernel, self.strides)
         if self.use_bias:
@@ -79,6 +79,37 @@ class Conv(nn.Module):
             bias = self.param("bias", init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
+
+
+@jax.custom_vjp
+def pointwise(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "channels features"]
+) -> Float[Array, "batch height width features"]:
+    """Convolution 1x1: a matrix product.
+
+    JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU turns
+    the whole gradient over in memory, at several times the cost of the product; here it is
+    ``xᵀ grad``, which needs no turning and is the same to the bit but for the order of summation.
+    """
+    return x @ kernel
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    return grad @ kernel.T, _product_over_pixels(x, grad)
+
+
+def _product_over_pixels(x: Array, grad: Array) -> Array:
+    """``Σ x ⊗ grad`` over batch and space. Flat first: XLA turns operands of rank 4 over."""
+    flat = (v.reshape(-1, v.shape[-1]) for v in (x, grad))
+    return lax.dot_general(*flat, (((0,), (0,)), ((), ())))
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def dense_conv(
@@ -175,6 +206,23 @@ def _sum_of_taps(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
     return sum(products[1:], start=products[0])
 
 
+def _sum_of_shifts(x: Array, kernel: Array, dilation: int) -> Array:
+    """The same for strides of 1: products are shifted rather than pixels, in one pass over ``x``.
+
+    It needs no padded copy and takes half the time, but only on its own: with an exponential fused
+    to it (a SiLU after it in evaluation, or before it in the backward pass) XLA does not vectorise
+    the loop, and it takes four times as long.
+    """
+    reach = kernel.shape[0] // 2
+    total = jnp.zeros((), x.dtype)
+    for i, j in _live_taps(x.shape, kernel.shape[0], dilation):
+        down, right = dilation * (reach - i), dilation * (reach - j)
+        product = x * kernel[i, j].reshape(1, 1, 1, -1)
+        shifts = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
+        total = total + lax.pad(product, jnp.zeros((), x.dtype), shifts)
+    return total
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_by_taps(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
     return _sum_of_taps(x, kernel, strides, dilation)
@@ -183,6 +231,9 @@ def _depthwise_by_taps(x: Array, kernel: Array, strides: int, dilation: int) -> 
 def _depthwise_forward(
     x: Array, kernel: Array, strides: int, dilation: int
 ) -> tuple[Array, tuple[Array, Array]]:
+    # Only in training does it come here, where batch statistics are taken of it next.
+    if strides == 1:
+        return _sum_of_shifts(x, kernel, dilation), (x, kernel)
     return _sum_of_taps(x, kernel, strides, dilation), (x, kernel)
 
 
@@ -190,8 +241,11 @@ def _depthwise_backward(
     strides: int, dilation: int, residuals: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    of_x = partial(_sum_of_taps, kernel=kernel, strides=strides, dilation=dilation)
-    (grad_x,) = jax.linear_transpose(of_x, x)(grad)
+    if strides == 1:
+        grad_x = _sum_of_taps(grad, kernel[::-1, ::-1], strides, dilation)
+    else:
+        of_x = partial(_sum_of_taps, kernel=kernel, strides=strides, dilation=dilation)
+        (grad_x,) = jax.linear_transpose(of_x, x)(grad)
 
     # Image after image, the sums stay in whole vectors; reductions take up to 5 times as long.
     def add(sums: dict, image: tuple[Array, Array]) -> tuple[dict, None]:

@@ -271,22 +271,24 @@ def retrieve(
     if k < 0:
         raise ValueError(f"k is {k}; the number of cases to retrieve is 0 or more")
     stored = jax.lax.stop_gradient(bank.features)
-    unit_stored = _normalise(stored)
     unit_queries = _normalise(queries.astype(stored.dtype))
     usable = _usable(bank, exclude_case_ids, exclude_patient_ids)
 
     # HIGHEST: TF32 is off by about 1e-3, enough to swap neighbours.
     similarity = jnp.matmul(
-        jax.lax.stop_gradient(unit_queries), unit_stored.T, precision=jax.lax.Precision.HIGHEST
+        jax.lax.stop_gradient(unit_queries), stored.T, precision=jax.lax.Precision.HIGHEST
     )
+    # Divided here and not in the bank, of which there would be a second copy.
+    similarity = similarity / _norms(stored).reshape(1, -1)
     _, indices = jax.lax.top_k(jnp.where(usable, similarity, 0.0), min(k, stored.shape[0]))
     valid = jnp.take_along_axis(usable, indices, axis=1)
 
     # Taking the k cosines anew keeps the [batch, N] matrix out of the backward pass.
-    cosine = jnp.sum(unit_queries[:, None, :] * unit_stored[indices], axis=-1)
+    nearest = stored[indices]
+    cosine = jnp.sum(unit_queries[:, None, :] * _normalise(nearest), axis=-1)
     cosine = jnp.where(valid, cosine, 0.0)
     return Retrieved(
-        features=jnp.sum(cosine[:, :, None] * stored[indices], axis=1),
+        features=jnp.sum(cosine[:, :, None] * nearest, axis=1),
         indices=indices,
         similarities=cosine,
         valid=valid,
@@ -307,7 +309,11 @@ def _usable(
     return usable & ~(same_patient & (patient_ids != _NO_ID)[:, None])
 
 
-def _normalise(x: Float[Array, "rows dim"]) -> Float[Array, "rows dim"]:
+def _normalise(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+    return x / _norms(x)
+
+
+def _norms(x: Float[Array, "... dim"]) -> Float[Array, "... 1"]:
     # max() inside the root: the derivative of a norm at 0 is NaN.
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.maximum(squared, _NORM_EPS**2))
+    return jnp.sqrt(jnp.maximum(squared, _NORM_EPS**2))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 ECE_BINS = 15
 # What `point_values` says beside counts; each has a mean over the findings.
@@ -38,6 +37,8 @@ def auroc_by_finding(
     Raises:
         ValueError: If the shapes do not agree, a score is not finite or a label is none of these.
     """
+    from sklearn.metrics import roc_auc_score  # over a second, which a first step need not wait
+
     check_scores(scores, labels, findings)
     result = {}
     for column, name in enumerate(findings):
@@ -81,6 +82,8 @@ def ranking(
     Arguments and errors are those of `auroc_by_finding`, and so is what is returned, with
     "average_precision" added: Σ (R_n - R_{n-1}) P_n, like AUROC undefined without both classes.
     """
+    from sklearn.metrics import average_precision_score
+
     result = auroc_by_finding(scores, labels, findings)
     for column, entry in enumerate(result.values()):
         entry["average_precision"] = None

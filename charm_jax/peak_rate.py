@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from charm_jax import curves, devices, experiment, processes, range_test, run_data, runs
+from charm_jax import devices, experiment, processes, range_test, run_data, runs
 from charm_jax.command_line import say
 from charm_jax.model import Charm
 from charm_jax.plain import Plain
@@ -76,6 +76,8 @@ class PeakRate:
         return {"peak_lr": peak, "rates": rates.tolist(), "losses": losses.tolist()}
 
     def _write(self, path: Path, plan: Plan, result: dict[str, Any]) -> None:
+        from charm_jax import curves  # Matplotlib takes half a second
+
         curves.draw_sweep(
             path.with_suffix(".png"),
             f"{self.title}\nrange test of stage {plan.stage}",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from charm_jax.stages import Plan
@@ -39,14 +38,8 @@ class RunLog:
         path = directory / "metrics.jsonl"
         _truncate(path, position, list(stages))
         self._file = path.open("a", encoding="utf-8")
-        # A folder a stage: what is purged after a restart goes by step alone.
-        self._events = {
-            name: SummaryWriter(
-                str(directory / "tensorboard" / name),
-                purge_step=position[1] + 1 if name == position[0] else None,
-            )
-            for name in stages
-        }
+        self._directory, self._position = directory, position
+        self._events: dict[str, Any] = {}
         self._bar: tqdm | None = None
         self._steps, self._since = 0, time.perf_counter()
 
@@ -104,7 +97,20 @@ class RunLog:
         self._file.flush()
         for name, value in finite.items():
             if value is not None:
-                self._events[plan.stage].add_scalar(f"{kind}/{name}", value, step)
+                self._writer(plan.stage).add_scalar(f"{kind}/{name}", value, step)
+
+    def _writer(self, stage: str) -> Any:
+        """TensorBoard's, a folder a stage: what is purged after a restart goes by step alone."""
+        if stage not in self._events:
+            # It imports PyTorch where there is one: seconds, which a first step need not wait.
+            from tensorboardX import SummaryWriter
+
+            began, step = self._position
+            self._events[stage] = SummaryWriter(
+                str(self._directory / "tensorboard" / stage),
+                purge_step=step + 1 if stage == began else None,
+            )
+        return self._events[stage]
 
 
 class NoLog:

@@ -101,7 +101,7 @@ def begin_stage(
         average = jax.tree.map(jnp.copy, weights)
     return state.replace(
         step=jnp.zeros((), jnp.int32),
-        opt_state=optimizer.init(trainable(state.params, freeze_trunk=freeze_trunk)),
+        opt_state=jax.jit(optimizer.init)(trainable(state.params, freeze_trunk=freeze_trunk)),
         rng=key,
         average=average,
     )

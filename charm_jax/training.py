@@ -10,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from charm_jax import (
-    curves,
     devices,
     experiment,
     initial_weights,
@@ -289,6 +288,8 @@ class Training:
             "seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
             "params_sha256": tree_sha256(state.params),
         }
+        from charm_jax import curves  # Matplotlib takes half a second
+
         curves.draw_curves(self.directory, self.title, self.names)
         runs.write_json(self.directory / "summary.json", summary)
         say(

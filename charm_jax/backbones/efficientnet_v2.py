@@ -60,8 +60,8 @@ class ConvNormAct(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        x = BatchNorm(_EPSILON, dtype=self.dtype, name="norm")(conv(x), train=train)
-        return nn.silu(x) if self.activate else x
+        norm = BatchNorm(_EPSILON, silu=self.activate, dtype=self.dtype, name="norm")
+        return norm(conv(x), train=train)
 
 
 class SqueezeExcite(nn.Module):

@@ -1,0 +1,208 @@
+"""Ours and the peer in turns: every speed of the project in one table, JSON beside it.
+
+    python benchmarks/speed.py --out FILE.json [--only train eval ...] [--rounds 7]
+
+Each side has a process of its own (see contestants.py) and takes a step while the other waits, so
+that other load on the machine meets both. Reported are medians, the spread (10th to 90th
+percentile) and the median of the ratios of neighbouring steps. Without a GPU the peer runs as the
+original does, in float32 with contiguous images, and once more in channels_last.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+WORKER = (
+    "import json, os, sys, time; sys.path.insert(0, sys.argv[1]); import contestants\n"
+    "out = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)\n"
+    "start = time.perf_counter()\n"
+    "side = contestants.make(sys.argv[2], json.loads(sys.argv[3]))\n"
+    "for line in sys.stdin:\n"
+    "    ask = line.strip(); cpu, wall = time.process_time(), time.perf_counter()\n"
+    "    answer = side.step() if ask == 'step' else getattr(side, ask)()\n"
+    "    times = {'s': time.perf_counter() - wall, 'cpu_s': time.process_time() - cpu}\n"
+    "    print(json.dumps(answer or times), file=out, flush=True)\n"
+)
+
+
+class Worker:
+    """A contestant in its own process."""
+
+    def __init__(self, who: str, case: dict[str, Any], cache: str):
+        paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"SPEED_CACHE": cache, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-c", WORKER, str(HERE), who, json.dumps(case)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, what: str) -> dict[str, Any]:
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contestant ended with code {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def duel(case: dict[str, Any], sides: dict[str, tuple[str, dict]], rounds: int, cache: str) -> dict:
+    """All sides of a case in turns; each is (contestant, what it changes of the case)."""
+    workers = {key: Worker(who, case | own, cache) for key, (who, own) in sides.items()}
+    try:
+        for worker in workers.values():
+            worker.ask("step")
+            worker.ask("step")
+        times: dict[str, list[dict]] = {key: [] for key in workers}
+        for _ in range(rounds):
+            for key, worker in workers.items():
+                times[key].append(worker.ask("step"))
+        facts = {key: worker.ask("facts") for key, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return {
+        "case": case,
+        "sides": {key: summary(times[key]) | facts[key] for key in workers},
+        "ratios": {key: ratios(times[key], times["ours"]) for key in workers if key != "ours"},
+    }
+
+
+def summary(times: list[dict]) -> dict[str, Any]:
+    seconds = [t["s"] for t in times]
+    low, high = np.percentile(seconds, [10, 90])
+    cpu = statistics.median(t["cpu_s"] for t in times)
+    return {
+        "median_s": statistics.median(seconds),
+        "min_s": min(seconds),
+        "spread_s": [low, high],
+        "cpu_s": cpu,
+        "all_s": seconds,
+    }
+
+
+def ratios(theirs: list[dict], ours: list[dict]) -> dict[str, float]:
+    """How many times as long the other side takes."""
+    each = [a["s"] / b["s"] for a, b in zip(theirs, ours, strict=True)]
+    low, high = np.percentile(each, [10, 90])
+    fastest = min(a["s"] for a in theirs) / min(b["s"] for b in ours)
+    return {"median": statistics.median(each), "spread": [low, high], "of_minima": fastest}
+
+
+def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
+    """By group: (case, its sides)."""
+    ours, peer = {"ours": ("ours", {})}, {"peer": ("peer", {})}
+    both = ours | peer
+    full = both if gpu else both | {"channels_last": ("peer", {"channels_last": True})}
+    sides, batch = ([224], 64) if gpu else ([64, 224], 16)
+    bare = ours | {"bare": ("ours", {"charm": False})}
+    step = {"kind": "train", "batch": batch}
+    return {
+        "train": [(step | {"side": s, "loss": "bce"}, full) for s in sides]
+        + [(step | {"side": sides[0], "loss": "focal"}, both)],
+        "frozen": [(step | {"side": sides[0], "frozen": True}, both)],
+        "eval": [({"kind": "eval", "side": 224, "batch": batch}, full)],
+        "bank": [
+            ({"kind": "bank", "batch": 128, "slots": n}, both) for n in (512, 4096, 16384, 65536)
+        ],
+        "charm": [({"kind": "train", "side": s, "batch": 16}, bare) for s in sides]
+        + [({"kind": "train", "side": 224, "batch": 128}, bare)],
+        "nano": [({"kind": "train", "net": "efficientnet_v2_nano", "side": 64, "batch": 32}, both)],
+    }
+
+
+def name(case: dict[str, Any]) -> str:
+    known = ("net", "loss", "frozen", "slots")
+    extra = ", ".join(f"{key} {case[key]}" for key in known if key in case)
+    side = f", {case['side']}²" if "side" in case else ""
+    return f"{case['kind']}, batch {case['batch']}{side}{', ' if extra else ''}{extra}"
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        "| case | side | median, ms | 10-90 %, ms | CPU, ms | peak memory, MB | time over ours |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        for key, side in result["sides"].items():
+            low, high = (1e3 * s for s in side["spread_s"])
+            ratio = result["ratios"].get(key)
+            over = f"{ratio['median']:.2f} ({ratio['of_minima']:.2f} of minima)" if ratio else ""
+            lines.append(
+                f"| {name(result['case'])} | {key} | {1e3 * side['median_s']:.1f} | "
+                f"{low:.1f}-{high:.1f} | {1e3 * side['cpu_s']:.1f} | "
+                f"{side.get('device_peak_mb', side['peak_mb']):.0f} | {over} |"
+            )
+    return "\n".join(lines)
+
+
+def roofline(results: list[dict], rates: dict[str, float]) -> str:
+    """The least time that arithmetic and memory traffic of each step of ours leave."""
+    lines = [
+        f"Matrix product {rates['gflop_s']:.0f} GFLOP/s, copy {rates['gbyte_s']:.1f} GB/s.\n",
+        "| step | GFLOP | GB | least, ms: arithmetic / traffic | measured, ms | of the limit |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        ours = result["sides"]["ours"]
+        compute, traffic = ours["gflops"] / rates["gflop_s"], ours["gbytes"] / rates["gbyte_s"]
+        share = max(compute, traffic) / ours["median_s"]
+        lines.append(
+            f"| {name(result['case'])} | {ours['gflops']:.1f} | {ours['gbytes']:.2f} | "
+            f"{1e3 * compute:.1f} / {1e3 * traffic:.1f} | {1e3 * ours['median_s']:.1f} | "
+            f"{share:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def arguments(groups: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=groups, choices=groups)
+    parser.add_argument("--sides", nargs="*", help="leave the other sides out, such as the peer")
+    parser.add_argument("--rounds", type=int, default=7)
+    return parser.parse_args()
+
+
+def has_gpu() -> bool:
+    """Asked in another process: this one must not hold the device."""
+    code = "import jax; raise SystemExit(jax.default_backend() != 'gpu')"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def main() -> None:
+    groups = cases(has_gpu())
+    args = arguments(list(groups))
+    results = []
+    with tempfile.TemporaryDirectory() as cache:
+        cache = os.environ.get("SPEED_CACHE", cache)
+        idle = {"kind": "bank", "batch": 2, "slots": 2}
+        worker = Worker("ours", idle, cache)
+        rates = worker.ask("rates")
+        worker.close()
+        for group in args.only:
+            for case, sides in groups[group]:
+                chosen = {k: v for k, v in sides.items() if not args.sides or k in args.sides}
+                results.append(duel(case, chosen, args.rounds, cache))
+                print(table(results[-1:]).splitlines()[-len(chosen) :], flush=True)
+                load = os.getloadavg()
+                args.out.write_text(
+                    json.dumps({"rates": rates, "load": load, "results": results}, indent=1)
+                )
+    print(table(results), roofline(results, rates), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
