@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
         **_described(config, data, rows, known),
         "split": values.split,
         **subject.history,
+        "bank": subject.bank_of(known, rows),
         **_scored(scored, data, rows, subject, fitted, values.interval),
     }
     if other is not None:

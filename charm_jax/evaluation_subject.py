@@ -18,6 +18,8 @@ from data_pipelines import splits
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
 
+_OF_BANK = ("source", "split", "images_sha256", "patients_known", "images_here")
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -59,6 +61,33 @@ class Subject:
             return pd.DataFrame({"image": [], "patient": []})
         own = self.bank is not None and self.bank.has_cases
         return run_cases.read_cases(self.bank.folder if own else self.run)
+
+    def bank_of(self, known: run_cases.Known, rows: np.ndarray) -> dict[str, Any] | None:
+        """What ``metrics.json`` says of the bank that was read; None for a plain network.
+
+        Args:
+            known: the cases of the table, with ids as in the bank.
+            rows: of the part that is evaluated.
+
+        Returns:
+            ``source``, ``split`` and ``images_sha256`` of what filled it and ``patients_known``
+            there, each None where not known, and ``images_here``: how many images of the part are
+            in it or are of its patients.
+        """
+        memory = self.state.memory
+        if memory is None:
+            return None
+        if self.run is None:
+            return dict.fromkeys(_OF_BANK)
+        # A bank that only forgot is the one of training.
+        made = self.trained | {"split": "train"} | (self.bank.description if self.bank else {})
+        here = _held(known.case_ids[rows], memory.case_ids)
+        here |= _held(known.patient_ids[rows], memory.patient_ids)
+        return {key: made.get(key) for key in _OF_BANK} | {"images_here": int(here.sum())}
+
+
+def _held(ids: np.ndarray, stored: Any) -> np.ndarray:
+    return np.isin(ids, np.asarray(stored)) & (ids >= 0)
 
 
 def of_run(
