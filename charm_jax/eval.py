@@ -138,11 +138,12 @@ def _scored(
     )
     described = None
     if fitted is not None:
-        sha256 = splits.part_summary(cases, rows)["sha256"]
         described = {
             "checkpoint": fitted["checkpoint"],
             "split_sha256": fitted["split_sha256"],
-            "on_these_images": fitted["split_sha256"] == sha256,
+            "on_these_images": bool(
+                stored_calibration.fitted_on(subject, fitted, cases)[rows].any()
+            ),
         }
     return result | {"calibration": described}
 
