@@ -43,14 +43,19 @@ class Subject:
     history: dict[str, Any]
     bank: StoredBank | None = None
 
-    def known(self, table: CaseTable) -> run_cases.Known:
-        """The cases of a table: ids as in the bank, what was seen as the run says."""
+    def known(self, table: CaseTable, *, copies: bool = False) -> run_cases.Known:
+        """The cases of a table: ids as in the bank, what was seen as the run says.
+
+        With ``copies``, images whose files are named alike may be one, as in ``known_cases``.
+        """
         if self.run is None:
             return run_cases.unknown_cases(table)
-        known = run_cases.known_cases(self.run, table, self.trained)
+        known = run_cases.known_cases(self.run, table, self.trained, copies=copies)
         if self.bank is None or not self.bank.has_cases:
             return known
-        stored = run_cases.known_cases(self.bank.folder, table, self.bank.description)
+        stored = run_cases.known_cases(
+            self.bank.folder, table, self.bank.description, copies=copies
+        )
         return dataclasses.replace(known, case_ids=stored.case_ids, patient_ids=stored.patient_ids)
 
     def cases(self) -> pd.DataFrame:

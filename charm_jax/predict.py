@@ -197,7 +197,7 @@ def _known(subject: Subject, images: GivenImages) -> dict[str, np.ndarray]:
     rows = rows[np.argsort(np.array(images.names)[rows])]
     some = GivenImages(tuple(images.names[row] for row in rows), (), 0)
     table = given_images.table_of(some, trained["findings"], simulated=trained["simulated"])
-    found = subject.known(table)
+    found = subject.known(table, copies=True)
     known["case_id"][rows] = found.case_ids
     known["patient_id"][rows] = found.patient_ids
     known["seen"][rows] = found.seen
