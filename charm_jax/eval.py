@@ -78,6 +78,8 @@ def main(argv: list[str]) -> int:
         metrics["comparison"] = _compared(scored, *other, values)
     out = subject.folder / "eval" / values.split
     out.mkdir(parents=True, exist_ok=True)
+    # Last: where it is missing the tables count as none, whatever stopped this.
+    (out / "metrics.json").unlink(missing_ok=True)
     _write_tables(out, data, rows, outputs, subject)
     runs.write_json(out / "metrics.json", metrics)
     print(table(metrics))
