@@ -38,8 +38,8 @@ from charm_jax import (
 )
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
-from charm_jax.evaluation_text import DISCLAIMER
 from charm_jax.model import Charm
+from charm_jax.provenance import DISCLAIMER
 from charm_jax.stored_banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -289,9 +289,8 @@ def _open(run: Path, config: ConfigDict, values: flags.FlagValues) -> _Opened:
     if not config.model.charm:
         raise InputError(f"The run {run} is a plain network, without memory: name another.")
     trained = runs.read_json(run / "split.json")
-    findings = trained["findings"]
-    prevalence = tuple(trained.get("prevalence", dict.fromkeys(findings, 0.0)).values())
-    model = experiment.build_network(config, len(findings), prevalence)
+    prevalence = runs.prevalence(run, trained)
+    model = experiment.build_network(config, len(prevalence), prevalence)
     subject = evaluation_subject.of_run(run, values.checkpoint, config, model, None, values.memory)
     ids = np.unique(np.asarray(subject.state.memory.case_ids))
     cases = subject.cases().reindex(ids[ids >= 0])

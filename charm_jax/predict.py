@@ -30,8 +30,8 @@ from charm_jax import (
 )
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
-from charm_jax.evaluation_text import DISCLAIMER
 from charm_jax.prediction_overlays import ATTENTION, Overlays
+from charm_jax.provenance import DISCLAIMER
 from charm_jax.stored_banks import TRAINED
 from data_pipelines import augment, given_images
 from data_pipelines.errors import InputError
@@ -54,8 +54,7 @@ def main(argv: list[str]) -> int:
         say(f"{images.others:,} files of the folders do not end as images do and are left out.")
     trained = runs.read_json(run / "split.json")
     findings = tuple(trained["findings"])
-    prevalence = tuple(trained.get("prevalence", dict.fromkeys(findings, 0.0)).values())
-    model = experiment.build_network(config, len(findings), prevalence)
+    model = experiment.build_network(config, len(findings), runs.prevalence(run, trained))
     subject = evaluation_subject.of_run(run, values.checkpoint, config, model, None, values.memory)
     scale = prediction.Scale(findings, *stored_reference.load_or_fit(subject, config, model))
     _announce(subject, scale)
