@@ -190,7 +190,7 @@ def test_forgetting_a_case_changes_logits_by_its_contribution(folder, predicted)
 def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, tmp_path):
     shutil.copytree(folder / "runs", tmp_path / "runs")
     for name in ("calibration.json", "novelty.json"):
-        (tmp_path / "runs/demo" / name).unlink()
+        (tmp_path / "runs/demo" / name).unlink(missing_ok=True)
     path = tmp_path / "runs/demo/config.json"
     config = read(path)
     config["data"] |= {"source": "csv_folder", "dir": "gone"}
@@ -247,7 +247,7 @@ def test_other_images_are_not_what_the_run_was_validated_on(folder, tmp_path):
     shutil.copytree(folder / "runs", tmp_path / "runs")
     shutil.copytree(folder / "data/phantom", tmp_path / "moved")
     for name in ("calibration.json", "novelty.json"):
-        (tmp_path / "runs/demo" / name).unlink()
+        (tmp_path / "runs/demo" / name).unlink(missing_ok=True)
     path = tmp_path / "runs/demo/config.json"
     config = read(path)
     config["data"] |= {"source": "nih_chest_xray14", "dir": "gone"}  # phantoms would be drawn anew
