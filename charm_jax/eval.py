@@ -17,7 +17,6 @@ from charm_jax import (
     evaluation_report,
     evaluation_subject,
     experiment,
-    recipe,
     run_data,
     runs,
     scoring,
@@ -195,20 +194,13 @@ def _write_tables(
 
 def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, ConfigDict, flags.FlagValues]:
     """The run (None for weights without one), the config, that of the run itself, and the flags."""
-    defaults = recipe.defaults()
     path, argv = command_line.split_config_flag(argv)
     if path is not None:
         config, values = command_line.load_and_parse(Path(path), argv, _define_flags)
         _check_without_run(config, values)
         return None, config, config, values
-    first = command_line.parse(argv, defaults, _define_flags)
-    run = runs.find(Path(defaults.runs_dir), first.run)
-    own, config = recipe.defaults(), recipe.defaults()
-    for copy in (own, config):
-        command_line.merge(copy, runs.read_json(run / "config.json"), str(run / "config.json"))
-    values = command_line.parse(argv, config, _define_flags)
-    allowed = ("config.data.", "config.runs_dir")
-    command_line.allow_only(argv, allowed, "--config.data.* and --config.runs_dir")
+    allowed, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
+    run, own, config, values = evaluation_subject.parse_run(argv, _define_flags, allowed, shown)
     return run, config, own, values
 
 

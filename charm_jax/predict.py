@@ -24,7 +24,6 @@ from charm_jax import (
     experiment,
     prediction,
     prediction_text,
-    recipe,
     runs,
     stored_reference,
 )
@@ -259,16 +258,9 @@ def _parse(argv: list[str]) -> tuple[list[str], Path, ConfigDict, flags.FlagValu
     """The files, the run, its config and the flags."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     given, rest = argv[:first], argv[first:]
-    defaults = recipe.defaults()
-    values = command_line.parse(rest, defaults, _define_flags)
-    run = runs.find(Path(defaults.runs_dir), values.run)
-    config = recipe.defaults()
-    command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
-    values = command_line.parse(rest, config, _define_flags)
     keys = ("config.data.dir", "config.data.csv", "config.runs_dir")
-    command_line.allow_only(
-        rest, keys, "--config.data.dir, --config.data.csv and --config.runs_dir"
-    )
+    shown = "--config.data.dir, --config.data.csv and --config.runs_dir"
+    run, _, config, values = evaluation_subject.parse_run(rest, _define_flags, keys, shown)
     return given, run, config, values
 
 
