@@ -66,6 +66,25 @@ def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) ->
         )
 
 
+def prevalence(directory: Path, trained: dict[str, Any]) -> tuple[float, ...]:
+    """Share of a run's training images with each finding, in the order of its findings.
+
+    Args:
+        directory: of the run.
+        trained: its ``split.json``.
+
+    Raises:
+        InputError: it is of before they were kept; zeros would make every finding a rare one.
+    """
+    shares = trained.get("prevalence", {})
+    if shares.keys() != set(trained["findings"]):
+        raise InputError(
+            f"{directory / 'split.json'} has no prevalence of each finding, by which cases are "
+            "selected for the memory: train the run again."
+        )
+    return tuple(shares[name] for name in trained["findings"])
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit and devices that a run is made with."""
     here = Path(__file__).resolve().parent

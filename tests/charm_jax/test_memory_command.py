@@ -262,3 +262,15 @@ def test_a_bank_of_other_weights_or_findings_is_refused(folder, forgotten, refus
         refused(predict.main, [image, "--memory", "without"], "cannot be read", cwd=folder)
     finally:
         bank.write_bytes(whole)
+
+
+@pytest.mark.parametrize("shares", [None, {"Mass": 0.1}])
+def test_a_run_without_the_prevalence_of_each_finding_is_refused(folder, tmp_path, refused, shares):
+    """Zeros would make every finding a rare one."""
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/demo/split.json"
+    trained = read(path)
+    trained.pop("prevalence")
+    path.write_text(json.dumps(trained | ({} if shares is None else {"prevalence": shares})))
+    arguments = ["demo", *REFILL]
+    refused(memory.main, arguments, "split.json", "no prevalence", "again", cwd=tmp_path)
