@@ -77,6 +77,13 @@ def write_report(
         **splits.part_summary(table, rows),
         "checkpoint": "focal/1",
         "patients_known": True,
+        "bank": {
+            "source": table.source,
+            "split": "train",
+            "images_sha256": None,
+            "patients_known": True,
+            "images_here": 0,
+        },
         "images_missing": 0,
         "refused": 0,
         "leak_images": 0,

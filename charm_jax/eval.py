@@ -17,7 +17,6 @@ from charm_jax import (
     evaluation_report,
     evaluation_subject,
     experiment,
-    recipe,
     run_data,
     runs,
     scoring,
@@ -72,12 +71,15 @@ def main(argv: list[str]) -> int:
         **_described(config, data, rows, known),
         "split": values.split,
         **subject.history,
+        "bank": subject.bank_of(known, rows),
         **_scored(scored, data, rows, subject, fitted, values.interval),
     }
     if other is not None:
         metrics["comparison"] = _compared(scored, *other, values)
     out = subject.folder / "eval" / values.split
     out.mkdir(parents=True, exist_ok=True)
+    # Last: where it is missing the tables count as none, whatever stopped this.
+    (out / "metrics.json").unlink(missing_ok=True)
     _write_tables(out, data, rows, outputs, subject)
     runs.write_json(out / "metrics.json", metrics)
     print(table(metrics))
@@ -138,11 +140,12 @@ def _scored(
     )
     described = None
     if fitted is not None:
-        sha256 = splits.part_summary(cases, rows)["sha256"]
         described = {
             "checkpoint": fitted["checkpoint"],
             "split_sha256": fitted["split_sha256"],
-            "on_these_images": fitted["split_sha256"] == sha256,
+            "on_these_images": bool(
+                stored_calibration.fitted_on(subject, fitted, cases)[rows].any()
+            ),
         }
     return result | {"calibration": described}
 
@@ -192,20 +195,13 @@ def _write_tables(
 
 def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, ConfigDict, flags.FlagValues]:
     """The run (None for weights without one), the config, that of the run itself, and the flags."""
-    defaults = recipe.defaults()
     path, argv = command_line.split_config_flag(argv)
     if path is not None:
         config, values = command_line.load_and_parse(Path(path), argv, _define_flags)
         _check_without_run(config, values)
         return None, config, config, values
-    first = command_line.parse(argv, defaults, _define_flags)
-    run = runs.find(Path(defaults.runs_dir), first.run)
-    own, config = recipe.defaults(), recipe.defaults()
-    for copy in (own, config):
-        command_line.merge(copy, runs.read_json(run / "config.json"), str(run / "config.json"))
-    values = command_line.parse(argv, config, _define_flags)
-    allowed = ("config.data.", "config.runs_dir")
-    command_line.allow_only(argv, allowed, "--config.data.* and --config.runs_dir")
+    allowed, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
+    run, own, config, values = evaluation_subject.parse_run(argv, _define_flags, allowed, shown)
     return run, config, own, values
 
 

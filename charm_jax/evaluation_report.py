@@ -72,7 +72,9 @@ def write(
         environments=environments,
         summary=summary,
         log=log,
-        bank=None if memory is None else _bank(memory, data, subject, known),
+        bank=None
+        if memory is None
+        else _bank(memory, data, subject, known, named=bool(metrics["bank"]["patients_known"])),
     )
 
 
@@ -80,8 +82,8 @@ def _optional(path: Path, read: Any) -> Any:
     return read(path) if path.exists() else None
 
 
-def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known) -> Bank:
-    """The bank with the names of its cases; a bank of a file knows none."""
+def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known, *, named: bool) -> Bank:
+    """The bank with the names of its cases, and of patients if these are known; of a file, none."""
     ids = np.asarray(memory.case_ids)
     filled = ids >= 0
     cases = subject.cases().reindex(ids).astype(object)
@@ -91,7 +93,7 @@ def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known) -> Ban
         labels=np.asarray(memory.labels),
         filled=filled,
         images=np.where(cases["image"].isna(), unnamed, cases["image"].fillna("")).astype(str),
-        patients=cases["patient"].fillna("").to_numpy(str),
+        patients=cases["patient"].fillna("").to_numpy(str) if named else np.full(len(ids), ""),
         rows=np.where(filled, _rows(ids, data, known.case_ids), -1),
     )
 

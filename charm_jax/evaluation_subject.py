@@ -1,14 +1,24 @@
 """What is evaluated: a run's checkpoint or a weight file, and what is known of its training."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from absl import flags
 from ml_collections import ConfigDict
 
-from charm_jax import experiment, initial_weights, run_cases, runs, stored_banks
+from charm_jax import (
+    command_line,
+    experiment,
+    initial_weights,
+    recipe,
+    run_cases,
+    runs,
+    stored_banks,
+)
 from charm_jax.command_line import say
 from charm_jax.model import Charm
 from charm_jax.plain import Plain
@@ -17,6 +27,8 @@ from charm_jax.stored_banks import TRAINED, StoredBank
 from data_pipelines import splits
 from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
+
+_OF_BANK = ("source", "split", "images_sha256", "patients_known", "images_here")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +55,19 @@ class Subject:
     history: dict[str, Any]
     bank: StoredBank | None = None
 
-    def known(self, table: CaseTable) -> run_cases.Known:
-        """The cases of a table: ids as in the bank, what was seen as the run says."""
+    def known(self, table: CaseTable, *, copies: bool = False) -> run_cases.Known:
+        """The cases of a table: ids as in the bank, what was seen as the run says.
+
+        With ``copies``, images whose files are named alike may be one, as in ``known_cases``.
+        """
         if self.run is None:
             return run_cases.unknown_cases(table)
-        known = run_cases.known_cases(self.run, table, self.trained)
+        known = run_cases.known_cases(self.run, table, self.trained, copies=copies)
         if self.bank is None or not self.bank.has_cases:
             return known
-        stored = run_cases.known_cases(self.bank.folder, table, self.bank.description)
+        stored = run_cases.known_cases(
+            self.bank.folder, table, self.bank.description, copies=copies
+        )
         return dataclasses.replace(known, case_ids=stored.case_ids, patient_ids=stored.patient_ids)
 
     def cases(self) -> pd.DataFrame:
@@ -59,6 +76,66 @@ class Subject:
             return pd.DataFrame({"image": [], "patient": []})
         own = self.bank is not None and self.bank.has_cases
         return run_cases.read_cases(self.bank.folder if own else self.run)
+
+    def bank_of(self, known: run_cases.Known, rows: np.ndarray) -> dict[str, Any] | None:
+        """What ``metrics.json`` says of the bank that was read; None for a plain network.
+
+        Args:
+            known: the cases of the table, with ids as in the bank.
+            rows: of the part that is evaluated.
+
+        Returns:
+            ``source``, ``split`` and ``images_sha256`` of what filled it and ``patients_known``
+            there, each None where not known, and ``images_here``: how many images of the part are
+            in it or are of its patients.
+        """
+        memory = self.state.memory
+        if memory is None:
+            return None
+        if self.run is None:
+            return dict.fromkeys(_OF_BANK)
+        # A bank that only forgot is the one of training.
+        made = self.trained | {"split": "train"} | (self.bank.description if self.bank else {})
+        here = _held(known.case_ids[rows], memory.case_ids)
+        here |= _held(known.patient_ids[rows], memory.patient_ids)
+        return {key: made.get(key) for key in _OF_BANK} | {"images_here": int(here.sum())}
+
+
+def _held(ids: np.ndarray, stored: Any) -> np.ndarray:
+    return np.isin(ids, np.asarray(stored)) & (ids >= 0)
+
+
+def parse_run(
+    argv: Sequence[str],
+    define: Callable[[flags.FlagValues], None],
+    keys: tuple[str, ...],
+    shown: str,
+    name: str | None = None,
+) -> tuple[Path, ConfigDict, ConfigDict, flags.FlagValues]:
+    """A run that arguments name, and what they change.
+
+    Args:
+        argv: arguments, flags alone.
+        define: the command's flags, as ``command_line.parse`` takes it.
+        keys: beginnings of the overrides that are allowed.
+        shown: what the sentence says of them.
+        name: name or folder of the run; None for that in ``--run``.
+
+    Returns:
+        Its folder, its config, the config with the overrides, and the flags.
+
+    Raises:
+        InputError: no such run, or an unknown or forbidden flag.
+    """
+    defaults = recipe.defaults()
+    first = command_line.parse(argv, defaults, define)
+    run = runs.find(Path(defaults.runs_dir), first.run if name is None else name)
+    own, config = recipe.defaults(), recipe.defaults()
+    for copy in (own, config):
+        command_line.merge(copy, runs.read_json(run / "config.json"), str(run / "config.json"))
+    values = command_line.parse(argv, config, define)
+    command_line.allow_only(argv, keys, shown)
+    return run, own, config, values
 
 
 def of_run(

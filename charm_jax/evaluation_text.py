@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from charm_jax.provenance import DISCLAIMER, leak
+from charm_jax import provenance
+from charm_jax.provenance import DISCLAIMER
 
 _SHORT = {
     "auroc": "AUROC",
@@ -16,12 +17,12 @@ _SHORT = {
     "ece_equal_mass": "ECE (equal mass)",
 }
 _METHODS = {
-    "bootstrap": "95 % of patient bootstraps",
+    "bootstrap": "95 % of {unit} bootstraps",
     "delong": "95 % by DeLong, as if images were independent",
 }
 _PAIRED = {
-    "bootstrap": "of patient bootstraps, the same for both",
-    "delong": "by DeLong for AUROC, as if images were independent; of patient bootstraps for AP",
+    "bootstrap": "of {unit} bootstraps, the same for both",
+    "delong": "by DeLong for AUROC, as if images were independent; of {unit} bootstraps for AP",
 }
 
 
@@ -30,9 +31,9 @@ def table(metrics: Mapping[str, Any]) -> str:
     lines = [*_header(metrics), "", *_findings(metrics["findings"]), "", *_means(metrics)]
     lines += _calibrated(metrics)
     lines += ["", *_groups(metrics["groups"])]
-    lines += _subgroups(metrics["subgroups"])
+    lines += _subgroups(metrics)
     if metrics.get("comparison"):
-        lines += ["", *_comparison(metrics["comparison"])]
+        lines += ["", *_comparison(metrics["comparison"], _unit(metrics))]
     return "\n".join([*lines, "", DISCLAIMER])
 
 
@@ -41,15 +42,23 @@ def _header(metrics: Mapping[str, Any]) -> list[str]:
     memory = f" with memory {metrics['memory']}" if "memory" in metrics else ""
     lines = [
         f"{metrics['source']}, part '{metrics['split']}' of rule '{metrics['rule']}': "
-        f"{metrics['n_images']:,} {simulated}, {metrics['n_patients']:,} patients, checkpoint "
+        f"{metrics['n_images']:,} {simulated}, "
+        f"{provenance.patients(metrics['n_patients'], metrics)}, checkpoint "
         f"{metrics['checkpoint']}{memory}, sha256 {metrics['split_sha256'][:12]}",
-        *leak(metrics),
+        *provenance.leak(metrics),
+        *provenance.independence(metrics),
+        *provenance.bank(metrics),
     ]
     if metrics["trained_on_simulated"] and not metrics["simulated"]:
         lines.append("The network was trained on SIMULATED images.")
     if metrics["images_missing"]:
         lines.append(f"{metrics['images_missing']:,} images of the table are missing.")
     return lines
+
+
+def _unit(metrics: Mapping[str, Any]) -> str:
+    """What bootstraps resample."""
+    return "patient" if metrics["patients_known"] else "image"
 
 
 def _findings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -79,7 +88,8 @@ def _means(metrics: Mapping[str, Any]) -> list[str]:
         value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
         noun = "finding" if entry["findings"] == 1 else "findings"
         low, high = entry["interval"]
-        interval = "" if low is None else f" ({_METHODS[method]}: {low:.4f} to {high:.4f})"
+        said = _METHODS[method].format(unit=_unit(metrics))
+        interval = "" if low is None else f" ({said}: {low:.4f} to {high:.4f})"
         lines.append(f"macro {_SHORT[metric]} {value} over {entry['findings']} {noun}{interval}")
     if metrics["undefined"]:
         lines.append(f"without both classes, left out: {', '.join(metrics['undefined'])}")
@@ -106,7 +116,7 @@ def _calibrated(metrics: Mapping[str, Any]) -> list[str]:
     if fitted["on_these_images"]:
         where += "THESE VERY IMAGES: what hangs on them is too good"
     else:
-        where += f"the run's validation part, sha256 {fitted['split_sha256'][:12]}"
+        where += f"{provenance.validation(metrics)}, sha256 {fitted['split_sha256'][:12]}"
     lines.append(where)
     for key, noun in (("temperature", "temperature"), ("threshold", "threshold")):
         without = [name for name, entry in metrics["findings"].items() if entry[key] is None]
@@ -130,32 +140,34 @@ def _groups(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _subgroups(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+def _subgroups(metrics: Mapping[str, Any]) -> list[str]:
     header = (
         f"{'subgroup':<20} {'AUROC':>7} {'interval':>15} {'images':>7} {'patients':>11} "
         f"{'undefined':>10}"
     )
     lines = []
-    for attribute, values in subgroups.items():
+    for attribute, values in metrics["subgroups"].items():
         if len(values) == 1:  # all of the part
             continue
         for value, entry in values.items():
+            patients = f"{entry['n_patients']:,}" if metrics["patients_known"] else "unknown"
             lines.append(
                 f"{f'{attribute} {value}':<20} {_number(entry['macro_auroc']):>7} "
                 f"{_interval(entry['macro_auroc_interval'], '-'):>15} {entry['n_images']:>7,} "
-                f"{entry['n_patients']:>11,} {len(entry['undefined']):>10}"
+                f"{patients:>11} {len(entry['undefined']):>10}"
             )
     return ["", header, *lines] if lines else []
 
 
-def _comparison(comparison: Mapping[str, Any]) -> list[str]:
+def _comparison(comparison: Mapping[str, Any], unit: str) -> list[str]:
     """A line a finding: how much more than the other run's."""
     rows = {**comparison["findings"], "macro": comparison["macro"]}
     width = max(20, *map(len, rows))
+    intervals = _PAIRED[comparison["interval_method"]["auroc"]].format(unit=unit)
     lines = [
         f"How much more than {comparison['run']}, checkpoint {comparison['checkpoint']}, on the "
         "same images,",
-        f"with 95 % {_PAIRED[comparison['interval_method']['auroc']]}:",
+        f"with 95 % {intervals}:",
         f"{'finding':<{width}} {'AUROC':>7} {'other':>7} {'more':>8} {'interval':>18} "
         f"{'AP more':>8} {'interval':>18}",
     ]

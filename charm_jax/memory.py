@@ -38,8 +38,8 @@ from charm_jax import (
 )
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
-from charm_jax.evaluation_text import DISCLAIMER
 from charm_jax.model import Charm
+from charm_jax.provenance import DISCLAIMER
 from charm_jax.stored_banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -264,8 +264,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
     """The command, its words, the run and the flags."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     words, rest = argv[:first], argv[first:]
-    defaults = recipe.defaults()
-    values = command_line.parse(rest, defaults, _define_flags)
+    command_line.parse(rest, recipe.defaults(), _define_flags)  # --help needs no word
     if len(words) < 2:
         raise InputError(
             f"Name a run and one of {', '.join(_COMMANDS)}: charm_jax.memory RUN list, before any "
@@ -274,14 +273,9 @@ def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
     name, command, *words = words
     if command not in _COMMANDS:
         raise InputError(f"There is no command {command!r}: {did_you_mean(command, _COMMANDS)}")
-    run = runs.find(Path(defaults.runs_dir), name)
-    config = recipe.defaults()
-    command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
-    values = command_line.parse(rest, config, _define_flags)
+    keys, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
+    run, _, config, values = evaluation_subject.parse_run(rest, _define_flags, keys, shown, name)
     values.split = values.split or ("train" if command == "refill" else "val")
-    command_line.allow_only(
-        rest, ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
-    )
     return command, words, _open(run, config, values), values
 
 
@@ -289,9 +283,8 @@ def _open(run: Path, config: ConfigDict, values: flags.FlagValues) -> _Opened:
     if not config.model.charm:
         raise InputError(f"The run {run} is a plain network, without memory: name another.")
     trained = runs.read_json(run / "split.json")
-    findings = trained["findings"]
-    prevalence = tuple(trained.get("prevalence", dict.fromkeys(findings, 0.0)).values())
-    model = experiment.build_network(config, len(findings), prevalence)
+    prevalence = runs.prevalence(run, trained)
+    model = experiment.build_network(config, len(prevalence), prevalence)
     subject = evaluation_subject.of_run(run, values.checkpoint, config, model, None, values.memory)
     ids = np.unique(np.asarray(subject.state.memory.case_ids))
     cases = subject.cases().reindex(ids[ids >= 0])

@@ -7,6 +7,7 @@ from PIL import Image
 
 _COLOURS = "YlOrRd"  # of one hue, darker where higher: no rainbow's edges where the map has none
 _STRONGEST = 0.5  # share of colour where the map is 1; where it is 0 the image is untouched
+FLAT = 0.25  # attention lies between 0 and 1; a range below this one is drawn paler
 
 
 def attention_overlay(

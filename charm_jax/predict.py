@@ -24,14 +24,13 @@ from charm_jax import (
     experiment,
     prediction,
     prediction_text,
-    recipe,
     runs,
     stored_reference,
 )
 from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
-from charm_jax.evaluation_text import DISCLAIMER
 from charm_jax.prediction_overlays import ATTENTION, Overlays
+from charm_jax.provenance import DISCLAIMER
 from charm_jax.stored_banks import TRAINED
 from data_pipelines import augment, given_images
 from data_pipelines.errors import InputError
@@ -54,8 +53,7 @@ def main(argv: list[str]) -> int:
         say(f"{images.others:,} files of the folders do not end as images do and are left out.")
     trained = runs.read_json(run / "split.json")
     findings = tuple(trained["findings"])
-    prevalence = tuple(trained.get("prevalence", dict.fromkeys(findings, 0.0)).values())
-    model = experiment.build_network(config, len(findings), prevalence)
+    model = experiment.build_network(config, len(findings), runs.prevalence(run, trained))
     subject = evaluation_subject.of_run(run, values.checkpoint, config, model, None, values.memory)
     scale = prediction.Scale(findings, *stored_reference.load_or_fit(subject, config, model))
     _announce(subject, scale)
@@ -197,7 +195,7 @@ def _known(subject: Subject, images: GivenImages) -> dict[str, np.ndarray]:
     rows = rows[np.argsort(np.array(images.names)[rows])]
     some = GivenImages(tuple(images.names[row] for row in rows), (), 0)
     table = given_images.table_of(some, trained["findings"], simulated=trained["simulated"])
-    found = subject.known(table)
+    found = subject.known(table, copies=True)
     known["case_id"][rows] = found.case_ids
     known["patient_id"][rows] = found.patient_ids
     known["seen"][rows] = found.seen
@@ -260,16 +258,9 @@ def _parse(argv: list[str]) -> tuple[list[str], Path, ConfigDict, flags.FlagValu
     """The files, the run, its config and the flags."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     given, rest = argv[:first], argv[first:]
-    defaults = recipe.defaults()
-    values = command_line.parse(rest, defaults, _define_flags)
-    run = runs.find(Path(defaults.runs_dir), values.run)
-    config = recipe.defaults()
-    command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
-    values = command_line.parse(rest, config, _define_flags)
     keys = ("config.data.dir", "config.data.csv", "config.runs_dir")
-    command_line.allow_only(
-        rest, keys, "--config.data.dir, --config.data.csv and --config.runs_dir"
-    )
+    shown = "--config.data.dir, --config.data.csv and --config.runs_dir"
+    run, _, config, values = evaluation_subject.parse_run(rest, _define_flags, keys, shown)
     return given, run, config, values
 
 

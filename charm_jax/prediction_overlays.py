@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from charm_jax.overlays import attention_overlay, stretched
+from charm_jax.overlays import FLAT, attention_overlay, stretched
 from data_pipelines.decode import read_image
 from data_pipelines.whole_file import whole_path
 
 _SIDE = 512  # pixels at least: the image as the file has it, squeezed to a square as the network's
 ATTENTION = "attention"
-_FLAT = 0.25  # attention lies between 0 and 1; a range below this one is drawn paler
 
 
 class Overlays:
@@ -45,7 +44,7 @@ class Overlays:
             plain = re.sub(r"[^\w-]+", "_", title)
             target = self.out / f"{stem}.{plain}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            heat = stretched(heat, _FLAT if title == ATTENTION else 0.0)
+            heat = stretched(heat, FLAT if title == ATTENTION else 0.0)
             picture = Image.fromarray(attention_overlay(image, heat))
             with whole_path(target) as draft:
                 picture.save(draft, format="PNG")

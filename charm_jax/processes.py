@@ -4,9 +4,10 @@ Every process runs the same command and takes its share of each batch; the first
 writes the folder of the run, and speaks.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,7 +16,9 @@ from jaxtyping import PyTree
 
 from data_pipelines.errors import InputError
 
-_PATIENCE = 30  # seconds that a process which ends waits for the others
+T = TypeVar("T")
+
+_PATIENCE = 60  # seconds that a process which ends waits for the others
 
 
 def join(process: str, coordinator: str) -> None:
@@ -90,26 +93,62 @@ def any_of(flag: bool) -> bool:
     return bool(whole(np.array([flag])).any())
 
 
+def together(work: Callable[[], T]) -> T:
+    """What each process gets from ``work``, if all of them succeed.
+
+    Raises:
+        InputError: this one did not, or another.
+    """
+    failure: Exception | None = None
+    try:
+        value = work()
+    except (InputError, OSError) as error:
+        failure = error
+    if any_of(failure is not None):
+        raise failure or InputError("Another process cannot go on: its own message says why.")
+    return value
+
+
+def check_alike(values: Mapping[str, Any]) -> None:
+    """Looks whether all processes have the same values; each must be JSON.
+
+    Raises:
+        InputError: in every process, with the first key that differs.
+    """
+    digests = [hashlib.sha256(json.dumps(value).encode()).digest() for value in values.values()]
+    mine = np.frombuffer(b"".join(digests), np.uint8).reshape(1, len(digests), -1)
+    every = whole(mine)
+    unlike = (every != every[:1]).any((0, 2))
+    if unlike.any():
+        key = list(values)[int(unlike.argmax())]
+        raise InputError(
+            f"{key} is not the same in all processes: start all of them with one config on the "
+            "same images."
+        )
+
+
 def from_first(work: Callable[[], Any]) -> Any:
     """What the first process gets from ``work``, which it alone does; it must be JSON.
 
     Raises:
-        InputError: in every process, if ``work`` raised it.
+        InputError: in every process, if ``work`` raised it or, in the others, an OSError.
     """
     if jax.process_count() == 1:
         return work()
     answer: dict[str, Any] = {}
+    failure: Exception | None = None
     if is_first():
         try:
             answer = {"value": work()}
-        except InputError as error:
-            answer = {"error": str(error)}
+        except (InputError, OSError) as error:
+            failure = error
+            answer = {"error": f"The first process cannot go on: {error}"}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = text if is_first() else np.zeros(size, np.uint8)
     answer = json.loads(bytes(multihost_utils.broadcast_one_to_all(text)).decode())
     if "error" in answer:
-        raise InputError(answer["error"])
+        raise failure or InputError(answer["error"])
     return answer["value"]
 
 

@@ -32,6 +32,39 @@ def leak(metrics: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def bank(metrics: Mapping[str, Any]) -> list[str]:
+    """What the memory bank holds of the part itself, a sentence or none."""
+    held = metrics["bank"]
+    if not held or not held["images_here"]:
+        return []
+    return [
+        f"BANK: {held['images_here']:,} of the {metrics['n_images']:,} images here, or others of "
+        f"their patients, are in the memory bank ({held['source']}, part '{held['split']}'), which "
+        "gives their labels to the other images.",
+    ]
+
+
+def independence(metrics: Mapping[str, Any]) -> list[str]:
+    """What intervals assume where patients are not known, a sentence or none."""
+    if metrics["patients_known"]:
+        return []
+    return [
+        "Patients unknown; intervals take the images for independent and are too narrow if they "
+        "are not."
+    ]
+
+
+def patients(count: int, metrics: Mapping[str, Any]) -> str:
+    """How many patients there are, where the source tells them apart."""
+    return f"{count:,} patients" if metrics["patients_known"] else "patients unknown"
+
+
+def validation(metrics: Mapping[str, Any]) -> str:
+    """Whose validation part fits a calibration: weights without a run have none of their own."""
+    owner = "the data's" if metrics["trained_on_simulated"] is None else "the run's"
+    return f"{owner} validation part"
+
+
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """Everything that makes the numbers say less than they seem to, a sentence each."""
     sentences = []
@@ -45,6 +78,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     clean = metrics["trained_on_simulated"] is not None and metrics["patients_known"]
     if not clean or metrics["leak_of_all"] or metrics["began_from"] is not None:
         sentences.append(" ".join(leak(metrics)))
+    sentences += [*independence(metrics), *bank(metrics)]
     if metrics["images_missing"]:
         present, missing = metrics["images_present"], metrics["images_missing"]
         sentences.append(

@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from charm_jax import provenance, report_sections, report_tables
+from charm_jax import provenance, report_bank, report_reading, report_sections, report_tables
 from charm_jax.report_cases import Read
 from charm_jax.report_contents import Bank, Evaluated
 from charm_jax.report_html import Html, element, joined, number, span
@@ -48,9 +48,9 @@ def write(
         "Published numbers": report_tables.published(metrics, config["model"]["backbone"]),
         "Each finding": report_sections.each_finding(metrics, evaluated),
         "Most confident errors": report_sections.errors(metrics, evaluated, bank, read),
-        "Memory bank": report_sections.memory_bank(metrics, evaluated, config, bank, read),
+        "Memory bank": report_bank.section(metrics, evaluated, config, bank, read),
         "Training": report_sections.training(log, metrics),
-        "How to read this": report_sections.reading(),
+        "How to read this": report_reading.reading(metrics),
         "Config": report_sections.settings(config),
     }
     # In every heading, so that a section that is copied out of the page says so too.
@@ -95,7 +95,11 @@ def _headline(metrics: Json) -> Html:
                 ("average precision", metrics["macro"]["average_precision"]),
             )
         ),
-        (simulated, f"{metrics['n_images']:,}", f"{metrics['n_patients']:,} patients"),
+        (
+            simulated,
+            f"{metrics['n_images']:,}",
+            provenance.patients(metrics["n_patients"], metrics),
+        ),
         ("Split", metrics["rule"], f"part {metrics['split']}"),
     ]
     return element(

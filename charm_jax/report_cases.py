@@ -14,8 +14,7 @@ from charm_jax.report_figures import bank_map, plane
 from charm_jax.report_html import Html, element, number, percent, picture, table
 
 Read = Callable[[Int[np.ndarray, " m"]], UInt8[np.ndarray, "m side side"]]
-_FINDINGS = 20  # whose errors are shown: the most frequent ones
-_FLAT = 0.25  # a range of the attention below this one is drawn paler, as in predictions
+FINDINGS = 20  # whose errors are shown: the most frequent ones
 _CASES = 12  # of the bank that are shown
 # Labelled or not, beyond a threshold or without one.
 _KINDS = {
@@ -54,7 +53,7 @@ def confident_errors(
             error; for None, without a threshold, the two extremes are taken.
     """
     errors = []
-    frequent = np.argsort(-(evaluated.labels == 1).sum(axis=0), kind="stable")[:_FINDINGS]
+    frequent = np.argsort(-(evaluated.labels == 1).sum(axis=0), kind="stable")[:FINDINGS]
     for column in np.sort(frequent):
         logits, labels = evaluated.logits[:, column], evaluated.labels[:, column]
         decided = seen[column]
@@ -82,7 +81,7 @@ def error_tiles(
         name, finding = str(evaluated.images[error.row]), shown(evaluated.findings[error.finding])
         pictures = [picture(image, f"{name}, as the network read it")]
         if evaluated.attention is not None:
-            heat = overlays.stretched(evaluated.attention[error.row].astype(float), _FLAT)
+            heat = overlays.stretched(evaluated.attention[error.row].astype(float), overlays.FLAT)
             overlay = overlays.attention_overlay(image, heat)
             pictures.append(picture(overlay, f"{name} with the network's attention over it"))
         kind = _KINDS[error.labelled, error.beyond]

@@ -21,16 +21,7 @@ from charm_jax.report_html import (
 from charm_jax.stages import STAGES
 
 Json = Mapping[str, Any]
-_RULES = {
-    "norm_inlier": "features of a norm near the batch's mean, the common ones",
-    "norm_outlier": "features of a norm far from the batch's mean",
-    "angle_outlier": "features turned away from the batch's mean",
-    "rare_finding": "cases with a finding that is rare in training",
-}
-_INTERVALS = {
-    "bootstrap": "95 % intervals from resampled patients",
-    "delong": "95 % intervals, those of AUROC by DeLong, which takes images for independent",
-}
+_DELONG = "those of AUROC by DeLong, which takes images for independent"
 
 
 def subject(
@@ -41,7 +32,10 @@ def subject(
     facts = [
         ("Source", f"{metrics['source']}{simulated}"),
         ("Part", f"{metrics['split']} of split rule {metrics['rule']}"),
-        ("Images", f"{metrics['n_images']:,} of {metrics['n_patients']:,} patients"),
+        (
+            "Images",
+            f"{metrics['n_images']:,}; {provenance.patients(metrics['n_patients'], metrics)}",
+        ),
         ("SHA-256 of their names", element("code", metrics["split_sha256"])),
         ("Images missing", f"{metrics['images_missing']:,}"),
         ("Images refused", f"{metrics['refused']:,}"),
@@ -110,9 +104,9 @@ def findings(metrics: Json) -> Html:
     return joined(
         element(
             "p",
-            f"Bars are {_INTERVALS[metrics['interval_method']['auroc']]}. The tick beside an "
+            f"Bars are {_intervals(metrics)}. The tick beside an "
             "average precision is the share of images with the finding, which chance would reach. "
-            "Without an interval, too few patients have the finding, or lack it.",
+            "Without an interval, too few images have the finding, or lack it.",
         ),
         report_tables.ranking(metrics),
         element("p", left_out) if left_out else None,
@@ -124,6 +118,14 @@ def findings(metrics: Json) -> Html:
     )
 
 
+def _intervals(metrics: Json) -> str:
+    if metrics["interval_method"]["auroc"] == "delong":
+        return f"95 % intervals, {_DELONG}"
+    if metrics["patients_known"]:
+        return "95 % intervals from resampled patients"
+    return "95 % intervals from resampled images, which are taken for independent"
+
+
 def _calibrated(metrics: Json) -> str:
     """Where thresholds and temperatures are from."""
     fitted = metrics["calibration"]
@@ -132,7 +134,7 @@ def _calibrated(metrics: Json) -> str:
             "Nothing is known of the validation part: there is no threshold and no temperature, "
             "and scores are no probabilities."
         )
-    where = f"the run's validation part (SHA-256 {fitted['split_sha256'][:12]})"
+    where = f"{provenance.validation(metrics)} (SHA-256 {fitted['split_sha256'][:12]})"
     if fitted["on_these_images"]:
         where = "these very images, so that this table is too good"
     return (
@@ -147,9 +149,12 @@ def comparison(metrics: Json) -> Html | None:
     compared = metrics.get("comparison")
     if compared is None:
         return None
+    delong = compared["interval_method"]["auroc"] == "delong"
+    resamples = "95 % intervals are over the same resamples of both"
     text = (
         f"How much more than {compared['run']}, checkpoint {compared['checkpoint']}, on the same "
-        "images and resamples; an interval that holds 0 tells them not apart."
+        f"images. {resamples}{f', {_DELONG}' if delong else ''}; one that holds 0 tells them not "
+        "apart."
     )
     return joined(element("p", text), report_tables.comparison(compared))
 
@@ -202,48 +207,20 @@ def errors(metrics: Json, evaluated: Evaluated, bank: Bank | None, read: Read) -
         if evaluated.attention is not None
         else ""
     )
+    most = (
+        f" Here are those of the {report_cases.FINDINGS} most frequent of {len(values)} findings."
+        if len(values) > report_cases.FINDINGS
+        else ""
+    )
     text = (
         "For each finding the image without it that scores highest and the one with it that "
         "scores lowest, where they are on the wrong side of the threshold or there is none. "
-        f"Labels of public sets are read from reports and are themselves wrong at times.{attention}"
+        f"Labels of public sets are read from reports and are themselves wrong at times."
+        f"{most}{attention}"
     )
     temperatures = [entry["temperature"] for entry in values]
     tiles = report_cases.error_tiles(found, evaluated, temperatures, bank, read)
     return joined(element("p", text), tiles)
-
-
-def memory_bank(
-    metrics: Json, evaluated: Evaluated, config: Json, bank: Bank | None, read: Read
-) -> Html | None:
-    """What fills the bank, which of it was read, and how it lies."""
-    if bank is None:
-        return None
-    filled, keys = int(bank.filled.sum()), config["model"]
-    if not filled:
-        return element("p", "The memory bank is empty.")
-    patients = len(set(bank.patients[bank.filled].tolist()) - {""})
-    whose = f"cases of {patients:,} patients" if patients else "cases of unknown patients"
-    text = (
-        f"{filled:,} of {len(bank.filled):,} slots are filled, with {whose} of the training part, "
-        f"chosen by the rule {keys['rarity']} ({_RULES[keys['rarity']]}). Each image reads the "
-        f"{keys['retrieval_k']} most similar ones of other patients."
-    )
-    if evaluated.valid is None or not evaluated.valid.any():
-        text += " No image of this part read any."
-    read_most = report_cases.most_read(evaluated, bank, read)
-    return joined(
-        element("p", text),
-        element("p", "The tick beside a bar is the share of the images evaluated here."),
-        report_cases.bank_table(evaluated, bank, metrics["findings"]),
-        joined(element("h3", "Most read cases"), read_most) if read_most else None,
-        element("h3", "Map"),
-        element(
-            "p",
-            "Stored features at unit length on their first two principal components; a dot is a "
-            "case, the marked ones have the finding.",
-        ),
-        report_cases.bank_maps(evaluated.findings, bank),
-    )
 
 
 def training(log: Sequence[Json], metrics: Json) -> Html | None:
@@ -265,40 +242,3 @@ def settings(config: Json) -> Html:
     """Every key of the config."""
     keys = table("Config", ["Key", "Value"], report_tables.flat(config))
     return element("details", element("summary", "Every key"), keys, class_="config")
-
-
-def reading() -> Html:
-    """What the words mean."""
-    entries = [
-        (
-            "Score",
-            "The sigmoid of a logit. It ranks images; it is no probability until it is "
-            "calibrated, and then only for images like those of the validation part.",
-        ),
-        (
-            "Calibrated score",
-            "The sigmoid of logit / temperature, the temperature fitted on validation.",
-        ),
-        (
-            "AUROC",
-            "How often an image with the finding scores higher than one without, a tie counting "
-            "half. It says nothing of how many false alarms a threshold gives.",
-        ),
-        (
-            "Average precision",
-            "The area under precision over recall. Chance gives the share of images with the "
-            "finding, so that it compares only between sets of equal share.",
-        ),
-        (
-            "Interval",
-            "2.5 to 97.5 per cent of resamples of patients with replacement: the images of one "
-            "patient are not independent. It holds no spread over training runs.",
-        ),
-        (
-            "ECE, Brier score",
-            "Distance of calibrated scores from the observed share, in 15 bins of equal number "
-            "(mass) or of equal width, and their mean squared error. Lower is better.",
-        ),
-        (UNDEFINED, "Undefined: too few images of one kind. It is left out of every mean."),
-    ]
-    return joined(definitions(entries), element("p", provenance.DISCLAIMER))

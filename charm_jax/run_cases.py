@@ -58,7 +58,9 @@ def unknown_cases(table: CaseTable) -> Known:
     return Known(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
 
 
-def known_cases(directory: Path, table: CaseTable, trained: dict[str, Any]) -> Known:
+def known_cases(
+    directory: Path, table: CaseTable, trained: dict[str, Any], *, copies: bool = False
+) -> Known:
     """Looks the images of a table up in a run, by name: numbers mean nothing in another source.
 
     An image is known by its name, in another source by that of its file alone (a folder may have
@@ -69,6 +71,8 @@ def known_cases(directory: Path, table: CaseTable, trained: dict[str, Any]) -> K
         directory: of the run.
         table: the other table, or the run's own.
         trained: the run's ``split.json``.
+        copies: whether images of the table whose files are named alike may all be the run's one,
+            as where what is known is only left out of what is read; otherwise none of them is.
 
     Raises:
         InputError: the run lacks its list of cases.
@@ -80,11 +84,11 @@ def known_cases(directory: Path, table: CaseTable, trained: dict[str, Any]) -> K
         text = (directory / "trained_on.txt").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
-    case_ids = _look_up(table, cases, same_source=trained["source"] == table.source)
+    same_source = trained["source"] == table.source
+    case_ids = _look_up(table, cases, same_source=same_source, copies=copies)
     patient_ids = np.where(case_ids >= 0, cases["number"].reindex(case_ids).fillna(-1), -1)
     patient_ids = patient_ids.astype(np.int32)
     if table.patients_known and trained["patients_known"]:
-        same_source = trained["source"] == table.source
         patient_ids = _by_patient(table, patient_ids, cases if same_source else cases.iloc[:0])
     learned = cases["image"].isin(text.splitlines())
     seen = np.isin(patient_ids, cases.loc[learned, "number"].to_numpy()) & (patient_ids >= 0)
@@ -117,18 +121,21 @@ def read_cases(directory: Path) -> pd.DataFrame:
     return cases
 
 
-def _look_up(table: CaseTable, cases: pd.DataFrame, *, same_source: bool) -> np.ndarray:
+def _look_up(
+    table: CaseTable, cases: pd.DataFrame, *, same_source: bool, copies: bool
+) -> np.ndarray:
     """The run's id of each image; -1 for none."""
     ids = pd.Series(cases.index, index=cases["image"])
     found = ids.reindex(table.images).fillna(-1).to_numpy(np.int32)
     if same_source:
         return found
-    # Names of files, where each is there once in both.
+    # Names of files, where each is there once in the run and, but for copies, in the table.
     known = pd.Series(cases.index, index=[PurePosixPath(name).name for name in cases["image"]])
     files = pd.Index([PurePosixPath(name).name for name in table.images])
     known = known[~known.index.duplicated(keep=False)]
     by_file = known.reindex(files).fillna(-1).to_numpy(np.int32)
-    return np.where((found < 0) & ~files.duplicated(keep=False), by_file, found)
+    certain = copies | ~files.duplicated(keep=False)
+    return np.where((found < 0) & certain, by_file, found)
 
 
 def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) -> np.ndarray:

@@ -66,6 +66,25 @@ def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) ->
         )
 
 
+def prevalence(directory: Path, trained: dict[str, Any]) -> tuple[float, ...]:
+    """Share of a run's training images with each finding, in the order of its findings.
+
+    Args:
+        directory: of the run.
+        trained: its ``split.json``.
+
+    Raises:
+        InputError: it is of before they were kept; zeros would make every finding a rare one.
+    """
+    shares = trained.get("prevalence", {})
+    if shares.keys() != set(trained["findings"]):
+        raise InputError(
+            f"{directory / 'split.json'} has no prevalence of each finding, by which cases are "
+            "selected for the memory: train the run again."
+        )
+    return tuple(shares[name] for name in trained["findings"])
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit and devices that a run is made with."""
     here = Path(__file__).resolve().parent
@@ -133,17 +152,26 @@ def check_config(directory: Path, config: ConfigDict, *, force: bool) -> None:
     begun = (directory / "summary.json").exists() or any(_complete(directory))
     if force or not begun or not path.exists():
         return
-    old, new = _flat(read_json(path)), _flat(config.to_dict())
+    old, new = _binding(read_json(path)), binding_keys(config)
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)
+        if old.get(key) != new.get(key)
     ]
     if changed:
         raise InputError(
             f"The run {directory} began with another config ({'; '.join(changed)}): choose another "
             "--config.name, or --config.resume=force to go on all the same."
         )
+
+
+def binding_keys(config: ConfigDict) -> dict[str, Any]:
+    """The keys that change what is computed, ``a.b.c``, with their values."""
+    return _binding(config.to_dict())
+
+
+def _binding(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_FREE_KEYS)}
 
 
 def find(runs_dir: Path, run: str) -> Path:

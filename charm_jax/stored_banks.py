@@ -21,7 +21,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from charm_jax import run_cases, runs
-from charm_jax.checkpoints import tree_sha256
+from charm_jax.digests import weights_sha256
 from charm_jax.memory_bank import MemoryBank
 from charm_jax.state import TrainState
 from data_pipelines.case_table import CaseTable
@@ -155,15 +155,3 @@ def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> S
             f"{folder / 'bank.safetensors'} cannot be read ({error}): make it anew."
         ) from None
     return StoredBank(label, folder, memory, description)
-
-
-def weights_sha256(state: TrainState) -> str:
-    """Digest of all that makes a feature: the network without its bank."""
-    return tree_sha256(
-        {
-            "params": state.params,
-            "batch_stats": state.batch_stats,
-            "momentum": state.momentum,
-            "average": state.average,
-        }
-    )

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from charm_jax import calibration, run_data, runs
-from charm_jax.checkpoints import tree_sha256
+from charm_jax import calibration, run_cases, run_data, runs
 from charm_jax.command_line import say
+from charm_jax.digests import network_sha256
 from charm_jax.evaluation_subject import Subject
-from charm_jax.state import TrainState
 from data_pipelines import splits
+from data_pipelines.case_table import CaseTable
 from data_pipelines.errors import InputError
 
 # The network on the given rows of the data that a config names.
@@ -24,8 +26,9 @@ def load_or_fit(
 ) -> dict[str, Any] | None:
     """The thresholds and temperatures of what is evaluated.
 
-    They are fitted where they are missing or of another network, on the validation part of the
-    run's own data. Where these are not there any more, nothing can be fitted, which is said.
+    They are fitted where they are missing or of another network or part, on the validation part of
+    the run's own data. Where these are not there any more or cannot be read, nothing can be fitted,
+    which is said.
 
     Args:
         subject: what is evaluated.
@@ -37,69 +40,105 @@ def load_or_fit(
         The content of ``calibration.json``, or None.
     """
     path = subject.folder / "calibration.json"
-    identity = {"checkpoint": subject.checkpoint, "network_sha256": network_sha256(subject.state)}
-    if subject.run is None:
-        identity["split_sha256"] = _part(own, given)["sha256"]
-    stored = read_stored(path)
-    if stored is not None and identity.items() <= stored.items():
+    of_this = identity(subject, own, given)
+    stored = read_stored(path, of_this)
+    if stored is not None and "images" in stored:
         return stored
     try:
-        data = _own_data(subject, own, given)
-        rows = _rows(own, data)
+        data, rows = validation_part(subject, own, given)
+        z = logits(own, data, rows)
     except InputError as error:
         say(
             "warning: there are no thresholds and temperatures, since the validation part cannot "
             f"be evaluated: {error}"
         )
         return None
-    z = logits(own, data, rows)
-    identity["split_sha256"] = splits.part_summary(data.table, rows)["sha256"]
-    fitted = identity | calibration.fit(z, data.table.labels[rows], data.table.findings)
+    fitted = of_this | calibration.fit(z, data.table.labels[rows], data.table.findings)
+    fitted["images"] = data.table.images[rows].tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(path, fitted)
     say(f"Thresholds and temperatures are fitted on {len(rows):,} validation images: {path}.")
     return fitted
 
 
-def read_stored(path: Path) -> dict[str, Any] | None:
-    """What an earlier evaluation left; a damaged file counts as none."""
+def identity(
+    subject: Subject, own: ConfigDict, given: run_data.Data | None = None
+) -> dict[str, str]:
+    """What a file that is fitted on validation is of: the network and the part.
+
+    Args:
+        subject: the network.
+        own: the run's config, or that of the weights.
+        given: data whose validation part counts for weights without a run.
+    """
+    last = run_data.stage_names(own)[-1]
+    if subject.trained is None:
+        sha256 = splits.part_summary(given.table, given.split.stages[last]["val"])["sha256"]
+    else:
+        sha256 = subject.trained["stages"][last]["val"]["sha256"]
+    return {
+        "checkpoint": subject.checkpoint,
+        "network_sha256": network_sha256(subject.state),
+        "split_sha256": sha256,
+    }
+
+
+def read_stored(path: Path, of_this: dict[str, str]) -> dict[str, Any] | None:
+    """What an earlier command left of an identity; a damaged file counts as none."""
     if not path.exists():
         return None
     try:
-        return runs.read_json(path)
+        stored = runs.read_json(path)
     except InputError:
         return None
+    return stored if of_this.items() <= stored.items() else None
 
 
-def _own_data(subject: Subject, own: ConfigDict, given: run_data.Data) -> run_data.Data:
-    """The given data if their validation part is the run's, otherwise those of its config."""
-    if subject.trained is None:
-        return given
+def validation_part(
+    subject: Subject, own: ConfigDict, given: run_data.Data | None = None
+) -> tuple[run_data.Data, np.ndarray]:
+    """The images that the run was validated on: of the given data, else of those of its config.
+
+    Args:
+        subject: the network.
+        own: the run's config, or that of the weights.
+        given: data that may have that part; weights without a run have no other.
+
+    Raises:
+        InputError: the data are not there any more, or have another validation part than the run
+            recorded, which may hold images that it is tested on.
+    """
     last = run_data.stage_names(own)[-1]
-    if _part(own, given)["sha256"] == subject.trained["stages"][last]["val"]["sha256"]:
-        return given
-    data = run_data.load_data(own)
-    runs.check_findings(subject.run, subject.trained["findings"], data.table)
-    return data
+    if subject.trained is None:
+        return given, given.split.rows(last, "val")
+    if given is None or not _has_part(subject, given, last):
+        given = run_data.load_data(own)
+        runs.check_findings(subject.run, subject.trained["findings"], given.table)
+    rows = given.split.rows(last, "val")
+    if not _has_part(subject, given, last):
+        raise InputError(
+            f"The validation part of {own.data.source} in {own.data.dir} ({len(rows):,} images) is "
+            f"not the one in {subject.run / 'split.json'}: give the data and split that the run "
+            "was trained with by --config.data.dir and --config.data.csv."
+        )
+    return given, rows
 
 
-def _part(own: ConfigDict, data: run_data.Data) -> dict[str, Any]:
-    rows = data.split.stages[run_data.stage_names(own)[-1]]["val"]
-    return splits.part_summary(data.table, rows)
-
-
-def _rows(own: ConfigDict, data: run_data.Data) -> np.ndarray:
-    return data.split.rows(run_data.stage_names(own)[-1], "val")
-
-
-def network_sha256(state: TrainState) -> str:
-    """Of all that makes a prediction: a name such as focal/123 may come again in a new run."""
-    return tree_sha256(
-        {
-            "params": state.params,
-            "batch_stats": state.batch_stats,
-            "momentum": state.momentum,
-            "memory": state.memory,
-            "average": state.average,
-        }
+def _has_part(subject: Subject, data: run_data.Data, stage: str) -> bool:
+    """Whether the data have the run's validation part; drawn images may be named as others are."""
+    sha256 = splits.part_summary(data.table, data.split.stages[stage]["val"])["sha256"]
+    return (
+        sha256 == subject.trained["stages"][stage]["val"]["sha256"]
+        and data.table.simulated == subject.trained["simulated"]
     )
+
+
+def fitted_on(
+    subject: Subject, fitted: dict[str, Any], table: CaseTable
+) -> Bool[np.ndarray, " images"]:
+    """Which images of a table the thresholds are fitted on, by the names that the run knows."""
+    names = pd.Series(table.images)
+    if subject.run is not None:
+        known = run_cases.known_cases(subject.run, table, subject.trained)
+        names = run_cases.read_cases(subject.run)["image"].reindex(known.case_ids)
+    return names.isin(fitted["images"]).to_numpy()

@@ -4,6 +4,7 @@ import json
 from functools import partial
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from charm_jax import devices, evidence, familiarity, run_data, stored_calibration
@@ -13,7 +14,7 @@ from charm_jax.model import Charm
 from charm_jax.part_outputs import part_outputs
 from charm_jax.plain import Plain
 from charm_jax.steps import CompiledStep
-from data_pipelines import augment, splits
+from data_pipelines import augment
 from data_pipelines.errors import InputError
 from data_pipelines.whole_file import whole_file
 
@@ -26,8 +27,9 @@ def load_or_fit(
 ) -> tuple[Reference | None, Reference | None]:
     """The content of ``calibration.json`` and ``novelty.json``, of this network.
 
-    What is missing or of another network is fitted, both on one pass over the validation part of
-    the run's data. Where these are not there any more, nothing can be fitted, which is said.
+    What is missing or of another network or part is fitted, both on one pass over the validation
+    part of the run's data. Where these are not there any more or cannot be read, nothing can be
+    fitted, which is said.
 
     Args:
         subject: the network.
@@ -37,32 +39,23 @@ def load_or_fit(
     Returns:
         Both, or None for what there is none of.
     """
-    identity = {
-        "checkpoint": subject.checkpoint,
-        "network_sha256": stored_calibration.network_sha256(subject.state),
-    }
+    of_this = stored_calibration.identity(subject, own)
     calibrated, familiar = (
-        _of_network(subject, name, identity) for name in ("calibration.json", FILE)
+        stored_calibration.read_stored(subject.folder / name, of_this)
+        for name in ("calibration.json", FILE)
     )
     if calibrated is not None and familiar is not None:
         return calibrated, familiar
     try:
-        data = run_data.load_data(own)
-        rows = data.split.rows(run_data.stage_names(own)[-1], "val")
+        data, rows = stored_calibration.validation_part(subject, own)
+        outputs = _outputs(subject, own, model, data, rows)
     except InputError as error:
         say(
             "warning: without the validation part scores are not calibrated or nothing is known to "
             f"be unfamiliar: {error}"
         )
         return calibrated, familiar
-    prepare = partial(augment.evaluation_images, channels=own.model.channels)
-    step = CompiledStep(
-        partial(evidence.familiar_step, model=model, prepare=prepare), None, devices.mesh()
-    )
-    known = subject.known(data.table)
-    outputs = part_outputs(subject.state, step, known, own, data, rows, "looking at validation")
-    familiar = identity | {"split_sha256": splits.part_summary(data.table, rows)["sha256"]}
-    familiar |= familiarity.fit(familiarity.measures(outputs), outputs["thumbnail"])
+    familiar = of_this | familiarity.fit(familiarity.measures(outputs), outputs["thumbnail"])
     with whole_file(subject.folder / FILE) as file:
         # No line a number: there are some ten thousand.
         file.write(json.dumps(familiar, allow_nan=False) + "\n")
@@ -70,6 +63,13 @@ def load_or_fit(
     return calibrated, familiar
 
 
-def _of_network(subject: Subject, name: str, identity: dict[str, str]) -> Reference | None:
-    stored = stored_calibration.read_stored(subject.folder / name)
-    return stored if stored is not None and identity.items() <= stored.items() else None
+def _outputs(
+    subject: Subject, own: ConfigDict, model: Charm | Plain, data: run_data.Data, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the network says of the validation images."""
+    prepare = partial(augment.evaluation_images, channels=own.model.channels)
+    step = CompiledStep(
+        partial(evidence.familiar_step, model=model, prepare=prepare), None, devices.mesh()
+    )
+    known = subject.known(data.table)
+    return part_outputs(subject.state, step, known, own, data, rows, "looking at validation")

@@ -1,5 +1,7 @@
 """The profiler's trace of a few steps, on request."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +12,36 @@ from charm_jax.stages import TrainStep
 _AFTER = 10  # steps: the first ones compile and fill queues
 
 
-def traced(step: TrainStep, directory: Path, count: int) -> TrainStep:
+@contextmanager
+def traced(step: TrainStep, directory: Path, count: int) -> Iterator[TrainStep]:
     """The step, of whose calls ``count`` after the first ten are traced.
 
     Args:
         step: jitted.
         directory: for the trace; TensorBoard's profile plug-in and Perfetto read it.
-        count: how many, 1 or more; a stage with fewer steps is traced to its last one, if at all.
+        count: how many; a stage that ends before is traced to its last one, if at all.
     """
-    calls = 0
+    calls, begun, result = 0, False, None
+
+    def stop() -> None:
+        nonlocal begun
+        jax.block_until_ready(result)
+        jax.profiler.stop_trace()
+        begun = False
 
     def call(*arguments: Any) -> Any:
-        nonlocal calls
-        if calls == _AFTER:
+        nonlocal calls, begun, result
+        if calls == _AFTER and count:
             jax.profiler.start_trace(directory)
+            begun = True
         result = step(*arguments)
         calls += 1
-        if calls == _AFTER + count:
-            jax.block_until_ready(result)
-            jax.profiler.stop_trace()
+        if begun and calls == _AFTER + count:
+            stop()
         return result
 
-    return call
+    try:
+        yield call
+    finally:
+        if begun:
+            stop()

@@ -46,14 +46,20 @@ def main(argv: list[str]) -> int:
     if processes.from_first(lambda: _is_finished(directory, config)) and not values.dry_run:
         say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
         return 0
-    data = run_data.load_data(config)
-    run_data.check_batches(config, data)
-    description = run_data.describe_split(config, data, _parameters(config, data))
+    data, description = processes.together(lambda: _described_data(config))
+    processes.check_alike(
+        {
+            **{f"config.{key}": value for key, value in runs.binding_keys(config).items()},
+            **description,
+            "the number of devices": jax.local_device_count(),
+        }
+    )
     for note in (*data.notes, *_random_and_frozen(config)):
         say(note)
     if values.dry_run:
         _check_weights(config, data)
-        print(json.dumps(description, indent=2))
+        if processes.is_first():
+            print(json.dumps(description, indent=2))
         for name, reason in data.refusals[:_SHOWN]:
             say(f"warning: {name} is refused: {reason}")
         return 1 if data.refused else 0
@@ -62,6 +68,12 @@ def main(argv: list[str]) -> int:
         processes.from_first(lambda: _begin(stack, directory, config, data, description))
         code = Training(config, data, directory, description).run()
     return 1 if code == 0 and data.refused else code
+
+
+def _described_data(config: ConfigDict) -> tuple[run_data.Data, dict[str, Any]]:
+    data = run_data.load_data(config)
+    run_data.check_batches(config, data)
+    return data, run_data.describe_split(config, data, _parameters(config, data))
 
 
 def _is_finished(directory: Path, config: ConfigDict) -> bool:

@@ -1,12 +1,12 @@
 """A run of training: its stages in their order, and how it is taken up where it stopped."""
 
+import contextlib
 import dataclasses
 import signal
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from charm_jax import (
@@ -27,9 +27,7 @@ from charm_jax.stages import (
     Hooks,
     Interrupted,
     NonFiniteLoss,
-    Plan,
     Progress,
-    TrainStep,
     run_stage,
 )
 from charm_jax.state import TrainState, begin_stage
@@ -85,11 +83,11 @@ class Training:
         except Interrupted:
             say(f"Asked to end: {self._last_good()} The same command continues from there.")
             return 128 + (self.ending or signal.SIGTERM)
+        else:
+            processes.from_first(lambda: self._finish(state))
+            return 0
         finally:
             self.checkpoints.close()
-        if processes.is_first():
-            self._summarise(state)
-        return 0
 
     def _stages(self) -> TrainState:
         """Goes through the stages that are left; returns the last state."""
@@ -130,8 +128,13 @@ class Training:
         return state, Progress(**found["progress"])
 
     def _newest(self, new: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
-        """The newest state that can be read, with the progress of it and of the stages before."""
-        for stage, step in self.checkpoints.newest_first():
+        """The newest state that can be read, with the progress of it and of the stages before.
+
+        Raises:
+            InputError: there are checkpoints, and none can be read.
+        """
+        every = list(self.checkpoints.newest_first())
+        for stage, step in every:
             try:
                 state, meta = self.checkpoints.restore(stage, step, self._begin(stage, new))
             except DamagedCheckpoint as error:
@@ -141,6 +144,11 @@ class Training:
             say(f"Continuing {self.directory} from step {step} of stage {stage}.")
             progress = self._with_best(Progress(**meta["progress"]))
             return state, {"progress": dataclasses.asdict(progress), "finished": meta["finished"]}
+        if every:
+            raise InputError(
+                f"No checkpoint of {self.directory} can be read: move the folder away to begin "
+                "anew, or choose another --config.name."
+            )
         return None, {}
 
     def _filled(self, new: TrainState) -> TrainState:
@@ -218,27 +226,23 @@ class Training:
         state = devices.replicated(state, devices.mesh())
         optimizer = experiment.optimizer(self.config, plan, self.peak_rate.of(plan, state))
         batches = run_data.training_batches(self.config, self.data, plan, int(state.step))
-        hooks = Hooks(
-            train_step=self._traced(name, plan, optimizer),
-            batches=batches,
-            validate=experiment.validator(self.config, self.data, plan, self.eval_step),
-            log=log,
-            save=self._save,
-            asked_to_end=self._asked_to_end,
-        )
-        try:
-            return run_stage(state, progress, plan, hooks)
-        finally:
-            batches.close()
-
-    def _traced(self, name: str, plan: Plan, optimizer: optax.GradientTransformation) -> TrainStep:
         step = experiment.train_step(self.config, self.model, plan, optimizer, self.cases)
-        count = self.config.log.trace_steps
-        return trace.traced(step, self.directory / "trace" / name, count) if count else step
+        traces = self.config.log.trace_steps if processes.is_first() else 0
+        with (
+            contextlib.closing(batches),
+            trace.traced(step, self.directory / "trace" / name, traces) as train_step,
+        ):
+            hooks = Hooks(
+                train_step=train_step,
+                batches=batches,
+                validate=experiment.validator(self.config, self.data, plan, self.eval_step),
+                log=log,
+                save=self._save,
+                asked_to_end=self._asked_to_end,
+            )
+            return run_stage(state, progress, plan, hooks)
 
     def _save(self, state: TrainState, progress: Progress) -> None:
-        if not processes.is_first():
-            return
         meta = {
             "progress": dataclasses.asdict(progress),
             "next_index": int(state.step),
@@ -246,16 +250,22 @@ class Training:
             "split": self.split,
             "finished": self.finished,
         }
-        self.checkpoints.save(progress.stage, state, meta, progress.best_step)
+        saving = (progress.stage, state, meta, progress.best_step)
+        processes.from_first(lambda: self.checkpoints.save(*saving))
 
     def _last_good(self) -> str:
-        if not processes.is_first():
-            return ""
-        self.checkpoints.wait()
-        last = next(self.checkpoints.newest_first(), None)
+        last = processes.from_first(self._newest_on_disk)
         if last is None:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."
+
+    def _newest_on_disk(self) -> tuple[str, int] | None:
+        self.checkpoints.wait()
+        return next(self.checkpoints.newest_first(), None)
+
+    def _finish(self, state: TrainState) -> None:
+        self.checkpoints.close()
+        self._summarise(state)
 
     def _summarise(self, state: TrainState) -> None:
         stages = {

@@ -9,7 +9,7 @@ import pytest
 from running import command, read
 from scipy.special import expit
 
-from charm_jax import calibration, metrics
+from charm_jax import calibration, evaluation_files, metrics
 from charm_jax import eval as eval_command
 from data_pipelines.findings import NIH_FINDINGS
 
@@ -74,8 +74,8 @@ def test_the_calibration_is_of_the_validation_part_and_the_checkpoint(finished):
         assert (entry["temperature"] is None) <= (entry["threshold"] is None)
 
 
-@pytest.mark.parametrize("key", [None, "checkpoint", "network_sha256"])
-def test_it_is_fitted_anew_for_another_checkpoint_alone(copy, key, monkeypatch, capfd):
+@pytest.mark.parametrize("key", [None, "checkpoint", "network_sha256", "split_sha256"])
+def test_it_is_fitted_anew_for_another_checkpoint_or_part_alone(copy, key, monkeypatch, capfd):
     path = copy / RUN / "calibration.json"
     before = read(path)
     # An older network's file, whose numbers would show.
@@ -179,6 +179,24 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_evaluated(copy, r
     refused(eval_command.main, arguments, "not evaluated on the part 'test'", cwd=copy)
     refused(eval_command.main, ["--run=demo", "--compare=othr"], "'othr'", "'other'", cwd=copy)
     assert "comparison" not in read(copy / RUN / "eval/test/metrics.json")
+
+
+def test_logits_of_one_checkpoint_are_never_beside_the_metrics_of_another(
+    copy, monkeypatch, refused
+):
+    shutil.copytree(copy / RUN, copy / "runs/other")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_files, "write_retrieval", killed)
+        with pytest.raises(KeyboardInterrupt):
+            eval_command.main(["--run=other", "--checkpoint=last"])
+    assert (copy / "runs/other/eval/test/predictions.csv").exists()
+    arguments = ["--run=demo", "--compare=other"]
+    refused(eval_command.main, arguments, "not evaluated on the part 'test'", cwd=copy)
 
 
 def test_a_run_without_a_checkpoint_is_refused(copy, refused):

@@ -28,10 +28,11 @@ def written(monkeypatch):
     parts = {}
     monkeypatch.setattr(evaluation_report.report, "write", lambda path, **rest: parts.update(rest))
 
-    def write(subject, known):
+    def write(subject, known, patients_known=True):
+        metrics = {"bank": {"patients_known": patients_known}}
         rows = np.array([0, 1])
         outputs = {"logits": np.zeros((2, 1), np.float32)}
-        evaluation_report.write(Path(), {}, defaults(), data, rows, outputs, subject, known)
+        evaluation_report.write(Path(), metrics, defaults(), data, rows, outputs, subject, known)
         return parts
 
     return write
@@ -61,6 +62,14 @@ def test_stored_cases_are_found_by_the_ids_of_their_run(written):
     assert bank.filled.tolist() == [True] * 5 + [False]
     # x is in no table, c is refused, d is missing.
     assert bank.rows.tolist() == [0, 4, -1, -1, -1, -1]
+
+
+def test_stored_patients_who_are_not_told_apart_have_no_name(written):
+    cases = pd.DataFrame({"image": ["x", "e"], "patient": list("54")})
+    subject = _subject(_memory([1, 0]), cases)
+    bank = written(subject, _known([-1] * 5), patients_known=False)["bank"]
+    assert bank.images.tolist() == ["e", "x"]
+    assert bank.patients.tolist() == ["", ""]
 
 
 def test_the_bank_of_a_file_has_slots_without_names(written):

@@ -23,6 +23,7 @@ COMMON = {
     "leak_of": 150,
     "leak_of_all": 0,
     "leak_seen": 0,
+    "bank": None,
     "calibration": {"checkpoint": "focal/128", "split_sha256": "feed", "on_these_images": False},
 }
 
@@ -155,3 +156,29 @@ def test_a_leak_is_counted_in_abnormal_and_all_images():
     unknown = dict.fromkeys(("trained_on_simulated", "leak_images", "leak_of_all", "leak_seen"))
     text = evaluation_text.table(metrics(**unknown))
     assert "What these weights were trained on is not known here." in text
+
+
+@pytest.mark.parametrize("method", scoring.INTERVALS)
+def test_without_patients_none_is_counted_and_intervals_are_of_images(method):
+    text = evaluation_text.table(metrics(method=method, patients_known=False))
+    first, *lines = text.splitlines()
+    assert "200 SIMULATED images, patients unknown, checkpoint" in first
+    assert "Patients unknown; intervals take the images for independent" in text
+    assert "image bootstraps" in text
+    assert "patient bootstraps" not in text
+    [women] = [line for line in lines if line.startswith("sex F")]
+    assert women.split()[-2] == "unknown"
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_thresholds_of_weights_without_a_run_are_of_no_run():
+    unknown = dict.fromkeys(("trained_on_simulated", "leak_images", "leak_of_all", "leak_seen"))
+    text = evaluation_text.table(metrics(**unknown))
+    assert "fitted on the data's validation part" in text
+    assert "the run's" not in text
+
+
+def test_a_bank_of_the_part_itself_is_said():
+    held = {"source": "phantom", "split": "test", "images_here": 7}
+    text = evaluation_text.table(metrics(bank=held))
+    assert "BANK: 7 of the 200 images here" in text

@@ -174,6 +174,24 @@ def test_predictions_lean_on_the_site_s_cases_and_never_on_the_own_patient(folde
         assert entry["patient"].startswith("S")
 
 
+def test_numbers_of_a_part_that_fills_the_bank_say_so(folder):
+    refill = command("memory", "demo", "refill", "--label", "peeked", "--split", "test", cwd=folder)
+    assert refill.returncode == 0, refill.stderr
+    result = command("eval", "--memory", "peeked", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    bank = folder / "runs/demo/memory/peeked"
+    saved, made = read(bank / "eval/test/metrics.json"), read(bank / "memory.json")
+    held = saved["bank"]
+    assert held["images_sha256"] == made["images_sha256"] == saved["split_sha256"]
+    assert (held["source"], held["split"]) == ("phantom", "test")
+    assert made["cases"] <= held["images_here"] <= saved["n_images"]
+    said = f"BANK: {held['images_here']:,} of the {saved['n_images']:,} images here"
+    assert said in result.stdout
+    assert said in (bank / "eval/test/report.html").read_text()
+    trained = read(folder / "runs/demo/eval/test/metrics.json")["bank"]
+    assert (trained["split"], trained["images_here"]) == ("train", 0)
+
+
 def test_the_same_site_gives_the_same_bank(folder, refilled):
     arguments = [word if word != "site" else "site-again" for word in REFILL]
     arguments[-2] = "--config.data.dir=site"
@@ -244,3 +262,15 @@ def test_a_bank_of_other_weights_or_findings_is_refused(folder, forgotten, refus
         refused(predict.main, [image, "--memory", "without"], "cannot be read", cwd=folder)
     finally:
         bank.write_bytes(whole)
+
+
+@pytest.mark.parametrize("shares", [None, {"Mass": 0.1}])
+def test_a_run_without_the_prevalence_of_each_finding_is_refused(folder, tmp_path, refused, shares):
+    """Zeros would make every finding a rare one."""
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/demo/split.json"
+    trained = read(path)
+    trained.pop("prevalence")
+    path.write_text(json.dumps(trained | ({} if shares is None else {"prevalence": shares})))
+    arguments = ["demo", *REFILL]
+    refused(memory.main, arguments, "split.json", "no prevalence", "again", cwd=tmp_path)

@@ -94,14 +94,42 @@ def test_evidence_is_what_the_evaluation_read(folder, predicted):
             assert cases == list(dict.fromkeys(read_there[name]))
 
 
-def test_own_case_and_patient_are_left_out_and_named(folder, predicted):
+def test_a_known_image_is_named(folder, predicted):
     trained = (folder / "runs/demo/trained_on.txt").read_text().split()[0]
     record = predicted[1][trained]
-    patient = str(int(trained.split("_")[0]))
     assert record["known_as"] == trained
     assert record["seen_in_training"] is True
-    assert patient not in [entry["patient"] for entry in record["evidence"]]
     assert predicted[1]["deep/photograph.jpg"]["known_as"] is None
+
+
+def test_own_case_and_patient_are_left_out_also_of_copies(folder):
+    """Under other names the same images do read their own case."""
+    cases = [row["case"] for row in rows(folder / "runs/demo/eval/test/retrieval.csv")]
+    given = folder / "again"
+    for place in ("a", "b"):
+        (given / place).mkdir(parents=True)
+    (given / "SIMULATED.txt").write_text("drawn")
+    asked = sorted(set(cases), key=cases.count)[-8:]
+    for number, name in enumerate(asked):
+        image = folder / "data/phantom/images" / name
+        for place in (f"a/{name}", f"b/{name}", f"stranger{number}.png"):
+            shutil.copy(image, given / place)
+    result = command("predict", "again", "--nooverlays", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    made = [json.loads(line) for line in result.stdout.splitlines()]
+    records = {record["file"].removeprefix("again/"): record for record in made}
+    own = 0
+    for number, name in enumerate(asked):
+        stranger = records[f"stranger{number}.png"]
+        assert stranger["known_as"] is None
+        own += name in [entry["case"] for entry in stranger["evidence"]]
+        for place in ("a", "b"):
+            record = records[f"{place}/{name}"]
+            assert record["known_as"] == name
+            assert record["evidence"]
+            patient = str(int(name.split("_")[0]))
+            assert patient not in [entry["patient"] for entry in record["evidence"]]
+    assert own > 0
 
 
 def test_a_photograph_is_flagged_and_not_diagnosed(predicted):
@@ -162,7 +190,7 @@ def test_forgetting_a_case_changes_logits_by_its_contribution(folder, predicted)
 def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, tmp_path):
     shutil.copytree(folder / "runs", tmp_path / "runs")
     for name in ("calibration.json", "novelty.json"):
-        (tmp_path / "runs/demo" / name).unlink()
+        (tmp_path / "runs/demo" / name).unlink(missing_ok=True)
     path = tmp_path / "runs/demo/config.json"
     config = read(path)
     config["data"] |= {"source": "csv_folder", "dir": "gone"}
@@ -202,6 +230,43 @@ def test_a_run_without_checkpoint_is_refused(folder, tmp_path, refused):
     given = str(folder / "in")
     refused(predict.main, [given, "--run", "demo"], "runs/demo", "checkpoint", cwd=tmp_path)
     refused(predict.main, [given], "There is no run with a checkpoint", cwd=tmp_path)
+
+
+def test_a_run_without_prevalences_is_refused(folder, tmp_path, refused):
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/demo/split.json"
+    trained = read(path)
+    del trained["prevalence"]
+    path.write_text(json.dumps(trained))
+    arguments = [str(folder / "in"), "--run", "demo"]
+    refused(predict.main, arguments, "split.json", "no prevalence", cwd=tmp_path)
+
+
+def test_other_images_are_not_what_the_run_was_validated_on(folder, tmp_path):
+    """The user names data whose validation part is another: there are no thresholds."""
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    shutil.copytree(folder / "data/phantom", tmp_path / "moved")
+    for name in ("calibration.json", "novelty.json"):
+        (tmp_path / "runs/demo" / name).unlink(missing_ok=True)
+    path = tmp_path / "runs/demo/config.json"
+    config = read(path)
+    config["data"] |= {"source": "nih_chest_xray14", "dir": "gone"}  # phantoms would be drawn anew
+    path.write_text(json.dumps(config))
+    lists = [tmp_path / "moved" / name for name in ("train_val_list.txt", "test_list.txt")]
+    texts = [file.read_text() for file in lists]
+    for file, text in zip(lists, reversed(texts), strict=True):
+        file.write_text(text)
+    image = str(next((folder / "in").glob("0*.png")))
+    asked = ("predict", image, "--nooverlays", "--config.data.dir=moved")
+    result = command(*asked, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "is not the one in runs/demo/split.json" in result.stderr
+    assert json.loads(result.stdout)["uncalibrated"] == list(NIH_FINDINGS)
+    for file, text in zip(lists, texts, strict=True):
+        file.write_text(text)
+    result = command(*asked, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["uncalibrated"] != list(NIH_FINDINGS)
 
 
 def test_a_person_gets_text(folder, monkeypatch, capfd):

@@ -34,6 +34,27 @@ def test_a_process_of_its_own_asks_nobody():
     assert tree["a"] is rows
     assert beside == 5
     assert processes.arrays_from_first(lambda: (None, {}), failing) == (None, {})
+    assert processes.together(lambda: 3) == 3
+    with pytest.raises(InputError, match="no such thing"):
+        processes.together(failing)
+    processes.check_alike({"config.seed": 0})
+
+
+def test_processes_that_differ_are_told_in_what(monkeypatch):
+    def also_of_another(mine):
+        theirs = mine.copy()
+        theirs[0, 1, 0] ^= 1
+        return np.concatenate([mine, theirs])
+
+    monkeypatch.setattr(processes, "whole", also_of_another)
+    with pytest.raises(InputError, match=r"config\.seed is not the same in all processes"):
+        processes.check_alike({"config.name": "a", "config.seed": 0, "rule": "official"})
+
+
+def test_one_that_cannot_go_on_ends_all(monkeypatch):
+    monkeypatch.setattr(processes, "any_of", lambda flag: True)
+    with pytest.raises(InputError, match="Another process cannot go on"):
+        processes.together(lambda: 3)
 
 
 @pytest.mark.parametrize(

@@ -37,3 +37,17 @@ def test_scores_without_a_calibration_of_other_images(fitted, begins):
 def test_weights_of_unknown_origin():
     [sentence] = said(trained_on_simulated=None, leak_images=None, leak_of_all=None)
     assert sentence == "What these weights were trained on is not known here."
+
+
+def test_unknown_patients_weaken_the_intervals_whatever_is_known_of_training():
+    for changes in ({}, {"leak_of_all": 3}, {"trained_on_simulated": None}):
+        sentences = said(patients_known=False, **changes)
+        assert any("intervals take the images for independent" in text for text in sentences)
+
+
+def test_a_bank_that_holds_the_part_weakens_its_numbers():
+    [sentence] = said(bank=report_data.BANK | {"split": "test", "images_here": 4})
+    assert sentence.startswith("BANK: 4 of the 9 images here")
+    assert "part 'test'" in sentence
+    assert said(bank=None) == []
+    assert said(bank=dict.fromkeys(report_data.BANK)) == []  # of a file: nothing is known

@@ -173,6 +173,69 @@ def test_what_weakens_the_numbers_stands_above_them(tmp_path, changes, said):
     assert page.index(notices[0]) < page.index(">Macro AUROC<")
 
 
+def test_unknown_patients_are_counted_nowhere(tmp_path):
+    evaluated = report_data.evaluated(n=30, findings=("Mass",))
+    metrics = report_data.metrics(evaluated, patients_known=False)
+    page = write(tmp_path / "report.html", evaluated, metrics=metrics)
+    text = Page(page).text
+    assert "<small>patients unknown</small>" in page
+    assert "30; patients unknown" in text
+    assert "10 patients" not in text
+    assert "intervals from resampled images" in text
+    assert "resamples of images with replacement" in text
+
+
+def test_what_an_interval_is_depends_on_the_method(tmp_path, whole):
+    assert "per cent of resamples of patients with replacement" in Page(whole[1]).text
+    evaluated = report_data.evaluated(n=30, findings=("Mass",))
+    method = {"auroc": "delong", "average_precision": "bootstrap"}
+    metrics = report_data.metrics(evaluated, interval_method=method)
+    text = Page(write(tmp_path / "report.html", evaluated, metrics=metrics)).text
+    assert "Of AUROC, 95 % by DeLong" in text
+
+
+FILE = {"trained_on_simulated": None, "bank": dict.fromkeys(report_data.BANK)}
+SITE = report_data.BANK | {"source": "csv_folder", "split": "val", "images_sha256": "12"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "origin", "excluded"),
+    [
+        ({}, "of part 'train' of nih_chest_xray14, chosen by", "similar ones of other patients."),
+        (FILE, "of what images is not known", "also of its own patient"),
+        ({"bank": SITE}, "of part 'val' of csv_folder, chosen by", "as far as names tell."),
+        ({"began_from": "a.pth"}, "those that a.pth brought along", "of other patients."),
+        ({"bank": SITE, "began_from": "a.pth"}, "30 patients of part 'val'", "as names tell."),
+        ({"patients_known": False}, "of part 'train'", "of other images, perhaps"),
+        ({"bank": SITE | {"patients_known": False}}, "of part 'val'", "of other images, perhaps"),
+    ],
+)
+def test_the_bank_says_whose_cases_it_holds_and_who_is_not_read(
+    tmp_path, changes, origin, excluded
+):
+    evaluated = report_data.evaluated(n=30, findings=("Mass",))
+    metrics = report_data.metrics(evaluated, **changes)
+    text = Page(write(tmp_path / "report.html", evaluated, metrics=metrics)).text
+    assert origin in text
+    assert excluded in text
+    assert "training part," not in text
+
+
+def test_thresholds_of_weights_without_a_run_are_of_no_run(tmp_path, whole):
+    evaluated = report_data.evaluated(n=30, findings=("Mass",))
+    metrics = report_data.metrics(evaluated, **FILE)
+    text = Page(write(tmp_path / "report.html", evaluated, metrics=metrics, log=())).text
+    assert "fitted on the data's validation part" in text
+    assert "fitted on the run's validation part" in Page(whole[1]).text
+
+
+def test_findings_whose_errors_are_left_out_are_counted(tmp_path, whole):
+    assert "most frequent of" not in Page(whole[1]).text
+    evaluated = report_data.evaluated(n=30, findings=[f"F{i}" for i in range(21)])
+    text = Page(write(tmp_path / "report.html", evaluated)).text
+    assert "those of the 20 most frequent of 21 findings" in text
+
+
 def test_a_part_without_faults_has_no_notice(whole):
     assert 'class="notice"' not in whole[1]
 
@@ -232,12 +295,14 @@ def test_a_report_that_fails_leaves_the_earlier_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_comparison_has_a_section(tmp_path):
+@pytest.mark.parametrize("method", ["bootstrap", "delong"])
+def test_a_comparison_has_a_section_and_says_its_intervals(tmp_path, method):
     evaluated = report_data.evaluated(n=40, findings=("Mass",))
     entry = {"value": 0.8, "other": 0.7, "difference": 0.1, "interval": [-0.05, 0.2]}
     undefined = {"value": None, "other": 0.7, "difference": None, "interval": [None, None]}
     compared = {
         "run": "<other>",
+        "interval_method": {"auroc": method, "average_precision": "bootstrap"},
         "checkpoint": "focal/1",
         "macro": {"auroc": entry, "average_precision": entry},
         "findings": {"Mass": {"auroc": entry, "average_precision": undefined}},
@@ -245,6 +310,8 @@ def test_a_comparison_has_a_section(tmp_path):
     metrics = report_data.metrics(evaluated, comparison=compared)
     page = write(tmp_path / "report.html", evaluated, metrics=metrics)
     assert "Compared" in headings(page)
+    delong = "same resamples of both, those of AUROC by DeLong" in Page(page).text
+    assert delong == (method == "delong")
     assert "+0.100 -0.050 to +0.200" in Page(page).text
     assert "&lt;other&gt;" in page
     assert Page(page).faults == []

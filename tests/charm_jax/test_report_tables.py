@@ -25,6 +25,9 @@ def cells(markup):
         ({}, "those on the official test list alone"),
         ({"rule": "notebook", "split": "test_published"}, "those on the split that leaks alone"),
         ({"rule": "patient"}, "of parts that no other of these numbers was taken on"),
+        ({"rule": "notebook"}, "those on the split that leaks alone"),
+        ({"rule": "notebook", "split": "val"}, "of parts that no other of these numbers"),
+        ({"rule": "notebook", "split": "train"}, "of parts that no other of these numbers"),
         ({"split": "val"}, "of parts that no other of these numbers was taken on"),
         ({"images_missing": 1}, "images are missing"),
         ({"refused": 1}, "images are missing"),
@@ -43,6 +46,12 @@ def test_our_number_stands_first_with_its_split():
     assert first == ["Model", "Macro AUROC", "Split", "Selected on", "Source"]
     assert ours == ["This report: a net", "0.8123", "rule official, part test, 30 images", "", ""]
     assert other[1:3] == ["0.835", "official test list"]
+
+
+def test_published_numbers_keep_their_digits():
+    rows = cells(report_tables.published(metrics(), "a net"))
+    [effusion] = [row for row in rows if row[0] == "Effusion"]
+    assert effusion[2:] == ["0.828", "0.8638", "0.9170"]
 
 
 def test_other_findings_have_no_published_numbers():
@@ -87,3 +96,8 @@ def test_a_subgroup_counts_its_findings():
 def test_a_nested_config_becomes_keys():
     config = {"a": 1, "b": {"c": True, "d": {"e": "x"}}}
     assert report_tables.flat(config) == [("a", "1"), ("b.c", "True"), ("b.d.e", "x")]
+
+
+def test_subgroups_of_unknown_patients_count_none():
+    rows = cells(report_tables.subgroups(metrics(patients_known=False)))
+    assert rows[1][2] == "unknown"

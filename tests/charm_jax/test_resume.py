@@ -97,6 +97,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_
     assert params(folder) == params(finished[0])
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "runs/demo/summary.json").unlink()
+    states = list((folder / "runs/demo/checkpoints").glob("*/*/state"))
+    for state in states:
+        shutil.rmtree(state)
+    words = ["No checkpoint of runs/demo can be read", "move the folder away", "--config.name"]
+    refused(train_command.main, SMALL, *words, cwd=folder)
+    assert len(list((folder / "runs/demo/checkpoints").glob("*/*"))) == len(states)
+
+
 def test_a_full_disk_gets_one_sentence(finished, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -87,6 +87,17 @@ def test_in_another_source_a_folder_before_a_name_does_not_hide_it(run):
     assert own_folders.case_ids.tolist() == [-1]  # folders of one source are told apart
 
 
+def test_copies_of_a_file_are_all_the_run_s_where_they_are_only_left_out(tmp_path):
+    run_cases.write_cases(tmp_path, table(["a/1.png", "a/2.png", "b/2.png"], [0, 1, 2]), LEARNED)
+    described = {"source": "test", "simulated": False, "patients_known": True}
+    given = table(["in/1.png", "in/2.png", "more/1.png"], [0, 1, 2], source="given images")
+    found = run_cases.known_cases(tmp_path, given, described, copies=True)
+    assert found.case_ids.tolist() == [0, -1, 0]  # the run has two files 2.png
+    assert found.patient_ids.tolist() == [0, -1, 0]
+    once = run_cases.known_cases(tmp_path, given, described)
+    assert once.case_ids.tolist() == [-1, -1, -1]
+
+
 def test_simulated_images_are_none_of_the_acquired(run):
     found = known(run, table(*OWN), simulated=True)
     assert not found.seen.any()
