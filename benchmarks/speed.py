@@ -28,9 +28,9 @@ WORKER = (
     "side = contestants.make(sys.argv[2], json.loads(sys.argv[3]))\n"
     "for line in sys.stdin:\n"
     "    ask = line.strip(); cpu, wall = time.process_time(), time.perf_counter()\n"
-    "    answer = side.step() if ask == 'step' else getattr(side, ask)()\n"
+    "    answer = getattr(side, ask)()\n"
     "    times = {'s': time.perf_counter() - wall, 'cpu_s': time.process_time() - cpu}\n"
-    "    print(json.dumps(answer or times), file=out, flush=True)\n"
+    "    print(json.dumps(times if ask == 'step' else answer), file=out, flush=True)\n"
 )
 
 

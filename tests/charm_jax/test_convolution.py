@@ -21,6 +21,7 @@ CASES = [
     (2, 3, 1, 3, 5),
     (4, 4, 3, 3, 1),
     (8, 5, 3, 2, 7),
+    (4, 4, 16, 2, 5),  # to far fewer features
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
