@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charm_jax import convolution_forms
+from charm_jax import convolution_forms as forms
 
 _LARGEST_BY_TAPS = 5
 
@@ -98,7 +98,7 @@ def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arr
 
 def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    return grad @ kernel.T, convolution_forms.product_over_pixels(x, grad)
+    return grad @ kernel.T, forms.product_over_pixels(x, grad)
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -117,12 +117,12 @@ def dense_conv(
     is computed so. The result is the same up to the order of summation.
     """
     if kernel.shape[0] > _LARGEST_BY_TAPS:
-        return convolution_forms.native(x, kernel, strides, groups=1)
+        return forms.native(x, kernel, strides, groups=1)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(convolution_forms.dense, strides=strides),
-        default=partial(convolution_forms.native, strides=strides, groups=1),
+        cpu=partial(forms.dense, strides=strides),
+        default=partial(forms.native, strides=strides, groups=1),
     )
 
 
@@ -140,8 +140,6 @@ def depthwise_conv(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(convolution_forms.depthwise, strides=strides, dilation=dilation),
-        default=partial(
-            convolution_forms.native, strides=strides, groups=x.shape[-1], dilation=dilation
-        ),
+        cpu=partial(forms.depthwise, strides=strides, dilation=dilation),
+        default=partial(forms.native, strides=strides, groups=x.shape[-1], dilation=dilation),
     )

@@ -1,5 +1,6 @@
 """The forms of a convolution, and of its gradients: XLA's own, and those that are fast on a CPU."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,6 +22,7 @@ def product_over_pixels(x: Array, grad: Array) -> Array:
 
 
 def native(x: Array, kernel: Array, strides: int, groups: int, dilation: int = 1) -> Array:
+    """XLA's convolution with torch's padding."""
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
@@ -92,6 +94,7 @@ def _sum_of_shifts(x: Array, kernel: Array, dilation: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
+    """A depthwise convolution as a sum of shifted products."""
     return _sum_of_taps(x, kernel, strides, dilation)
 
 
@@ -150,6 +153,7 @@ depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def dense(x: Array, kernel: Array, strides: int) -> Array:
+    """A convolution over all channels, in the form that suits its map and channels."""
     if -(-x.shape[1] // strides) * -(-x.shape[2] // strides) > _SMALL_MAP:
         narrows = kernel.shape[2] >= _NARROWS * kernel.shape[3]
         return (
