@@ -3,30 +3,35 @@
     python benchmarks/checkpoint_cost.py --work DIR
 
 Windows of train steps of EfficientNetV2-S with CHARM (stage 1, AdamW, batch 16) take turns: one
-after a save has begun, one without. The ratio of their times is what the table of RESULTS.md says;
-the time of a save alone, until it is on the disk, stands beside it.
+after a save has begun, one without. Compared are seconds, and the CPU seconds of all threads, which
+other load on the machine hardly touches. The time of a save alone, until it is on the disk, stands
+beside them.
 """
 
 import argparse
 import shutil
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from backbones import batch, network, prepared
 
 from charm_jax.checkpoints import Checkpoints
 
 
-def window(state: Any, step: Any, args: argparse.Namespace) -> tuple[Any, float]:
-    """The state after ``--every`` steps, and their seconds."""
-    start = time.perf_counter()
+def clocks() -> np.ndarray:
+    """Seconds, and CPU seconds of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def steps(state: Any, step: Any, args: argparse.Namespace) -> Any:
+    """The state after ``--every`` steps."""
     for _ in range(args.every):
         state, metrics = step(state, batch(args))
     jax.block_until_ready(metrics)
-    return state, time.perf_counter() - start
+    return state
 
 
 def main() -> None:
@@ -39,31 +44,32 @@ def main() -> None:
     args = parser.parse_args()
     state, step, _ = prepared("efficientnet_v2_s", network("efficientnet_v2_s", True, "loop"), args)
     checkpoints = Checkpoints(args.work / "checkpoint_cost", ("bce",), keep=2)
-    state, _ = window(state, step, args)
+    state = steps(state, step, args)
     ratios, alone = [], []
     for _ in range(args.rounds):
-        state, without = window(state, step, args)
-        begun = time.perf_counter()
+        begun = clocks()
+        state = steps(state, step, args)
+        between = clocks()
         checkpoints.save("bce", state, {}, None)
-        blocked = time.perf_counter() - begun
-        state, seconds = window(state, step, args)
+        state = steps(state, step, args)
         checkpoints.wait()
-        ratios.append((blocked + seconds) / without)
-        begun = time.perf_counter()
+        ended = clocks()
+        ratios.append((ended - between) / (between - begun))
         checkpoints.save("bce", state.replace(step=state.step + 1), {}, None)
         checkpoints.wait()
-        alone.append(time.perf_counter() - begun)
-        print(f"{without:.2f} s without, {blocked:.2f} + {seconds:.2f} s with a checkpoint")
+        alone.append(clocks() - ended)
+        print(f"{between - begun} without, {ended - between} with a checkpoint, {alone[-1]} alone")
     folder = args.work / "checkpoint_cost"
     newest = folder / "bce" / str(checkpoints.steps("bce")[0])
     size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     checkpoints.close()
     shutil.rmtree(folder)
-    cost = statistics.median(ratios) - 1
+    cost, spread = 100 * (np.median(ratios, axis=0) - 1), 100 * (np.ptp(ratios, axis=0))
+    save = np.median(alone, axis=0)
     print(
-        f"{args.side} pixels, batch {args.batch}, every {args.every} steps: {100 * cost:.1f} % "
-        f"more time ({100 * (min(ratios) - 1):.1f} to {100 * (max(ratios) - 1):.1f}); a save alone "
-        f"{statistics.median(alone):.2f} s; {size / 1e6:.0f} MB a checkpoint"
+        f"{args.side} pixels, batch {args.batch}, every {args.every} steps: {cost[0]:.1f} % more "
+        f"seconds (range {spread[0]:.1f}), {cost[1]:.1f} % more CPU seconds (range "
+        f"{spread[1]:.1f}); a save alone {save[0]:.2f} s, {save[1]:.2f} CPU s; {size / 1e6:.0f} MB"
     )
 
 

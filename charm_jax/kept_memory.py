@@ -17,9 +17,9 @@ def keep() -> bool:
     system hands it over page by page, zeroed: a fifth of a step's time. One arena, no mappings of
     their own for large blocks and no trimming leave it in the process. To be called before threads
     exist. It can take up to twice the memory or more, where small blocks that live on break up what
-    a step left: it is for machines with memory to spare. Where JAX can
-    run on a GPU nothing is done: a step's memory is not there, and threads that decode images would
-    queue for the one arena.
+    a step left: it is for machines with memory to spare. Where JAX can run on a GPU nothing is
+    done: a step's memory is not there, and threads that decode images would queue for the one
+    arena.
     """
     if not sys.platform.startswith("linux") or any(map(find_spec, _GPU)):
         return False

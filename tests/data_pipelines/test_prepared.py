@@ -170,7 +170,7 @@ def test_a_store_goes_to_worker_processes(out):
     case_ids = loader.case_id_batches(
         np.arange(12), batch_size=4, seed=0, epochs=1, batch_key="batch_size"
     )
-    batches = loader.training_batches(table, case_ids, image_size=8, processes=2)
+    batches = loader.training_batches(table, case_ids, image_size=8, workers=2)
     for batch in batches:
         np.testing.assert_array_equal(batch["image"], before[batch["case_id"]])
 
