@@ -38,10 +38,6 @@ class Ours:
     """The jitted steps of charm_jax; those of training augment their images, too."""
 
     def __init__(self, case: dict[str, Any]):
-        if os.environ.get("CHARM_KEEP_MEMORY") == "1":
-            from charm_jax import kept_memory
-
-            kept_memory.keep()
         import jax
 
         self.case, self.jax = case, jax

@@ -112,11 +112,17 @@ def _backward(
         z = _affine(x, scale, bias, mean, var, epsilon)
         sigmoid = nn.sigmoid(z)
         grad = grad * sigmoid * (1 + z * (1 - sigmoid))
-    inverse = 1 / jnp.sqrt(var + epsilon)
-    unit = (x.astype(jnp.float32) - _line_up(mean, x)) * _line_up(inverse, x)
-    grad_bias, grad_scale = grad.sum(axes), (grad * unit).sum(axes)
+    inverse, pixels = 1 / jnp.sqrt(var + epsilon), x.astype(jnp.float32)
+    centred, grad_bias = pixels - _line_up(mean, x), grad.sum(axes)
+    if x.ndim == 2:
+        grad_scale = (grad * centred).sum(axes) * inverse
+    else:
+        # Of maps the mean is taken out of the sum: XLA would write out a centred copy. Not so where
+        # vectors share a large mean, as before the head: it cancels.
+        grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
     count = x.size // x.shape[-1]
-    through = grad - _line_up(grad_bias / count, x) - unit * _line_up(grad_scale / count, x)
+    through = grad - _line_up(grad_bias / count, x)
+    through = through - centred * _line_up(inverse * grad_scale / count, x)
     grad_x = through * _line_up(scale * inverse, x)
     return grad_x.astype(x.dtype), grad_scale, grad_bias
 

@@ -14,7 +14,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from charm_jax import kept_memory, processes, recipe
+from charm_jax import processes, recipe
 from data_pipelines.errors import InputError, did_you_mean
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
@@ -27,11 +27,8 @@ def run(command: Callable[[list[str]], int]) -> None:
     may not be written. What is wrong with the program itself keeps its traceback.
 
     Compiled steps are kept in the user's cache folder, so that a second start is quick;
-    JAX_COMPILATION_CACHE_DIR names another folder. With CHARM_KEEP_MEMORY=1 the memory of a step is
-    kept for the next (see kept_memory).
+    JAX_COMPILATION_CACHE_DIR names another folder.
     """
-    if os.environ.get("CHARM_KEEP_MEMORY") == "1":
-        kept_memory.keep()
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "charm_jax" / "xla"))

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_SMALL_MAP = 9  # pixels
-_NARROWS = 8  # times as many channels as features, as in the fusion's convolutions
+_SMALL_MAP, _LARGE_MAP = 9, 1024  # pixels
+_NARROWS, _NARROWS_BACK = 8, 4  # times as many channels as features
 
 
 def product_over_pixels(x: Array, grad: Array) -> Array:
@@ -118,18 +118,35 @@ def _depthwise_backward(
         (grad_x,) = jax.linear_transpose(of_x, x)(grad)
 
     # Image after image, the sums stay in whole vectors; reductions take up to 5 times as long.
-    def add(sums: dict, image: tuple[Array, Array]) -> tuple[dict, None]:
-        pixels, grad_of_image = image
-        taps = _taps(pixels[None], kernel.shape[0], strides, dilation)
-        return {at: sums[at] + tap[0] * grad_of_image for at, tap in taps.items()}, None
-
     def of_kernel(x: Array, grad: Array) -> dict[tuple[int, int], Array]:
-        live = _live_taps(x.shape, kernel.shape[0], dilation)
-        zeros = {at: jnp.zeros(grad.shape[1:], grad.dtype) for at in live}
-        sums, _ = lax.scan(add, zeros, (x, grad))
-        return {at: value.sum((0, 1))[None] for at, value in sums.items()}
+        zero = jnp.zeros((1, *grad.shape[1:]), grad.dtype)
+        sums = _sum_over_images(jnp.multiply, zero, x, grad, kernel.shape[0], strides, dilation)
+        return {at: value.sum((0, 1, 2))[None] for at, value in sums.items()}
 
     return grad_x, _kernel_of(_over_devices(of_kernel)(x, grad), kernel)
+
+
+def _sum_over_images(
+    product: Callable[[Array, Array], Array],
+    zero: Array,
+    x: Array,
+    grad: Array,
+    size: int,
+    strides: int,
+    dilation: int = 1,
+) -> dict[tuple[int, int], Array]:
+    """By tap the sum over a batch of ``product(shifted pixels, gradient)`` of one image.
+
+    What is shifted stays in the cache, and none of it waits in memory from the forward pass on.
+    """
+
+    def add(i: Array, sums: dict) -> dict:
+        pixels, grad_of_image = (lax.dynamic_slice_in_dim(v, i, 1) for v in (x, grad))
+        taps = _taps(pixels, size, strides, dilation)
+        return {at: sums[at] + product(tap, grad_of_image) for at, tap in taps.items()}
+
+    zeros = dict.fromkeys(_live_taps(x.shape, size, dilation), zero)
+    return lax.fori_loop(0, len(x), add, zeros)
 
 
 def _over_devices(sums: Callable) -> Callable:
@@ -178,10 +195,22 @@ def _dense_backward(
     strides: int, residuals: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    (grad_x,) = jax.linear_transpose(lambda v: native(v, kernel, strides, groups=1), x)(grad)
-    flat = grad.reshape(-1, grad.shape[-1])
-    taps = _taps(x, kernel.shape[0], strides).items()
-    products = {at: tap.reshape(-1, tap.shape[-1]).T @ flat for at, tap in taps}
+    size, _, channels, features = kernel.shape
+    large = grad.shape[1] * grad.shape[2] > _LARGE_MAP
+    # To far fewer channels it is cheaper to shift the results, while they fit the cache.
+    if features >= _NARROWS_BACK * channels and strides == 1 and not large:
+        grad_x = _products_then_shifts(grad, kernel[::-1, ::-1].swapaxes(2, 3))
+    else:
+        (grad_x,) = jax.linear_transpose(lambda v: native(v, kernel, strides, groups=1), x)(grad)
+    if large:
+        zero = jnp.zeros((channels, features), grad.dtype)
+
+        def of_kernel(x: Array, grad: Array) -> dict[tuple[int, int], Array]:
+            return _sum_over_images(product_over_pixels, zero, x, grad, size, strides)
+
+        return grad_x, _kernel_of(_over_devices(of_kernel)(x, grad), kernel)
+    taps = _taps(x, size, strides).items()
+    products = {at: product_over_pixels(tap, grad) for at, tap in taps}
     return grad_x, _kernel_of(products, kernel)
 
 

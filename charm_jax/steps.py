@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from charm_jax import devices
+from charm_jax import compiler, devices
 from charm_jax import momentum as momentum_branch
 from charm_jax.model import Cases, Charm, CharmOutput
 from charm_jax.optim import hyperparams, trainable
@@ -151,6 +151,7 @@ class CompiledStep:
     ):
         """Prepares ``step(state, batch)`` with the options of ``jax.jit``."""
         self._over, self._cases = over, cases
+        options["compiler_options"] = compiler.options()
         if over is not None:
             options["out_shardings"] = devices.everywhere(over)
 

@@ -16,6 +16,7 @@ from test_steps import BATCH, DECAY, DIM, FINDINGS, OPTIMIZER, SIDE, SLOTS, batc
 
 from charm_jax import devices, memory_bank, state, steps
 from charm_jax.checkpoints import tree_sha256
+from charm_jax.convolution import dense_conv
 from charm_jax.losses import focal
 from data_pipelines.augment import evaluation_images, training_images
 from data_pipelines.resident import ResidentCases
@@ -92,6 +93,32 @@ def run(count, cases):
     }
 
 
+def kernel_gradient(count, side, channels, features):
+    """Of a convolution that no layer of the network above is like."""
+    mesh = mesh_of(count)
+    images = np.asarray(jax.random.normal(jax.random.key(2), (8, side, side, channels)))
+    kernel = jax.random.normal(jax.random.key(3), (3, 3, channels, features))
+    kernel = devices.replicated(kernel, mesh)
+
+    @jax.jit
+    def gradient(images, kernel):
+        return jax.grad(lambda kernel: jnp.square(dense_conv(images, kernel, 1)).mean())(kernel)
+
+    if mesh is None:
+        return {"gradient": gradient(images, kernel).tolist()}
+    with jax.set_mesh(mesh):
+        images = devices.divided({"image": images}, mesh)["image"]
+        shapes = gathered(gradient.lower(images, kernel).compile())
+        return {"gradient": gradient(images, kernel).tolist(), "gathered": shapes}
+
+
+def kernel_gradients(count):
+    large_map, fewer_features = (36, 5, 6), (6, 16, 2)
+    return [kernel_gradient(count, *sizes) for sizes in (large_map, fewer_features)]
+
+
 if __name__ == "__main__":
     runs = {str(count): run(count, False) for count in (1, 2, 4, 8)}
-    print(json.dumps(runs | {"2 resident": run(2, True)}))
+    runs["2 resident"] = run(2, True)
+    runs["gradients"] = {str(count): kernel_gradients(count) for count in (1, 8)}
+    print(json.dumps(runs))

@@ -22,6 +22,8 @@ CASES = [
     (4, 4, 3, 3, 1),
     (8, 5, 3, 2, 7),
     (4, 4, 16, 2, 5),  # to far fewer features
+    (4, 6, 5, 20, 3),  # to far more of them
+    (66, 64, 2, 3, 3),  # a large map, with strides of 2, too
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

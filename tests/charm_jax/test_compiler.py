@@ -1,0 +1,27 @@
+import jax
+import pytest
+
+from charm_jax import compiler
+
+
+@pytest.fixture
+def asked_anew():
+    compiler.options.cache_clear()
+    yield
+    compiler.options.cache_clear()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="options of a CPU")
+def test_all_options_are_known_to_this_xla(asked_anew):
+    assert compiler.options().keys() == compiler._FOR_CPU.keys()
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(asked_anew, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setitem(compiler._FOR_CPU, "xla_cpu_of_another_year", True)
+    assert "xla_cpu_of_another_year" not in compiler.options()
+
+
+def test_another_backend_gets_none(asked_anew, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler.options() == {}
