@@ -21,6 +21,7 @@ from PIL import Image
 
 from charm_jax import (
     command_line,
+    devices,
     evaluation_subject,
     evidence,
     experiment,
@@ -30,6 +31,7 @@ from charm_jax import (
     runs,
 )
 from charm_jax.part_outputs import part_outputs
+from charm_jax.steps import CompiledStep
 from data_pipelines import augment
 
 _BATCH = 64
@@ -89,7 +91,9 @@ def main() -> None:
     subject = evaluation_subject.of_run(run, "best", config, model, data.table)
     reference = json.loads((run / "novelty.json").read_text())
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    step = jax.jit(partial(evidence.familiar_step, model=model, prepare=prepare))
+    step = CompiledStep(
+        partial(evidence.familiar_step, model=model, prepare=prepare), None, devices.mesh()
+    )
     rows = data.split.rows(run_data.stage_names(config)[-1], "test")
     known, size = subject.known(data.table), config.data.image_size
     test = part_outputs(subject.state, step, known, config, data, rows, "test")

@@ -117,8 +117,8 @@ def _backward(
     if x.ndim == 2:
         grad_scale = (grad * centred).sum(axes) * inverse
     else:
-        # Of maps the mean is taken out of the sum: XLA would write out a centred copy. Not so where
-        # vectors share a large mean, as before the head: it cancels.
+        # Of maps the mean is taken out of the sum, else XLA writes out a centred copy. Vectors, as
+        # before the head, may share a mean so large that this difference would cancel.
         grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
     count = x.size // x.shape[-1]
     through = grad - _line_up(grad_bias / count, x)

@@ -111,10 +111,12 @@ def dense_conv(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Convolution over all channels, padded by k // 2 on every side.
 
-    On CPU the gradient of the kernel is computed as one matrix product a tap, because XLA's own
-    form is about twice as slow there, except for large kernels, which are those of stems with few
-    channels; where the output has few pixels, XLA's is 30 times as slow in all directions, and each
-    is computed so. The result is the same up to the order of summation.
+    On CPU the gradient of the kernel is computed as one matrix product a tap, on large maps image
+    by image, because XLA's own form is about twice as slow there, except for large kernels, which
+    are those of stems with few channels; to far fewer or from far fewer channels it is products
+    that are shifted, not pixels; where the output has few pixels, all directions are matrix
+    products, as XLA's form is 30 times as slow. The result is the same up to the order of
+    summation.
     """
     if kernel.shape[0] > _LARGEST_BY_TAPS:
         return forms.native(x, kernel, strides, groups=1)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from charm_jax import (
     command_line,
+    compiler,
     evaluation_subject,
     evidence,
     experiment,
@@ -83,7 +84,8 @@ class _Predictor:
             scale,
             overlays,
         )
-        self.explain = jax.jit(partial(evidence.explain_step, model=model, prepare=prepare))
+        explain = partial(evidence.explain_step, model=model, prepare=prepare)
+        self.explain = jax.jit(explain, compiler_options=compiler.options())
         self.grad_cams = jax.jit(partial(evidence.grad_cams, model=model))
         self.bank = None
         if subject.state.memory is not None:

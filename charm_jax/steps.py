@@ -149,9 +149,8 @@ class CompiledStep:
     def __init__(
         self, step: Callable, cases: DeviceCases | None, over: Mesh | None, **options: Any
     ):
-        """Prepares ``step(state, batch)`` with the options of ``jax.jit``."""
+        """Prepares ``step(state, batch)``; ``options`` are those of ``jax.jit``."""
         self._over, self._cases = over, cases
-        options["compiler_options"] = compiler.options()
         if over is not None:
             options["out_shardings"] = devices.everywhere(over)
 
@@ -159,7 +158,8 @@ class CompiledStep:
         def gather_and_step(state: TrainState, batch: Batch, cases: DeviceCases) -> object:
             return step(state, cases.batch(batch["case_id"]))
 
-        self._jitted = jax.jit(step if cases is None else gather_and_step, **options)
+        function = step if cases is None else gather_and_step
+        self._jitted = jax.jit(function, compiler_options=compiler.options(), **options)
 
     def __call__(self, state: TrainState, batch: HostBatch) -> Any:
         """What the step gives."""

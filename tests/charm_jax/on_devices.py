@@ -93,7 +93,7 @@ def run(count, cases):
     }
 
 
-def kernel_gradient(count, side, channels, features):
+def convolution_gradients(count, side, channels, features):
     """Of a convolution that no layer of the network above is like."""
     mesh = mesh_of(count)
     images = np.asarray(jax.random.normal(jax.random.key(2), (8, side, side, channels)))
@@ -101,24 +101,28 @@ def kernel_gradient(count, side, channels, features):
     kernel = devices.replicated(kernel, mesh)
 
     @jax.jit
-    def gradient(images, kernel):
-        return jax.grad(lambda kernel: jnp.square(dense_conv(images, kernel, 1)).mean())(kernel)
+    def gradients(images, kernel):
+        return jax.grad(lambda *args: jnp.square(dense_conv(*args, 1)).mean(), (0, 1))(
+            images, kernel
+        )
 
     if mesh is None:
-        return {"gradient": gradient(images, kernel).tolist()}
+        return {"gradients": [v.tolist() for v in gradients(images, kernel)]}
     with jax.set_mesh(mesh):
         images = devices.divided({"image": images}, mesh)["image"]
-        shapes = gathered(gradient.lower(images, kernel).compile())
-        return {"gradient": gradient(images, kernel).tolist(), "gathered": shapes}
+        shapes = gathered(gradients.lower(images, kernel).compile())
+        return {"gradients": [v.tolist() for v in gradients(images, kernel)], "gathered": shapes}
 
 
-def kernel_gradients(count):
-    large_map, fewer_features = (36, 5, 6), (6, 16, 2)
-    return [kernel_gradient(count, *sizes) for sizes in (large_map, fewer_features)]
+def convolutions(count):
+    large_map, fewer_features, more_features = (36, 5, 6), (6, 16, 2), (6, 3, 12)
+    return [
+        convolution_gradients(count, *sizes) for sizes in (large_map, fewer_features, more_features)
+    ]
 
 
 if __name__ == "__main__":
     runs = {str(count): run(count, False) for count in (1, 2, 4, 8)}
     runs["2 resident"] = run(2, True)
-    runs["gradients"] = {str(count): kernel_gradients(count) for count in (1, 8)}
+    runs["convolutions"] = {str(count): convolutions(count) for count in (1, 8)}
     print(json.dumps(runs))

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from charm_jax import compiler
+from charm_jax import compiler, steps
 
 
 @pytest.fixture
@@ -25,3 +25,10 @@ def test_an_option_that_xla_does_not_know_is_left_out(asked_anew, monkeypatch):
 def test_another_backend_gets_none(asked_anew, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert compiler.options() == {}
+
+
+def test_a_step_is_compiled_with_them(monkeypatch):
+    monkeypatch.setattr(compiler, "options", lambda: {"xla_of_no_year": True})
+    step = steps.CompiledStep(lambda state, batch: state, None, None)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_of_no_year"):
+        step._jitted.lower(1.0, {}).compile()
