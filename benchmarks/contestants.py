@@ -1,8 +1,9 @@
 """The two sides of a benchmark, each behind the same four methods; every side has its own process.
 
 A case is a dict: ``kind`` (train, eval or bank), ``net``, ``side``, ``batch``, ``loss``, ``charm``,
-``slots``, ``channels_last``, ``frozen``. Inputs are random; what is timed is one call of ``step``,
-to its end on the device.
+``slots``, ``channels_last``, ``frozen``, ``resident`` (how many images lie on the device, of which
+each step takes other ones; 0: it is given the same batch). Inputs are random; what is timed is one
+call of ``step``, to its end on the device.
 """
 
 import os
@@ -20,6 +21,7 @@ DEFAULTS = {
     "slots": 512,
     "channels_last": False,
     "frozen": False,
+    "resident": 0,
 }
 DIM = 1280
 
@@ -102,7 +104,9 @@ class Ours:
         from data_pipelines.augment import training_images
 
         model, state = self._network()
+        cases = self._resident() if self.case["resident"] else None
         jitted = jit_train_step(
+            cases,
             model=model,
             optimizer=self.optimizer,
             loss=LOSSES[self.case["loss"]],
@@ -112,11 +116,26 @@ class Ours:
         batch, holder = self._batch(), [state]
         self.compiled = jitted.lower(state, batch).compile()
 
+        rng = np.random.default_rng(1)
+
         def step() -> None:
-            holder[0], metrics = self.compiled(holder[0], batch)
+            given = (batch,)
+            if cases is not None:
+                ids = rng.integers(self.case["resident"], size=self.case["batch"], dtype=np.int32)
+                given = ({"case_id": ids}, cases)
+            holder[0], metrics = self.compiled(holder[0], *given)
             self.jax.block_until_ready((holder[0], metrics))
 
         return step
+
+    def _resident(self) -> Any:
+        from data_pipelines.resident import ResidentCases
+
+        rng, count, side = np.random.default_rng(2), self.case["resident"], self.case["side"]
+        images = rng.integers(0, 256, (count, side, side, 1), np.uint8)
+        labels = (rng.random((count, 14)) < 0.1).astype(np.int8)
+        ids = np.arange(count, dtype=np.int32)
+        return self.jax.device_put(ResidentCases(images, labels, ids, ids))
 
     def _eval(self) -> Any:
         from charm_jax.steps import jit_eval_step
