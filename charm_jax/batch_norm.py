@@ -113,16 +113,15 @@ def _backward(
         sigmoid = nn.sigmoid(z)
         grad = grad * sigmoid * (1 + z * (1 - sigmoid))
     inverse, pixels = 1 / jnp.sqrt(var + epsilon), x.astype(jnp.float32)
-    centred, grad_bias = pixels - _line_up(mean, x), grad.sum(axes)
+    unit, grad_bias = (pixels - _line_up(mean, x)) * _line_up(inverse, x), grad.sum(axes)
     if x.ndim == 2:
-        grad_scale = (grad * centred).sum(axes) * inverse
+        grad_scale = (grad * unit).sum(axes)
     else:
         # Of maps the mean is taken out of the sum, else XLA writes out a centred copy. Vectors, as
         # before the head, may share a mean so large that this difference would cancel.
         grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
     count = x.size // x.shape[-1]
-    through = grad - _line_up(grad_bias / count, x)
-    through = through - centred * _line_up(inverse * grad_scale / count, x)
+    through = grad - _line_up(grad_bias / count, x) - unit * _line_up(grad_scale / count, x)
     grad_x = through * _line_up(scale * inverse, x)
     return grad_x.astype(x.dtype), grad_scale, grad_bias
 
