@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from charm_jax import (
     command_line,
-    compiler,
     evaluation_subject,
     evidence,
     experiment,
@@ -32,6 +31,7 @@ from charm_jax.command_line import say
 from charm_jax.evaluation_subject import Subject
 from charm_jax.prediction_overlays import ATTENTION, Overlays
 from charm_jax.provenance import DISCLAIMER
+from charm_jax.steps import CompiledStep
 from charm_jax.stored_banks import TRAINED
 from data_pipelines import augment, given_images
 from data_pipelines.errors import InputError
@@ -85,7 +85,7 @@ class _Predictor:
             overlays,
         )
         explain = partial(evidence.explain_step, model=model, prepare=prepare)
-        self.explain = jax.jit(explain, compiler_options=compiler.options())
+        self.explain = CompiledStep(explain, None, None)
         self.grad_cams = jax.jit(partial(evidence.grad_cams, model=model))
         self.bank = None
         if subject.state.memory is not None:
