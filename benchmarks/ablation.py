@@ -20,7 +20,7 @@ import numpy as np
 from one_run import train_and_evaluate
 from tqdm import tqdm
 
-from data_pipelines import phantom
+from data_pipelines.phantom import draw as phantom
 
 RAREST = ("Hernia", "Pneumonia", "Fibrosis")  # in ChestX-ray14
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import scanned
 
-from charm_jax import memory_bank, optim, state
-from charm_jax.backbones import BACKBONES
-from charm_jax.fusion import MultiScaleAttention
-from charm_jax.losses import LOSSES
-from charm_jax.model import Cases, Charm, Head
-from charm_jax.plain import Plain
-from charm_jax.steps import jit_train_step
-from data_pipelines.augment import training_images
+from charm_jax.models import memory_bank, state
+from charm_jax.models.attention import MultiScaleAttention
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Cases, Charm, Head
+from charm_jax.models.losses import LOSSES
+from charm_jax.train import optim
+from charm_jax.train.step import jit_train_step
+from data_pipelines.loading.augment import training_images
 
 FINDINGS = 14
 FLOPS_SIDE = 224

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import norm
 from tqdm import tqdm
 
-from charm_jax import bootstrap, delong, metrics
+from charm_jax.metrics import bootstrap, classification, delong
 
 PREVALENCE = np.array([0.3, 0.15, 0.08])
 EFFECT = np.array([1.0, 1.2, 1.5])  # d
@@ -85,7 +85,7 @@ def covered(seed: int, args: argparse.Namespace) -> np.ndarray:
                 held[method, metric, column] = low is not None and low <= expected <= high
     shares = delong.influence(scores, labels)
     shares = np.column_stack([shares, delong.macro(shares)])
-    summary = metrics.summarise(scores, labels, NAMES)
+    summary = classification.summarise(scores, labels, NAMES)
     values = [summary["findings"][name]["auroc"] for name in NAMES] + [summary["macro_auroc"]]
     for column, (value, expected) in enumerate(zip(values, TRUTH["auroc"], strict=True)):
         low, high = delong.interval(value, shares[:, column])

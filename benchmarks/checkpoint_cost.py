@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from backbones import batch, network, prepared
 
-from charm_jax.checkpoints import Checkpoints
+from charm_jax.runs.checkpoints import Checkpoints
 
 
 def clocks() -> np.ndarray:

@@ -51,12 +51,13 @@ class Ours:
 
         import jax.numpy as jnp
 
-        from charm_jax import memory_bank, optim, state
-        from charm_jax.backbones import BACKBONES
-        from charm_jax.experiment import compute_type
-        from charm_jax.fusion import MultiScaleAttention
-        from charm_jax.model import Charm, Head
-        from charm_jax.plain import Plain
+        from charm_jax.config.build import compute_type
+        from charm_jax.models import memory_bank, state
+        from charm_jax.models.attention import MultiScaleAttention
+        from charm_jax.models.backbones import BACKBONES
+        from charm_jax.models.baseline import Plain
+        from charm_jax.models.charm import Charm, Head
+        from charm_jax.train import optim
 
         jax, case, dtype = self.jax, self.case, compute_type()
         backbone = BACKBONES[case["net"]]
@@ -99,9 +100,9 @@ class Ours:
         )
 
     def _train(self) -> Any:
-        from charm_jax.losses import LOSSES
-        from charm_jax.steps import jit_train_step
-        from data_pipelines.augment import training_images
+        from charm_jax.models.losses import LOSSES
+        from charm_jax.train.step import jit_train_step
+        from data_pipelines.loading.augment import training_images
 
         model, state = self._network()
         cases = self._resident() if self.case["resident"] else None
@@ -129,7 +130,7 @@ class Ours:
         return step
 
     def _resident(self) -> Any:
-        from data_pipelines.resident import ResidentCases
+        from data_pipelines.loading.resident import ResidentCases
 
         rng, count, side = np.random.default_rng(2), self.case["resident"], self.case["side"]
         images = rng.integers(0, 256, (count, side, side, 1), np.uint8)
@@ -138,8 +139,8 @@ class Ours:
         return self.jax.device_put(ResidentCases(images, labels, ids, ids))
 
     def _eval(self) -> Any:
-        from charm_jax.steps import jit_eval_step
-        from data_pipelines.augment import evaluation_images
+        from charm_jax.train.step import jit_eval_step
+        from data_pipelines.loading.augment import evaluation_images
 
         model, state = self._network()
         jitted, batch = jit_eval_step(model=model, prepare=evaluation_images), self._batch()
@@ -150,7 +151,7 @@ class Ours:
         """Write, retrieve and the gradient that reaches the queries; the bank is full."""
         import jax.numpy as jnp
 
-        from charm_jax import memory_bank
+        from charm_jax.models import memory_bank
 
         jax, case = self.jax, self.case
         keys = jax.random.split(jax.random.key(0), 2)
@@ -208,7 +209,7 @@ class Ours:
 
         import jax.numpy as jnp
 
-        from charm_jax.experiment import compute_type
+        from charm_jax.config.build import compute_type
 
         jax = self.jax
         gpu = jax.default_backend() == "gpu"

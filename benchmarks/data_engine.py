@@ -25,12 +25,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipelines import loader, quarantine, sources, splits
-from data_pipelines.case_table import CaseTable
-from data_pipelines.decode import read_image
-from data_pipelines.findings import NIH_FINDINGS
-from data_pipelines.phantom import draw_phantom
-from data_pipelines.splits import RULES
+from data_pipelines import sources
+from data_pipelines.images.decode import read_image
+from data_pipelines.loading import loader
+from data_pipelines.phantom.draw import draw_phantom
+from data_pipelines.tables import quarantine, splits
+from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.findings import NIH_FINDINGS
+from data_pipelines.tables.splits import RULES
 
 SIZE = 224
 BATCH = 64

@@ -25,9 +25,10 @@ NET, SIDE, BATCH = "efficientnet_v2_nano", 64, 32
 
 def prepare(work: Path) -> tuple[Path, int]:
     """Draws the images, if they are not there; the list of the training part and its steps."""
-    from charm_jax import command_line, run_data
+    from charm_jax.config import cli
+    from charm_jax.runs import data as run_data
 
-    config = command_line.load_config(command_line.DEMO)
+    config = cli.load_config(cli.DEMO)
     config.data.dir = str(work / "phantom")
     data = run_data.load_data(config)
     rows = data.split.rows("bce", "train")

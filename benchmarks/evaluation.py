@@ -20,24 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from charm_jax import (
-    calibration,
-    comparison,
-    evaluation_files,
-    recipe,
-    report,
-    runs,
-    scoring,
-    subgroups,
-)
-from charm_jax.report_contents import Bank, Evaluated
-from data_pipelines import nih_chest_xray14, splits
-from data_pipelines.case_table import CaseTable
+from charm_jax.config import recipe
+from charm_jax.eval import files
+from charm_jax.metrics import calibration, comparison, subgroups, summary
+from charm_jax.report import page
+from charm_jax.report.contents import Bank, Evaluated
+from charm_jax.runs import folder as runs
+from data_pipelines.sources import nih_chest_xray14
+from data_pipelines.tables import splits
+from data_pipelines.tables.case_table import CaseTable
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--interval", choices=scoring.INTERVALS, default="bootstrap")
+    parser.add_argument("--interval", choices=summary.INTERVALS, default="bootstrap")
     parser.add_argument("--cores", type=int, default=2)
     return parser.parse_args()
 
@@ -96,7 +92,7 @@ def write_report(
     }
     described |= {"n_images": n, "n_patients": described["patients"]}
     described["split_sha256"] = described["sha256"]
-    report.write(
+    page.write(
         path,
         metrics=metrics | described,
         evaluated=Evaluated(
@@ -133,7 +129,7 @@ def main() -> None:
     parts = splits.make_split(table, "official", {"all": "all"}, 0).stages["all"]
     train, val, rows = (parts[name] for name in ("train", "val", "test"))
     logits, other = simulated(table, rows, 1), simulated(table, rows, 2)
-    part = scoring.Scored(logits, table.labels[rows], table.patients[rows], table.findings)
+    part = summary.Scored(logits, table.labels[rows], table.patients[rows], table.findings)
     shares = (table.labels[train] == 1).mean(axis=0).tolist()
     print(f"{len(rows):,} images x {len(table.findings)} findings, SIMULATED scores\n")
     print("| step | s | peak MiB |\n| --- | --- | --- |")
@@ -142,10 +138,10 @@ def main() -> None:
         "temperatures and thresholds",
         lambda: calibration.fit(simulated(table, val, 0), table.labels[val], table.findings),
     )
-    timed("resampling alone (1,000)", lambda: scoring.Spread(part, args.interval))
+    timed("resampling alone (1,000)", lambda: summary.Spread(part, args.interval))
     metrics = timed(
         "metrics, intervals, subgroups",
-        lambda: scoring.score(
+        lambda: summary.score(
             part,
             fitted=fitted,
             prevalence=dict(zip(table.findings, shares, strict=True)),
@@ -158,12 +154,12 @@ def main() -> None:
         path = Path(out) / "predictions.csv"
         timed(
             "predictions.csv written",
-            lambda: evaluation_files.write_predictions(path, table, rows, logits),
+            lambda: files.write_predictions(path, table, rows, logits),
         )
         images = table.images[rows]
         timed(
             "predictions.csv read",
-            lambda: evaluation_files.read_logits(path, images, table.findings),
+            lambda: files.read_logits(path, images, table.findings),
         )
         path = Path(out) / "report.html"
         timed("report.html", lambda: write_report(path, table, rows, logits, metrics))

@@ -24,10 +24,10 @@ import fuzz_corpus
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import csv_folder, medmnist, nih_chest_xray14
-from data_pipelines.case_table import CaseTable
-from data_pipelines.decode import fault, read_image
 from data_pipelines.errors import InputError
+from data_pipelines.images.decode import fault, read_image
+from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14
+from data_pipelines.tables.case_table import CaseTable
 
 SECONDS = 5
 MEMORY = 4 * 2**30

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from charm_jax.backbones.efficientnet_v2 import MEMBERS, Stage
+from charm_jax.models.backbones.efficientnet_v2 import MEMBERS, Stage
 
 FINDINGS = 14
 K, THRESHOLD, DECAY = 5, 0.2, 0.99

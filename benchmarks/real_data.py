@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from one_run import train_and_evaluate
 
-from charm_jax import bootstrap
-from data_pipelines.findings import NIH_FINDINGS
+from charm_jax.metrics import bootstrap
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 
 def arguments() -> argparse.Namespace:

@@ -20,7 +20,7 @@ import contestants
 import jax
 from tqdm import trange
 
-from charm_jax import recipe
+from charm_jax.config import recipe
 
 # Of the official split with config.data.split_seed 0: training and validation part.
 IMAGES = {"abnormal": (31_553, 4_471), "all": (75_966, 10_558)}

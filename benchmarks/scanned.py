@@ -10,10 +10,10 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array
 
-from charm_jax.backbones import efficientnet_v2, resnet
-from charm_jax.backbones.backbone import Backbone
-from charm_jax.batch_norm import BatchNorm
-from charm_jax.convolution import Conv
+from charm_jax.models.backbones import efficientnet_v2, resnet
+from charm_jax.models.backbones.backbone import Backbone
+from charm_jax.models.layers.batch_norm import BatchNorm
+from charm_jax.models.layers.conv import Conv
 
 
 class _Step(nn.Module):

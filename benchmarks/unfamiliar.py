@@ -19,20 +19,15 @@ import numpy as np
 import sklearn
 from PIL import Image
 
-from charm_jax import (
-    command_line,
-    devices,
-    evaluation_subject,
-    evidence,
-    experiment,
-    familiarity,
-    recipe,
-    run_data,
-    runs,
-)
-from charm_jax.part_outputs import part_outputs
-from charm_jax.steps import CompiledStep
-from data_pipelines import augment
+from charm_jax.config import build, cli, recipe
+from charm_jax.distributed import mesh
+from charm_jax.inference import explain, loaded
+from charm_jax.inference.rows import part_outputs
+from charm_jax.metrics import ood
+from charm_jax.runs import data as run_data
+from charm_jax.runs import folder
+from charm_jax.train.step import CompiledStep
+from data_pipelines.loading import augment
 
 _BATCH = 64
 _PHOTOGRAPHS = (
@@ -70,11 +65,11 @@ def outputs(step, state, images: np.ndarray, findings: int) -> dict[str, np.ndar
 
 
 def row(name: str, said: Mapping[str, np.ndarray], reference: Mapping) -> str:
-    judged = familiarity.judge(reference, familiarity.measures(said), said["thumbnail"])
-    flags = {measure: value >= familiarity.LIMIT for measure, value in judged.items()}
+    judged = ood.judge(reference, ood.measures(said), said["thumbnail"])
+    flags = {measure: value >= ood.LIMIT for measure, value in judged.items()}
     sds = said["thumbnail"].std(axis=(1, 2))
     places = range(len(sds))
-    reasons = [familiarity.unfamiliar({m: v[i] for m, v in judged.items()}, sds[i]) for i in places]
+    reasons = [ood.unfamiliar({m: v[i] for m, v in judged.items()}, sds[i]) for i in places]
     shares = [f"{100 * flag.mean():.1f} %" for flag in flags.values()]
     any_of_them = 100 * np.mean([bool(reason) for reason in reasons])
     return " | ".join(["", name, f"{len(sds)}", *shares, f"{any_of_them:.1f} %", ""]).strip()
@@ -85,14 +80,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     config = recipe.defaults()
-    command_line.merge(config, runs.read_json(run / "config.json"), str(run))
+    cli.merge(config, folder.read_json(run / "config.json"), str(run))
     data = run_data.load_data(config)
-    model = experiment.build_model(config, data)
-    subject = evaluation_subject.of_run(run, "best", config, model, data.table)
+    model = build.build_model(config, data)
+    subject = loaded.of_run(run, "best", config, model, data.table)
     reference = json.loads((run / "novelty.json").read_text())
     prepare = partial(augment.evaluation_images, channels=config.model.channels)
     step = CompiledStep(
-        partial(evidence.familiar_step, model=model, prepare=prepare), None, devices.mesh()
+        partial(explain.familiar_step, model=model, prepare=prepare), None, mesh.mesh()
     )
     rows = data.split.rows(run_data.stage_names(config)[-1], "test")
     known, size = subject.known(data.table), config.data.image_size

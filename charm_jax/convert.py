@@ -11,12 +11,14 @@ import jax
 from absl import flags
 from flax.traverse_util import unflatten_dict
 
-from charm_jax import command_line, pretrained, recipe, runs, weights_file
-from charm_jax.backbones import BACKBONES
-from charm_jax.command_line import say
-from charm_jax.memory_bank import MemoryBank
-from charm_jax.momentum import Momentum
-from charm_jax.state import TrainState
+from charm_jax.config import cli, recipe
+from charm_jax.config.cli import say
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.memory_bank import MemoryBank
+from charm_jax.models.momentum import Momentum
+from charm_jax.models.state import TrainState
+from charm_jax.runs import folder
+from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
 
 
@@ -29,23 +31,23 @@ def main(argv: list[str]) -> int:
     target, values, run = _parse(argv)
     _check_target(target, values.to)
     config = recipe.defaults()
-    command_line.merge(config, runs.read_json(run / "config.json"), str(run / "config.json"))
-    state, name = runs.restore(run, values.checkpoint, _shapes)
+    cli.merge(config, folder.read_json(run / "config.json"), str(run / "config.json"))
+    state, name = folder.restore(run, values.checkpoint, _shapes)
     try:
-        tensors = pretrained.to_reference(state, BACKBONES[config.model.backbone])
+        tensors = load.to_reference(state, BACKBONES[config.model.backbone])
     except ValueError as error:
         raise InputError(f"{run} cannot be written as such a file: {error}.") from None
-    weights_file.write(target, tensors)
+    files.write(target, tensors)
     say(f"Written {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
     return 0
 
 
 def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
-    path, argv = command_line.split_config_flag(argv)
+    path, argv = cli.split_config_flag(argv)
     if path is not None:
         raise InputError("--config means nothing here: name a run with --run.")
     target = Path(argv[-1] if argv else "")
-    known = [suffix for kind in weights_file.SUFFIXES.values() for suffix in kind]
+    known = [suffix for kind in files.SUFFIXES.values() for suffix in kind]
     asks_help = {"--help", "-help", "-h"} & set(argv)
     if not asks_help and target.suffix.casefold() not in known:
         raise InputError(
@@ -53,9 +55,9 @@ def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
             "charm_jax.convert --run RUN --to torch|safetensors FILE."
         )
     config = recipe.defaults()
-    values = command_line.parse(argv if asks_help else argv[:-1], config, _define_flags)
-    command_line.allow_only(argv, ("config.runs_dir",), "--config.runs_dir")
-    return target, values, runs.find(Path(config.runs_dir), values.run)
+    values = cli.parse(argv if asks_help else argv[:-1], config, _define_flags)
+    cli.allow_only(argv, ("config.runs_dir",), "--config.runs_dir")
+    return target, values, folder.find(Path(config.runs_dir), values.run)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -63,14 +65,14 @@ def _define_flags(values: flags.FlagValues) -> None:
         "run", "", "Name or folder of a run; the newest by default.", flag_values=values
     )
     flags.DEFINE_enum(
-        "to", "safetensors", list(weights_file.SUFFIXES), "The kind of file.", flag_values=values
+        "to", "safetensors", list(files.SUFFIXES), "The kind of file.", flag_values=values
     )
     flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
 
 
 def _check_target(target: Path, kind: str) -> None:
-    if weights_file.kind_of(target) != kind:
-        known = " or ".join(weights_file.SUFFIXES[kind])
+    if files.kind_of(target) != kind:
+        known = " or ".join(files.SUFFIXES[kind])
         raise InputError(f"{target} is not named as a {kind} file: let it end in {known}.")
     if target.exists():
         raise InputError(f"{target} is there already: move it away or choose another name.")
@@ -99,4 +101,4 @@ def _shapes(meta: dict[str, Any]) -> TrainState:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

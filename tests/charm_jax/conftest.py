@@ -1,7 +1,7 @@
 import pytest
 from running import command, train
 
-from charm_jax.command_line import guarded
+from charm_jax.config.cli import guarded
 
 
 @pytest.fixture(scope="session")

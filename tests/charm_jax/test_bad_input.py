@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from running import SMALL, copy_data, read, train
 
-from charm_jax import eval as eval_command
-from charm_jax import train as train_command
+from charm_jax.eval import __main__ as eval_command
+from charm_jax.train import __main__ as train_command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = """

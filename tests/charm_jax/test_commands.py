@@ -12,8 +12,8 @@ from html_check import Page
 from PIL import Image
 from running import command, copy_data, read, train
 
-from charm_jax.command_line import load_and_parse
-from data_pipelines.findings import NIH_FINDINGS
+from charm_jax.config.cli import load_and_parse
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 
 def test_a_run_leaves_its_files(finished):

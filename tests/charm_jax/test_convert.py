@@ -2,13 +2,16 @@ import chex
 import jax
 import numpy as np
 import pytest
-from test_pretrained import NANO, new_plain_state, new_state, random_like
+from weight_states import NANO, new_plain_state, new_state, random_like
 
-from charm_jax import convert, pretrained, recipe, runs, weights_file
-from charm_jax.backbones import BACKBONES
-from charm_jax.checkpoints import Checkpoints
-from charm_jax.command_line import guarded
-from charm_jax.stages import STAGES
+from charm_jax import convert
+from charm_jax.config import recipe
+from charm_jax.config.cli import guarded
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.runs import folder as runs
+from charm_jax.runs.checkpoints import Checkpoints
+from charm_jax.train.loop import STAGES
+from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
 
 
@@ -43,9 +46,7 @@ def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"checkpoint bce/0 of {run} to {target}." in shown.err
-    loaded, left_out = pretrained.load(
-        new_state(NANO), weights_file.read(target), BACKBONES[NANO], whole=False
-    )
+    loaded, left_out = load.load(new_state(NANO), files.read(target), BACKBONES[NANO], whole=False)
     assert left_out == []
     chex.assert_trees_all_equal(loaded.params, state.params)
     chex.assert_trees_all_equal(loaded.momentum, jax.tree.map(np.asarray, state.momentum))
@@ -56,7 +57,7 @@ def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
 def test_a_plain_run_gets_torchvisions_names(tmp_path):
     run = make_run(tmp_path, new_plain_state(NANO))
     assert convert.main([f"--run={run}", str(tmp_path / "plain.safetensors")]) == 0
-    names = weights_file.read(tmp_path / "plain.safetensors").keys()
+    names = files.read(tmp_path / "plain.safetensors").keys()
     assert {"features.0.0.weight", "classifier.1.weight"} <= names
     assert not any(name.startswith(("base_model.", "memory_bank.")) for name in names)
 

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from golden import cases, images, memory, model, variables
 
-from charm_jax import convolution, experiment, memory_bank, optim, state, steps
-from charm_jax.backbones import BACKBONES
-from charm_jax.fusion import MultiScaleAttention
-from charm_jax.losses import focal
-from charm_jax.model import Charm, Head
-from data_pipelines.augment import training_images
+from charm_jax.config import build
+from charm_jax.models import memory_bank, state
+from charm_jax.models.attention import MultiScaleAttention
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.charm import Charm, Head
+from charm_jax.models.layers import conv
+from charm_jax.models.losses import focal
+from charm_jax.train import optim
+from charm_jax.train import step as steps
+from data_pipelines.loading.augment import training_images
 
 pytestmark = pytest.mark.gpu
 
@@ -22,9 +26,9 @@ def test_native_convolutions_equal_their_cpu_forms(strides):
     key = jax.random.key(0)
     x, kernel = jax.random.normal(key, (2, 9, 9, 8)), jax.random.normal(key, (3, 3, 1, 8))
     with jax.default_device(jax.devices("cpu")[0]):
-        expected = np.asarray(convolution.depthwise_conv(jnp.array(x), jnp.array(kernel), strides))
+        expected = np.asarray(conv.depthwise_conv(jnp.array(x), jnp.array(kernel), strides))
     with jax.default_matmul_precision("highest"):
-        actual = convolution.depthwise_conv(x, kernel, strides)
+        actual = conv.depthwise_conv(x, kernel, strides)
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
@@ -42,7 +46,7 @@ def test_the_whole_network_equals_its_cpu_self():
 
 
 def test_a_gpu_computes_in_bfloat16():
-    assert experiment.compute_type() == jnp.bfloat16
+    assert build.compute_type() == jnp.bfloat16
 
 
 def test_two_bfloat16_steps_are_finite_and_traced_once():

@@ -10,9 +10,10 @@ import pytest
 from running import command, read
 from safetensors.numpy import load_file
 
-from charm_jax import eval as eval_command
-from charm_jax import memory, predict
-from data_pipelines.findings import NIH_FINDINGS
+from charm_jax.eval import __main__ as eval_command
+from charm_jax.memory import __main__ as memory
+from charm_jax.predict import __main__ as predict
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 from running import read
 
-from charm_jax import command_line, run_data
-from charm_jax import eval as eval_command
-from charm_jax import train as train_command
-from charm_jax.backbones import BACKBONES
-from charm_jax.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
-from data_pipelines.phantom import draw_phantom
+from charm_jax.config import cli
+from charm_jax.eval import __main__ as eval_command
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
+from charm_jax.runs import data as run_data
+from charm_jax.train import __main__ as train_command
+from data_pipelines.phantom.draw import draw_phantom
 
 SIGNS = ("Mass", "Cardiomegaly", "Effusion")
 FINDINGS = ("Mass", "Cardiomegaly", "Effusion, either side")  # with a comma, and long
@@ -78,7 +79,7 @@ def _command(main, *arguments):
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = command_line.guarded(main, list(arguments))
+            code = cli.guarded(main, list(arguments))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -202,7 +203,7 @@ def test_own_data_keep_their_patients_apart_and_their_simulated_images_marked(ow
 
 def test_the_prevalence_is_that_among_the_known(own):
     with contextlib.chdir(own.folder):
-        config = command_line.load_config(own.folder / "own.py")
+        config = cli.load_config(own.folder / "own.py")
         config.data.source, config.data.dir = "csv_folder", "data"
         data = run_data.load_data(config)
     train = [cells for _, _, part, cells, _ in _lines() if part == "train"]

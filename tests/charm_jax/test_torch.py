@@ -22,11 +22,13 @@ from torch_networks import (
     torch,
 )
 
-from charm_jax import memory_bank, pretrained, state, weights_file
-from charm_jax.backbones import BACKBONES, densenet, resnet, vgg_lka
-from charm_jax.backbones.backbone import without_stochastic_depth
-from charm_jax.model import Cases
-from charm_jax.plain import Plain
+from charm_jax.models import memory_bank, state
+from charm_jax.models.backbones import BACKBONES, densenet, resnet, vgg_lka
+from charm_jax.models.backbones.backbone import without_stochastic_depth
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Cases
+from charm_jax.weights import files
+from charm_jax.weights import load as pretrained
 
 pytestmark = pytest.mark.torch
 
@@ -179,7 +181,7 @@ def close(actual, expected):
 def test_a_plain_network_of_torch_says_the_same_here(tmp_path, name, suffix):
     theirs, network = trained(new_plain, name), plain_network(name)
     save(tmp_path / f"weights{suffix}", theirs.state_dict())
-    file = weights_file.read(tmp_path / f"weights{suffix}")
+    file = files.read(tmp_path / f"weights{suffix}")
     loaded, left_out = pretrained.load(random_state(network, None), file, OURS[name], whole=True)
     assert left_out == []
     features, logits = in_jax(network, loaded)
@@ -193,7 +195,7 @@ def test_a_plain_network_of_ours_says_the_same_in_torch(tmp_path, name, suffix):
     network, theirs = plain_network(name), new_plain(name).eval()
     ours = random_state(network, None)
     path = tmp_path / f"weights{suffix}"
-    weights_file.write(path, pretrained.to_reference(ours, OURS[name]))
+    files.write(path, pretrained.to_reference(ours, OURS[name]))
     theirs.load_state_dict(load(path), strict=True)
     close(in_jax(network, ours)[1], in_torch(theirs))
 
@@ -210,7 +212,7 @@ def test_the_references_network_says_the_same_here(tmp_path, name, suffix):
 def check_the_references_network(name, path, theirs):
     network = charm_network(name)
     new = random_state(network, new_bank(name))
-    loaded, left_out = pretrained.load(new, weights_file.read(path), OURS[name], whole=False)
+    loaded, left_out = pretrained.load(new, files.read(path), OURS[name], whole=False)
     assert left_out == []
     np.testing.assert_array_equal(loaded.memory.features, theirs.memory_bank.memory.numpy())
     assert int(loaded.memory.cursor) == int(theirs.memory_bank.index) == 12
@@ -223,7 +225,7 @@ def test_a_run_of_ours_says_the_same_in_the_reference(tmp_path, name, suffix):
     network, theirs = charm_network(name), new_charm(name).eval()
     ours = random_state(network, filled_bank(name))
     path = tmp_path / f"weights{suffix}"
-    weights_file.write(path, pretrained.to_reference(ours, OURS[name]))
+    files.write(path, pretrained.to_reference(ours, OURS[name]))
     theirs.load_state_dict(load(path), strict=True)
     assert int(theirs.memory_bank.index) == 5
     close(in_jax(network, ours)[1], in_torch(theirs))

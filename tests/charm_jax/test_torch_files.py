@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pretrained import NANO, new_state
-from test_weights_file import TENSORS, check_that_a_failed_write_leaves_nothing, refusal
 from torch_networks import EfficientNetV2, ResNet, torch
+from weight_states import NANO, new_state
+from weight_tensors import TENSORS, check_that_a_failed_write_leaves_nothing, refusal
 
-from charm_jax import initial_weights, weights_file
-from charm_jax.backbones import BACKBONES
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.weights import files, initial
 from data_pipelines.errors import InputError
 
 pytestmark = pytest.mark.torch
@@ -120,21 +120,21 @@ def test_a_tensor_that_is_no_array_is_named(path, tensor):
 
 def test_names_that_are_numbers_are_read_as_text(path):
     save(path, {0: torch.ones(2)})
-    assert weights_file.read(path).keys() == {"0"}
+    assert files.read(path).keys() == {"0"}
 
 
 @for_both_formats
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(path, kind, zipped):
     save(path, {"w": torch.tensor([0.5, -2.0], dtype=kind)}, zipped)
-    value = weights_file.read(path)["w"]
+    value = files.read(path)["w"]
     assert value.dtype == np.float32
     np.testing.assert_array_equal(value, np.array([0.5, -2.0], np.float32))
 
 
 def test_another_pickle_protocol_is_read_or_refused_without_advice_to_run_it(path):
     torch.save({"w": torch.ones(2)}, path, pickle_protocol=3)
-    np.testing.assert_array_equal(weights_file.read(path)["w"], np.ones(2))
+    np.testing.assert_array_equal(files.read(path)["w"], np.ones(2))
     torch.save({"w": torch.ones(2)}, path, pickle_protocol=4)
     message = refusal(path)
     assert "Unsupported" in message
@@ -144,14 +144,14 @@ def test_another_pickle_protocol_is_read_or_refused_without_advice_to_run_it(pat
 def test_parameters_and_views_are_read_as_they_are(path):
     turned = torch.arange(6.0).reshape(2, 3).T
     save(path, {"turned": turned, "parameter": torch.nn.Parameter(turned[1:])})
-    read = weights_file.read(path)
+    read = files.read(path)
     np.testing.assert_array_equal(read["turned"], turned.numpy())
     np.testing.assert_array_equal(read["parameter"], turned[1:].numpy())
 
 
 def test_there_and_back_is_the_identity(path):
-    weights_file.write(path, TENSORS)
-    back = weights_file.read(path)
+    files.write(path, TENSORS)
+    back = files.read(path)
     assert back.keys() == TENSORS.keys()
     for name, value in TENSORS.items():
         assert back[name].dtype == value.dtype
@@ -190,10 +190,10 @@ def misshapen(tensors):
 )
 def test_a_file_that_does_not_fit_is_named_with_every_fault(path, spoil, said):
     save(path, nano())
-    _, file = initial_weights.fill(new_state(NANO), str(path), NANO, whole=False)
+    _, file = initial.fill(new_state(NANO), str(path), NANO, whole=False)
     assert file.file == str(path)
     save(path, spoil(nano()))
     with pytest.raises(InputError) as error:
-        initial_weights.fill(new_state(NANO), str(path), NANO, whole=False)
+        initial.fill(new_state(NANO), str(path), NANO, whole=False)
     for part in (str(path), NANO, *said):
         assert part in str(error.value)

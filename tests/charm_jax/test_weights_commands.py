@@ -5,10 +5,11 @@ import hashlib
 import pytest
 from running import SMALL, command, copy_data, read, train
 
-from charm_jax import convert, weights_file
-from charm_jax import eval as eval_command
-from charm_jax import train as train_command
-from charm_jax.command_line import DEMO
+from charm_jax import convert
+from charm_jax.config.cli import DEMO
+from charm_jax.eval import __main__ as eval_command
+from charm_jax.train import __main__ as train_command
+from charm_jax.weights import files
 
 SELDOM = "--config.checkpoint.every_steps=1000"
 ALONE = ["--config", str(DEMO), *SMALL]
@@ -60,7 +61,7 @@ def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
         "init_from": str(weights),
         "file": str(weights),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "tensors": len(weights_file.read(weights)),
+        "tensors": len(files.read(weights)),
         "left_out": [],
     }
     evaluated = command("eval", cwd=tmp_path)
@@ -97,11 +98,9 @@ def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refuse
     expected = read(tmp_path / "runs/demo/eval/test/metrics.json")
     assert metrics["findings"] == expected["findings"]
     # Without the classifier nothing is left to evaluate.
-    tensors = weights_file.read(path)
+    tensors = files.read(path)
     headless = tmp_path / "headless.safetensors"
-    weights_file.write(
-        headless, {n: v for n, v in tensors.items() if not n.startswith("classifier.")}
-    )
+    files.write(headless, {n: v for n, v in tensors.items() if not n.startswith("classifier.")})
     arguments = [*ALONE, *plain, f"--config.model.init_from={headless}"]
     words = (str(headless), "holds no classifier for these findings: train from it")
     refused(eval_command.main, arguments, *words, cwd=tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from dicom_files import save
 from PIL import Image
 
-from data_pipelines import dicom
+from data_pipelines.images import dicom
 
 HEADER_V2020 = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

@@ -1,0 +1,1 @@
+"""Read configs: the only package that sees a ConfigDict."""

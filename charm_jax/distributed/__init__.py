@@ -1,0 +1,1 @@
+"""Run on several devices and processes."""

@@ -1,0 +1,1 @@
+"""Load a trained model, run it, and explain its predictions."""

@@ -1,0 +1,1 @@
+"""List, edit and replace the memory bank of a run."""

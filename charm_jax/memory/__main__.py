@@ -1,0 +1,300 @@
+"""``python -m charm_jax.memory RUN list|show|forget|refill``: the bank of a run.
+
+    list                          the cases, and how many images of a part read each
+    show IMAGE...                 single cases: what the bank knows of them, and who reads them
+    forget IMAGE... --label NEW   a bank without these cases (or --patients 12,34)
+    refill --label NEW --config.data.source=... --config.data.dir=...
+                                  a bank of a site's own images, by the same weights
+
+The checkpoint stays as it is: a changed bank lies in ``memory/NEW/`` of the run, and
+``charm_jax.predict`` and ``charm_jax.eval`` read it with ``--memory NEW``.
+"""
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from absl import flags
+from ml_collections import ConfigDict
+
+from charm_jax.config import build, cli, recipe, validate
+from charm_jax.config.cli import say
+from charm_jax.inference import loaded
+from charm_jax.inference.loaded import Subject
+from charm_jax.memory import changes, refill
+from charm_jax.models import forgetting
+from charm_jax.models.charm import Charm
+from charm_jax.report.provenance import DISCLAIMER
+from charm_jax.runs import banks
+from charm_jax.runs import data as run_data
+from charm_jax.runs import folder as runs
+from charm_jax.runs.banks import TRAINED
+from data_pipelines.errors import InputError, did_you_mean
+
+_READERS = 5  # images that `show` names
+
+
+def main(argv: list[str]) -> int:
+    """Does what the second word says; returns the exit code.
+
+    Raises:
+        InputError: no such run, command, case or memory, or bad data.
+    """
+    command, words, opened, values = _parse(argv)
+    return _COMMANDS[command](opened, words, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A run with its network.
+
+    Attributes:
+        run: its folder.
+        config: its config, with overrides of the data.
+        model: the network.
+        subject: its weights and bank.
+        cases: ``image``, ``number`` and ``patient`` of the case ids in the bank, a row each.
+    """
+
+    run: Path
+    config: ConfigDict
+    model: Charm
+    subject: Subject
+    cases: pd.DataFrame
+
+    def labels(self, case: int) -> str:
+        """The findings of a stored case, as text."""
+        bank = self.subject.state.memory
+        row = np.asarray(bank.labels)[np.asarray(bank.case_ids) == case][0]
+        names = [n for n, v in zip(self.subject.trained["findings"], row, strict=True) if v == 1]
+        return "; ".join(names) or "no finding"
+
+
+def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
+    """Prints a line a case, the most read first."""
+    _no_words(words, "list")
+    part, data = _part(opened, values.split)
+    outputs = changes.read(opened.subject, opened.model, opened.subject.state.memory, part)
+    times = changes.times_read(outputs["cases"])
+    ids = np.asarray(opened.subject.state.memory.case_ids)
+    slots = pd.Series(ids[ids >= 0]).value_counts()
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "patient", "findings", "slots", f"read_by_{values.split}_images"])
+    for case in sorted(opened.cases.index, key=lambda case: (-times.get(case, 0), case)):
+        known = opened.cases.loc[case]
+        row = [known["image"], known["patient"], opened.labels(case)]
+        writer.writerow([*row, slots[case], times.get(case, 0)])
+    never = len(opened.cases) - len(times)
+    say(
+        f"{len(opened.cases):,} cases in {int((ids >= 0).sum()):,} of {len(ids):,} slots; "
+        f"{never:,} are read by none of the {len(part.images):,} {_kind(data)} of "
+        f"'{values.split}'."
+    )
+    return 0
+
+
+def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
+    """Prints what the bank knows of some cases."""
+    chosen = _cases(opened, words, "")
+    part, data = _part(opened, values.split)
+    outputs = changes.read(opened.subject, opened.model, opened.subject.state.memory, part)
+    ids = np.asarray(opened.subject.state.memory.case_ids)
+    for case in chosen:
+        known = opened.cases.loc[case]
+        slots = ", ".join(map(str, np.flatnonzero(ids == case)))
+        cosines = np.where(outputs["cases"] == case, outputs["similarities"], -np.inf).max(axis=1)
+        readers = np.flatnonzero(np.isfinite(cosines))
+        readers = readers[np.argsort(-cosines[readers])]
+        print(f"{known['image']}: patient {known['patient']}, {opened.labels(case)}, slot {slots}")
+        print(f"  read by {len(readers):,} {_kind(data)} of '{values.split}'")
+        for row in readers[:_READERS]:
+            print(f"  {part.images[row]}, cosine {cosines[row]:.3f}")
+    return 0
+
+
+def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
+    """Makes a bank without some cases and prints what that changes."""
+    banks.check_label(opened.run, values.label)
+    chosen = _cases(opened, words, values.patients)
+    subject = opened.subject
+    memory = forgetting.forget(subject.state.memory, jnp.asarray(chosen, jnp.int32))
+    part, data = _part(opened, values.split)
+    readings = [
+        changes.read(subject, opened.model, bank, part) for bank in (subject.state.memory, memory)
+    ]
+    changed = changes.changes(*readings, part)
+    history = subject.bank.description.get("forgotten", []) if subject.bank else []
+    forgotten = [*history, *opened.cases.loc[chosen, "image"].tolist()]
+    description = subject.bank.description if subject.bank else _made(opened, "forget")
+    folder = banks.write(
+        opened.run,
+        values.label,
+        memory,
+        subject.state,
+        description | {"forgotten": forgotten, "cases": len(opened.cases) - len(chosen)},
+        subject.bank.folder if subject.bank and subject.bank.has_cases else None,
+    )
+    gone = int(subject.state.memory.count) - int(memory.count)
+    print(
+        f"Forgotten: {len(chosen):,} {_plural(len(chosen), 'case')} in {gone:,} "
+        f"{_plural(gone, 'slot')} of the memory; {int(memory.count):,} slots remain filled. The "
+        "weights are as they were: what training learned from these images stays in them."
+    )
+    print(changes.text(changed, values.split, data.table.simulated))
+    print(DISCLAIMER)
+    _said(opened, folder, values.label)
+    return 0
+
+
+def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
+    """Makes a bank of a site's images."""
+    _no_words(words, "refill")
+    banks.check_label(opened.run, values.label)
+    validate.check(opened.config)
+    data = run_data.load_data(opened.config)
+    for note in data.notes:
+        say(note)
+    runs.check_findings(opened.run, opened.subject.trained["findings"], data.table)
+    rows = data.split.rows(run_data.stage_names(opened.config)[-1], values.split)
+    memory, description = refill.refill(opened.subject, opened.model, opened.config, data, rows)
+    if not int(memory.count):
+        raise InputError(
+            f"The rule {opened.config.model.rarity!r} of the run selects none of the {len(rows):,} "
+            f"images of '{values.split}': give more images, or another part with --split."
+        )
+    folder = banks.write(
+        opened.run,
+        values.label,
+        memory,
+        opened.subject.state,
+        _made(opened, "refill") | description | {"split": values.split},
+        data.table,
+    )
+    print(
+        f"{description['selected']:,} of {len(rows):,} {_kind(data)} were selected; "
+        f"{int(memory.count):,} of {len(memory.case_ids):,} slots are filled, with "
+        f"{description['cases']:,} {_plural(description['cases'], 'case')} of "
+        f"{description['patients']:,} {_plural(description['patients'], 'patient')}. No weight "
+        "changed."
+    )
+    _said(opened, folder, values.label)
+    return 1 if data.refused else 0
+
+
+_COMMANDS: dict[str, Callable[[_Opened, list[str], flags.FlagValues], int]] = {
+    "list": _list,
+    "show": _show,
+    "forget": _forget,
+    "refill": _refill,
+}
+
+
+def _made(opened: _Opened, command: str) -> dict[str, Any]:
+    return {
+        "made_by": command,
+        "checkpoint": opened.subject.checkpoint,
+        "findings": opened.subject.trained["findings"],
+    }
+
+
+def _said(opened: _Opened, folder: Path, label: str) -> None:
+    say(
+        f"Written to {folder}. Use it: python -m charm_jax.predict FILE --run {opened.run} "
+        f"--memory {label}, or charm_jax.eval."
+    )
+
+
+def _part(opened: _Opened, name: str) -> tuple[changes.Embedded, run_data.Data]:
+    """A part of the data with its features."""
+    data = run_data.load_data(opened.config)
+    runs.check_findings(opened.run, opened.subject.trained["findings"], data.table)
+    rows = data.split.rows(run_data.stage_names(opened.config)[-1], name)
+    return changes.embed(opened.subject, opened.model, opened.config, data, rows), data
+
+
+def _cases(opened: _Opened, images: list[str], patients: str) -> list[int]:
+    """Ids of the named cases and of all cases of the named patients.
+
+    Raises:
+        InputError: nothing is named, or the bank has no such case or patient.
+    """
+    chosen = []
+    for column, names in (("image", images), ("patient", patients.split(",") if patients else [])):
+        for name in names:
+            found = opened.cases.index[opened.cases[column] == name.strip()]
+            if not len(found):
+                known = sorted(set(opened.cases[column]))
+                near = did_you_mean(name, known).split(" (known", 1)[0]
+                raise InputError(f"The memory has no case of {column} {name!r}: {near}")
+            chosen += found.tolist()
+    if not chosen:
+        raise InputError("No case is named: give image names as `list` has them, or --patients.")
+    return sorted(set(chosen))
+
+
+def _kind(data: run_data.Data) -> str:
+    return "SIMULATED images" if data.table.simulated else "images"
+
+
+def _plural(n: int, noun: str) -> str:
+    return noun if n == 1 else f"{noun}s"
+
+
+def _no_words(words: list[str], command: str) -> None:
+    if words:
+        raise InputError(f"The argument {words[0]!r} means nothing after {command}.")
+
+
+def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
+    """The command, its words, the run and the flags."""
+    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    words, rest = argv[:first], argv[first:]
+    cli.parse(rest, recipe.defaults(), _define_flags)  # --help needs no word
+    if len(words) < 2:
+        raise InputError(
+            f"Name a run and one of {', '.join(_COMMANDS)}: charm_jax.memory RUN list, before any "
+            "flag."
+        )
+    name, command, *words = words
+    if command not in _COMMANDS:
+        raise InputError(f"There is no command {command!r}: {did_you_mean(command, _COMMANDS)}")
+    keys, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
+    run, _, config, values = loaded.parse_run(rest, _define_flags, keys, shown, name)
+    values.split = values.split or ("train" if command == "refill" else "val")
+    return command, words, _open(run, config, values), values
+
+
+def _open(run: Path, config: ConfigDict, values: flags.FlagValues) -> _Opened:
+    if not config.model.charm:
+        raise InputError(f"The run {run} is a plain network, without memory: name another.")
+    trained = runs.read_json(run / "split.json")
+    prevalence = runs.prevalence(run, trained)
+    model = build.build_network(config, len(prevalence), prevalence)
+    subject = loaded.of_run(run, values.checkpoint, config, model, None, values.memory)
+    ids = np.unique(np.asarray(subject.state.memory.case_ids))
+    cases = subject.cases().reindex(ids[ids >= 0])
+    return _Opened(run, config, model, subject, cases)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
+    flags.DEFINE_string("memory", TRAINED, "The bank to begin with.", flag_values=values)
+    flags.DEFINE_string("label", "", "Name of the bank that is made.", flag_values=values)
+    flags.DEFINE_string("patients", "", "Patients to forget, with commas.", flag_values=values)
+    flags.DEFINE_enum(
+        "split",
+        None,
+        ["train", "val", "test", "test_published"],
+        "The part that is looked at (val), or that refills (train).",
+        flag_values=values,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

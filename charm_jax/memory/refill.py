@@ -1,0 +1,73 @@
+"""A bank of other images by the same weights, filled as training fills it."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from charm_jax.inference import explain
+from charm_jax.inference.loaded import Subject
+from charm_jax.memory import changes
+from charm_jax.models import memory_bank
+from charm_jax.models.charm import Cases, Charm
+from charm_jax.models.memory_bank import MemoryBank
+from charm_jax.runs import data as run_data
+from data_pipelines.tables import splits
+
+_SEED = 0
+
+
+def refill(
+    subject: Subject, model: Charm, config: ConfigDict, data: run_data.Data, rows: np.ndarray
+) -> tuple[MemoryBank, dict[str, Any]]:
+    """Empties the bank and writes a site's images to it, batch by batch, in random order.
+
+    The run's rule selects from each batch of the last stage's size, by the run's own prevalences.
+    Of a rest that does not fill a batch, images written before complete it, so that what the rule
+    compares with is always a whole batch of the site's images; they are not written again.
+
+    Differs: training writes features as they are with the batch's statistics, here the running
+    ones of evaluation are used, by which the bank will be read.
+
+    Args:
+        subject: the network.
+        model: its module.
+        config: with the site's data.
+        data: of the site.
+        rows: ``[n]`` images to take.
+
+    Returns:
+        The bank, whose ids are those of the site's table, and its description.
+    """
+    rows = np.random.Generator(np.random.PCG64(_SEED)).permutation(rows)
+    part = changes.embed(subject, model, config, data, rows)
+    old = subject.state.memory
+    memory = memory_bank.empty(*old.features.shape, old.labels.shape[1])
+    batch = min(config.stages[run_data.stage_names(config)[-1]].batch_size, len(rows))
+    write = jax.jit(partial(explain.remember, select=model.select))
+    selected = 0
+    for start in range(0, len(rows), batch):
+        taken = min(start, len(rows) - batch) + np.arange(batch)
+        cases = Cases(
+            labels=jnp.asarray(part.labels[taken]),
+            case_ids=jnp.asarray(rows[taken], jnp.int32),
+            patient_ids=jnp.asarray(data.table.patients[rows[taken]], jnp.int32),
+        )
+        fresh = jnp.asarray(taken >= start)
+        memory, kept = write(memory, jnp.asarray(part.fused[taken]), cases, fresh)
+        selected += int(kept)
+    ids, patients = np.asarray(memory.case_ids), np.asarray(memory.patient_ids)
+    return memory, {
+        "source": data.table.source,
+        "simulated": data.table.simulated,
+        "patients_known": data.table.patients_known,
+        "rule": config.model.rarity,
+        "images": len(rows),
+        "images_sha256": splits.part_summary(data.table, rows)["sha256"],
+        "selected": selected,
+        "cases": len(np.unique(ids[ids >= 0])),
+        "patients": len(np.unique(patients[ids >= 0])),
+    }

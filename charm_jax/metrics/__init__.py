@@ -1,0 +1,1 @@
+"""Score predictions: metrics, intervals, calibration and out-of-distribution measures."""

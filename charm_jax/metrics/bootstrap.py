@@ -1,0 +1,150 @@
+"""Resampling of whole patients: the spread of AUROC and average precision (NumPy; not jitted)."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+from jaxtyping import Float
+
+from charm_jax.metrics.classification import check_scores
+
+RESAMPLES = 1000  # the fewest for a number to be reported
+LEVEL = 0.95
+_CHUNK = 32  # resamples at a time: the working set is images x 32 counts of 4 bytes
+_DEFINED = 0.95  # share of the resamples that must have both classes; three patients of each do
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """What each resample says of each finding; NaN where it lacks a class.
+
+    Attributes:
+        auroc: 0 … 1.
+        average_precision: 0 … 1.
+    """
+
+    auroc: Float[np.ndarray, "resamples findings"]
+    average_precision: Float[np.ndarray, "resamples findings"]
+
+
+def resampled(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Resampled:
+    """Computes AUROC and average precision under draws of patients with replacement.
+
+    Images of one patient are not independent, so whole patients are drawn. The draws depend on the
+    patients and the seed alone, so two models scored on the same images can be compared by the
+    differences of their values.
+
+    Args:
+        scores: Logits or probabilities, `[images, findings]`; only their order matters.
+        labels: 1, 0 or -1 (unknown), `[images, findings]`.
+        patients: Patient of each image, `[images]`; numbers or strings.
+        resamples: How many draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The values; all NaN for a single patient, of whom every draw is the same.
+
+    Raises:
+        ValueError: If the shapes do not agree, a score is not finite, a label is none of these,
+            there is no image, or `resamples` is below 1.
+    """
+    check_scores(scores, labels)
+    if len(patients) != len(scores):
+        raise ValueError(f"{len(patients)} patients for {len(scores)} images")
+    if resamples < 1 or len(patients) == 0:
+        raise ValueError(
+            f"{resamples} resamples of {len(patients)} images; use one or more of each"
+        )
+    names, cluster = np.unique(patients, return_inverse=True)
+    if len(names) == 1:
+        nothing = np.full((resamples, scores.shape[1]), np.nan)
+        return Resampled(nothing, nothing)
+    rng = np.random.default_rng(seed)
+    columns = [_Ranked(scores[:, f], labels[:, f]) for f in range(scores.shape[1])]
+    chunks = []
+    for start in range(0, resamples, _CHUNK):
+        counts = [
+            np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+            for _ in range(min(_CHUNK, resamples - start))
+        ]
+        weights = np.stack(counts, axis=1).astype(np.int32)[cluster]
+        chunks.append([column.under(weights) for column in columns])  # findings x 2 x resamples
+    values = np.concatenate(chunks, axis=2)
+    return Resampled(values[:, 0].T, values[:, 1].T)
+
+
+def macro(values: Float[np.ndarray, "resamples findings"]) -> Float[np.ndarray, " resamples"]:
+    """Averages over the findings that a resample defines; NaN where it defines none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return np.nanmean(values, axis=1)
+
+
+def interval(
+    values: Float[np.ndarray, " resamples"], level: float = LEVEL
+) -> tuple[float | None, float | None]:
+    """Computes the percentile interval of resampled values.
+
+    Returns:
+        (low, high); (None, None) where fewer than 95 % of the resamples define the value: what the
+        others would have said is not known.
+
+    Raises:
+        ValueError: If `level` is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"the level is {level}; use a number between 0 and 1, such as 0.95")
+    defined = values[~np.isnan(values)]
+    if len(defined) < _DEFINED * len(values):
+        return None, None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class _Ranked:
+    """One finding's scores, sorted once; then a resample is two cumulative sums."""
+
+    def __init__(self, scores: np.ndarray, labels: np.ndarray):
+        positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        self.positives = positives[np.argsort(-scores[positives], kind="stable")]
+        self.negatives = negatives[np.argsort(scores[negatives], kind="stable")]
+        falling, rising = scores[self.positives], scores[self.negatives]
+        self.below = np.searchsorted(rising, falling, side="left")
+        self.not_above = np.searchsorted(rising, falling, side="right")
+        # For each positive, how many positives score as high or higher.
+        self.reached = np.searchsorted(-falling, -falling, side="right")
+
+    def under(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """AUROC and average precision under each column of `weights`, `[images, resamples]`.
+
+        AUROC is Mann-Whitney's. Average precision is the precision at each positive's score,
+        averaged over the positives, which is the step integral of scikit-learn.
+        """
+        negative = _cumulative(weights[self.negatives])
+        drawn = weights[self.positives]
+        positive = _cumulative(drawn)
+        all_positive, all_negative = positive[-1].astype(np.int64), negative[-1].astype(np.int64)
+        below = negative[self.below]
+        # A tie is half a win: the negatives below and those not above, halved.
+        wins = below.astype(np.int64) + negative[self.not_above]
+        doubled_u = np.sum(drawn * wins, axis=0)
+        pairs = all_positive * all_negative
+        auroc = np.where(pairs > 0, doubled_u / np.maximum(2 * pairs, 1), np.nan)
+        found = positive[self.reached]
+        called = found + negative[-1] - below
+        gained = np.sum(drawn * (found / np.maximum(called, 1)), axis=0)
+        precision = np.where(pairs > 0, gained / np.maximum(all_positive, 1), np.nan)
+        return auroc, precision
+
+
+def _cumulative(weights: np.ndarray) -> np.ndarray:
+    total = np.zeros((len(weights) + 1, weights.shape[1]), np.int32)
+    np.cumsum(weights, axis=0, out=total[1:])
+    return total

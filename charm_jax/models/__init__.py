@@ -1,0 +1,1 @@
+"""Define the network, its losses and its state as pure functions."""

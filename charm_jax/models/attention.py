@@ -1,0 +1,33 @@
+"""Multi-scale spatial attention."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from charm_jax.models.layers.conv import Conv, torch_kernel_init
+
+
+class MultiScaleAttention(nn.Module):
+    """One attention map over space from convolutions of three sizes.
+
+    a = sigmoid(conv1x1([conv1x1(f) | conv3x3(f) | conv5x5(f)])), each branch max(D // 8, 8)
+    channels wide.
+
+    Source: the reference's ``MultiScaleAttention``.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "batch height width dim"]
+    ) -> Float[Array, "batch height width 1"]:
+        """Returns the map, each value in (0, 1), float32."""
+        conv = partial(Conv, use_bias=True, kernel_init=torch_kernel_init, dtype=self.dtype)
+        width = max(features.shape[-1] // 8, 8)
+        branches = [conv(width, size, name=f"conv{size}")(features) for size in (1, 3, 5)]
+        merged = conv(1, 1, name="merge")(jnp.concatenate(branches, axis=-1))
+        return nn.sigmoid(merged.astype(jnp.float32))

@@ -1,0 +1,154 @@
+"""DenseNet (Huang et al., arXiv 1608.06993), as torchvision lays it out."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from charm_jax.models.backbones.backbone import Backbone, without_stochastic_depth
+from charm_jax.models.layers.batch_norm import BatchNorm
+from charm_jax.models.layers.conv import Conv as PaddedConv
+from charm_jax.models.layers.conv import fan_in_kernel_init
+
+_BOTTLENECK = 4  # width of the 1x1 convolution as a multiple of the growth
+
+# torchvision's, which differs from its other families': N(0, 2/fan_in).
+Conv = partial(PaddedConv, kernel_init=fan_in_kernel_init)
+
+
+class DenseLayer(nn.Module):
+    """Batch norm, ReLU, 1x1 convolution; batch norm, ReLU, 3x3 convolution.
+
+    Attributes:
+        growth: channels that it makes.
+        dtype: type that it computes in.
+    """
+
+    growth: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch height width growth"]:
+        """Makes new channels out of all that there are."""
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        x = nn.relu(norm(name="norm1")(x, train=train))
+        x = conv(self.growth * _BOTTLENECK, 1, name="conv1")(x)
+        x = nn.relu(norm(name="norm2")(x, train=train))
+        return conv(self.growth, 3, name="conv2")(x)
+
+
+class DenseBlock(nn.Module):
+    """Layers that each read what the block was given and what all layers before made."""
+
+    layers: int
+    growth: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch height width features"]:
+        """Appends ``layers`` times ``growth`` channels."""
+        for i in range(1, self.layers + 1):
+            new = DenseLayer(self.growth, self.dtype, name=f"layer{i}")(x, train=train)
+            x = jnp.concatenate([x, new], axis=-1)
+        return x
+
+
+class Transition(nn.Module):
+    """Batch norm, ReLU, a 1x1 convolution to half the channels and 2x2 mean pooling."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Halves channels and sides (rounded down)."""
+        y = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
+        y = Conv(x.shape[-1] // 2, 1, dtype=self.dtype, name="conv")(y)
+        return nn.avg_pool(y, (2, 2), (2, 2))
+
+
+class Trunk(nn.Module):
+    """All of ``features`` but the last batch norm.
+
+    The outputs of stem, blocks and transitions are sown as intermediates by their torchvision
+    names.
+
+    Attributes:
+        layers: of each dense block.
+        growth: channels that a layer makes.
+        dtype: type that it computes in.
+    """
+
+    layers: tuple[int, ...]
+    growth: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Maps normalised images to the trunk's features, a thirty-second of the side."""
+        x = Conv(2 * self.growth, 7, 2, dtype=self.dtype, name="stem_conv")(images)
+        self.sow("intermediates", "conv0", x)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        self.sow("intermediates", "pool0", x)
+        for i, layers in enumerate(self.layers, start=1):
+            x = DenseBlock(layers, self.growth, self.dtype, name=f"block{i}")(x, train=train)
+            self.sow("intermediates", f"denseblock{i}", x)
+            if i < len(self.layers):
+                x = Transition(self.dtype, name=f"shrink{i}")(x, train=train)
+                self.sow("intermediates", f"transition{i}", x)
+        return x
+
+
+_STEM = {"stem_conv": "conv0", "stem_norm": "norm0"}
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    if path[0] == "expansion":
+        return "features.norm5"
+    _, part, *rest = path
+    if part in _STEM:
+        return f"features.{_STEM[part]}"
+    if part.startswith("shrink"):
+        return f"features.transition{part.removeprefix('shrink')}.{rest[0]}"
+    return f"features.dense{part}.dense{rest[0]}.{rest[1]}"
+
+
+def _momentum_torch_name(path: tuple[str, ...]) -> str:
+    return ".".join(("momentum_final_block.final_block.0", *path))
+
+
+_CHILDREN = (
+    *("conv0", "norm0", "relu0", "pool0", "denseblock1", "transition1", "denseblock2"),
+    *("transition2", "denseblock3", "transition3", "denseblock4"),
+)
+_DUPLICATES = (
+    *((f"backbone.{i}.", f"features.{child}.") for i, child in enumerate(_CHILDREN)),
+    ("final_block.0.", "features.norm5."),
+)
+# Torchvision's files, its ImageNet file among them, keep the names of its first version.
+_RENAMES = ((r"(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
+
+MEMBERS = {
+    "densenet121": Backbone(
+        trunk=without_stochastic_depth(partial(Trunk, (6, 12, 24, 16), 32)),
+        expansion=BatchNorm,
+        feature_dim=1024,
+        torch_name=_torch_name,
+        momentum_torch_name=_momentum_torch_name,
+        classifier="classifier",
+        duplicates=_DUPLICATES,
+        renames=_RENAMES,
+        final=nn.relu,
+    ),
+}

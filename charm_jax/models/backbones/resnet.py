@@ -1,0 +1,149 @@
+"""ResNet (He et al., arXiv 1512.03385) in the form "v1.5", as torchvision lays it out."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from charm_jax.models.backbones.backbone import Backbone, without_stochastic_depth
+from charm_jax.models.layers.batch_norm import BatchNorm
+from charm_jax.models.layers.conv import Conv
+
+_EXPANSION = 4  # a bottleneck's output is this many times as wide as its inside
+
+
+class Bottleneck(nn.Module):
+    """Convolutions 1x1, 3x3 and 1x1 around which the input is added.
+
+    Differs: the paper strides in the first 1x1 convolution, version 1.5 in the 3x3.
+
+    Attributes:
+        features: channels of the inner convolutions.
+        strides: step of the 3x3 convolution.
+        dtype: type that it computes in.
+    """
+
+    features: int
+    strides: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Applies the block; the input is projected where it has another shape."""
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        width = self.features * _EXPANSION
+        y = conv(self.features, 1, name="conv1")(x)
+        y = nn.relu(norm(name="norm1")(y, train=train))
+        y = conv(self.features, 3, self.strides, name="conv2")(y)
+        y = nn.relu(norm(name="norm2")(y, train=train))
+        y = norm(name="norm3")(conv(width, 1, name="conv3")(y), train=train)
+        if self.strides != 1 or x.shape[-1] != width:
+            x = conv(width, 1, self.strides, name="shortcut_conv")(x)
+            x = norm(name="shortcut_norm")(x, train=train)
+        return nn.relu(x + y)
+
+
+class Layer(nn.Module):
+    """Bottlenecks of one width; the first one strides."""
+
+    features: int
+    blocks: int
+    strides: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Applies the blocks in a row."""
+        for i in range(self.blocks):
+            strides = self.strides if i == 0 else 1
+            x = Bottleneck(self.features, strides, self.dtype, name=f"block{i}")(x, train=train)
+        return x
+
+
+class Trunk(nn.Module):
+    """Stem and all layers but the last.
+
+    The outputs of stem and layers are sown as the intermediates ``stem``, ``layer1``, ...
+
+    Attributes:
+        blocks: of each layer.
+        dtype: type that it computes in.
+    """
+
+    blocks: tuple[int, ...]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Maps normalised images to the trunk's features, a sixteenth of the side."""
+        x = Conv(64, 7, 2, dtype=self.dtype, name="stem_conv")(images)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
+        self.sow("intermediates", "stem", x)
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for i, blocks in enumerate(self.blocks):
+            strides = 1 if i == 0 else 2
+            layer = Layer(64 * 2**i, blocks, strides, self.dtype, name=f"stage{i + 1}")
+            x = layer(x, train=train)
+            self.sow("intermediates", f"layer{i + 1}", x)
+        return x
+
+
+_PARTS = {
+    "conv1": "conv1",
+    "norm1": "bn1",
+    "conv2": "conv2",
+    "norm2": "bn2",
+    "conv3": "conv3",
+    "norm3": "bn3",
+    "shortcut_conv": "downsample.0",
+    "shortcut_norm": "downsample.1",
+}
+_STEM = {"stem_conv": "conv1", "stem_norm": "bn1"}
+
+
+def _block_name(block: str, part: str) -> str:
+    return f"{block.removeprefix('block')}.{_PARTS[part]}"
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    if path[0] == "expansion":
+        return f"layer4.{_block_name(*path[1:])}"
+    if path[1] in _STEM:
+        return _STEM[path[1]]
+    return f"{path[1].replace('stage', 'layer')}.{_block_name(*path[2:])}"
+
+
+def _momentum_torch_name(path: tuple[str, ...]) -> str:
+    return f"momentum_final_block.final_block.{_block_name(*path)}"
+
+
+# The reference numbers the children of the network, of which two (ReLU, pooling) hold no tensors.
+_DUPLICATES = (
+    ("backbone.0.", "conv1."),
+    ("backbone.1.", "bn1."),
+    ("backbone.4.", "layer1."),
+    ("backbone.5.", "layer2."),
+    ("backbone.6.", "layer3."),
+    ("final_block.", "layer4."),
+)
+
+MEMBERS = {
+    "resnet50": Backbone(
+        trunk=without_stochastic_depth(partial(Trunk, (3, 4, 6))),
+        expansion=partial(Layer, 512, 3, 2),
+        feature_dim=2048,
+        torch_name=_torch_name,
+        momentum_torch_name=_momentum_torch_name,
+        classifier="fc",
+        duplicates=_DUPLICATES,
+    ),
+}

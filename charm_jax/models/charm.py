@@ -1,0 +1,248 @@
+"""Charm: the parts put together; the only place that knows the order of the forward pass."""
+
+import typing
+from collections.abc import Callable
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int8, Int32
+
+from charm_jax.models import memory_bank
+from charm_jax.models import momentum as momentum_branch
+from charm_jax.models.layers.batch_norm import BatchNorm
+from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
+from charm_jax.models.memory_bank import MemoryBank, Retrieved
+from charm_jax.models.momentum import Momentum
+
+_HIDDEN = 512
+
+
+@typing.no_type_check  # JAX rebuilds it with leaves of other types
+@flax.struct.dataclass
+class Cases:
+    """What is known of the images of a batch beside their pixels.
+
+    Attributes:
+        labels: 1 present, 0 absent, -1 unknown.
+        case_ids: rank of the image's name in its source's full table; -1 for an image of no source.
+        patient_ids: patient number; -1 for unknown.
+    """
+
+    labels: Int8[Array, "batch findings"]
+    case_ids: Int32[Array, " batch"]
+    patient_ids: Int32[Array, " batch"]
+
+
+@typing.no_type_check  # JAX rebuilds it with leaves of other types
+@flax.struct.dataclass
+class CharmOutput:
+    """Everything that a forward pass makes, by its name in the equations.
+
+    Attributes:
+        logits: one a finding, float32.
+        main: f, the expansion block's features.
+        momentum_features: f̄, the momentum branch's; None without one.
+        attention: a, in (0, 1); None without fusion.
+        fused: q.
+        retrieved: r, with the slots and similarities that it came from.
+        enhanced: h = q + r.
+        selected: which rows were written to the bank (none in evaluation).
+        memory: the bank after this pass.
+        momentum: the momentum branch after this pass: running statistics updated, parameters not.
+            None without one.
+    """
+
+    logits: Float[Array, "batch findings"]
+    main: Float[Array, "batch height width dim"]
+    momentum_features: Float[Array, "batch height width dim"] | None
+    attention: Float[Array, "batch height width 1"] | None
+    fused: Float[Array, "batch dim"]
+    retrieved: Retrieved
+    enhanced: Float[Array, "batch dim"]
+    selected: Bool[Array, " batch"]
+    memory: MemoryBank
+    momentum: Momentum | None
+
+    def scalars(self) -> dict[str, Float[Array, ""]]:
+        """What a log keeps of the pass.
+
+        ``selected`` is the share of the batch that was written, ``bank_count`` the filled slots,
+        ``similarity`` the mean cosine of what was retrieved.
+        """
+        valid = self.retrieved.valid
+        return {
+            "selected": self.selected.mean(),
+            "bank_count": self.memory.count.astype(jnp.float32),
+            "similarity": (self.retrieved.similarities * valid).sum() / jnp.maximum(valid.sum(), 1),
+        }
+
+    def evidence(self) -> dict[str, Array]:
+        """What an evaluation keeps of the pass beside its logits.
+
+        ``attention`` is the map ``[B, h, w]``; ``slots``, ``similarities`` and ``valid`` ``[B, k]``
+        are what was read of the bank, best match first (see ``Retrieved``); ``disagreement``
+        ``[B]`` is 1 - cosine of the pooled features of main and momentum branch, 0 ... 2. What the
+        network does not have is left out.
+        """
+        kept = {
+            "slots": self.retrieved.indices,
+            "similarities": self.retrieved.similarities,
+            "valid": self.retrieved.valid,
+        }
+        if self.attention is not None:
+            kept["attention"] = self.attention[..., 0]
+        if self.momentum_features is not None:
+            main = self.main.astype(jnp.float32).mean((1, 2))
+            anchor = self.momentum_features.astype(jnp.float32).mean((1, 2))
+            cosine = optax.losses.cosine_similarity(main, anchor, epsilon=1e-12)
+            kept["disagreement"] = 1 - cosine
+        return kept
+
+
+class Head(nn.Module):
+    """Batch norm, hidden layer of 512, dropout, one logit a finding; float32.
+
+    Source: the reference's ``classifier``.
+    """
+
+    num_findings: int
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(
+        self, enhanced: Float[Array, "batch dim"], *, train: bool
+    ) -> Float[Array, "batch findings"]:
+        """Maps enhanced features to logits."""
+        x = BatchNorm(name="norm")(enhanced, train=train)
+        x = nn.relu(_dense(_HIDDEN, x.shape[-1], "hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return _dense(self.num_findings, _HIDDEN, "logits")(x)
+
+
+def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
+    return nn.Dense(
+        features, kernel_init=torch_kernel_init, bias_init=torch_bias_init(fan_in), name=name
+    )
+
+
+class Charm(nn.Module):
+    """The network of CHARM-Xray as a function of images, momentum branch and memory bank.
+
+    Attributes:
+        trunk: the backbone up to its last block.
+        expansion: the backbone's last block.
+        fusion: the attention over its features; None weighs all places alike.
+        head: enhanced features to logits.
+        retrieval_k: how many stored cases are read; with 0 the bank is written but has no effect.
+        select: which rows of a batch are written: ``(features, labels) -> bool[batch]``.
+        freeze_trunk: run the trunk as in evaluation while the rest trains.
+    """
+
+    trunk: nn.Module
+    expansion: nn.Module
+    fusion: nn.Module | None
+    head: nn.Module
+    retrieval_k: int
+    select: Callable[[Array, Array], Array]
+    freeze_trunk: bool = False
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channels"],
+        cases: Cases,
+        momentum: Momentum | None,
+        memory: MemoryBank,
+        *,
+        train: bool,
+    ) -> CharmOutput:
+        """One pass over a batch of normalised images; without ``momentum``, f̄ is left out of q.
+
+        With ``train`` the batch norms use and update batch statistics, dropout draws from the
+        random stream ``dropout``, and selected rows are written to the bank before it is read. A
+        query never reads its own case, nor, outside training, any case of its own patient. A frozen
+        trunk keeps its running statistics, uses them, and drops nothing.
+
+        Differs: the reference masks stored rows whose float32 cosine with the query is exactly 1,
+        which depends on rounding; here the own case is left out by its id.
+        """
+        trunk = self.trunk(images, train=train and not self.freeze_trunk)
+        main = self.expansion(trunk, train=train)
+        anchor = None
+        if momentum is not None:
+            anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
+        attention, fused = self.fuse(main, anchor)
+
+        stored = jax.lax.stop_gradient(fused)
+        if train:
+            selected = self.select(stored, cases.labels)
+            memory = memory_bank.write(
+                memory, stored, cases.labels, cases.case_ids, cases.patient_ids, selected
+            )
+        else:
+            selected = jnp.zeros(len(images), bool)
+        retrieved, enhanced, logits = self.read(fused, cases, memory, train=train)
+        return CharmOutput(
+            logits=logits,
+            main=main,
+            momentum_features=anchor,
+            attention=attention,
+            fused=fused,
+            retrieved=retrieved,
+            enhanced=enhanced,
+            selected=selected,
+            memory=memory,
+            momentum=momentum,
+        )
+
+    def fuse(
+        self,
+        main: Float[Array, "batch height width dim"],
+        anchor: Float[Array, "batch height width dim"] | None,
+    ) -> tuple[Float[Array, "batch height width 1"] | None, Float[Array, "batch dim"]]:
+        """From f and f̄ to a and q; each is None, or left out of q, in a network without it."""
+        attention, weighed = None, main.astype(jnp.float32)
+        if self.fusion is not None:
+            attention = self.fusion(main)
+            weighed = weighed * attention
+        fused = weighed.mean((1, 2))
+        if anchor is not None:
+            fused = fused + anchor.astype(jnp.float32).mean((1, 2))
+        return attention, fused
+
+    def read(
+        self, fused: Float[Array, "batch dim"], cases: Cases, memory: MemoryBank, *, train: bool
+    ) -> tuple[Retrieved, Float[Array, "batch dim"], Float[Array, "batch findings"]]:
+        """From q and a bank to what is read of it, h and the logits; cheap beside the rest.
+
+        Whose cases a query does not read is as in ``__call__``.
+        """
+        retrieved = memory_bank.retrieve(
+            memory,
+            fused,
+            self.retrieval_k,
+            exclude_case_ids=cases.case_ids,
+            exclude_patient_ids=None if train else cases.patient_ids,
+        )
+        enhanced = fused + retrieved.features
+        return retrieved, enhanced, self.head(enhanced, train=train)
+
+    def classify(
+        self,
+        main: Float[Array, "batch height width dim"],
+        anchor: Float[Array, "batch height width dim"] | None,
+        cases: Cases,
+        memory: MemoryBank,
+    ) -> Float[Array, "batch findings"]:
+        """From f to the logits of an evaluation, all that lies behind the expansion block."""
+        _, fused = self.fuse(main, anchor)
+        return self.read(fused, cases, memory, train=False)[-1]
+
+    def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
+        """Touches every parameter once, before there is a momentum branch to run."""
+        main = self.expansion(self.trunk(images, train=False), train=False)
+        if self.fusion is not None:
+            self.fusion(main)
+        self.head(main.mean((1, 2)).astype(jnp.float32), train=False)

@@ -1,0 +1,1 @@
+"""Batch norm and convolutions with their own gradients."""

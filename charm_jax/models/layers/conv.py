@@ -1,0 +1,147 @@
+"""Convolutions as torch pads them, in the form that is fast on the backend that runs them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from charm_jax.models.layers import conv_cpu as forms
+
+_LARGEST_BY_TAPS = 5
+
+# torch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# torchvision's for the convolutions of its backbones: N(0, 2/fan_out), groups not divided out.
+backbone_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# N(0, 2/fan_in), where a kernel of a depthwise convolution has k² inputs.
+fan_in_kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def torch_bias_init(fan_in: int) -> Callable[..., Array]:
+    """The default of torch for the biases of convolutions and linear layers: U(±1/sqrt(fan_in))."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """2-D convolution with torch's symmetric padding (not 'SAME', which differs at stride 2).
+
+    Attributes:
+        features: output channels.
+        kernel_size: side of the square kernel, odd.
+        strides: step in both directions.
+        depthwise: one kernel a channel; ``features`` must equal the input's channels.
+        use_bias: whether a bias is added.
+        dilation: distance between the pixels that a depthwise kernel reads; dense ones have 1.
+        kernel_init: initialiser of the kernel ``[k, k, in, out]`` (depthwise ``[k, k, 1, out]``).
+        bias_init: initialiser of the bias; torch's default if None.
+        dtype: type that it computes in; parameters are float32.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+    dilation: int = 1
+    kernel_init: Callable[..., Array] = backbone_kernel_init
+    bias_init: Callable[..., Array] | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Convolves ``x``; the output's sides are ceil(side / strides)."""
+        channels = 1 if self.depthwise else x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.depthwise:
+            y = depthwise_conv(x, kernel, self.strides, self.dilation)
+        elif self.kernel_size == 1:
+            y = pointwise(x[:, :: self.strides, :: self.strides], kernel[0, 0])
+        else:
+            y = dense_conv(x, kernel, self.strides)
+        if self.use_bias:
+            init = self.bias_init or torch_bias_init(kernel[..., 0].size)
+            bias = self.param("bias", init, (self.features,))
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+@jax.custom_vjp
+def pointwise(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "channels features"]
+) -> Float[Array, "batch height width features"]:
+    """Convolution 1x1: a matrix product.
+
+    JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU turns
+    the whole gradient over in memory, at several times the cost of the product; here it is
+    ``xᵀ grad``, which needs no turning and is the same to the bit but for the order of summation.
+    """
+    return x @ kernel
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    return grad @ kernel.T, forms.product_over_pixels(x, grad)
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def dense_conv(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "k k channels features"],
+    strides: int,
+) -> Float[Array, "batch new_height new_width features"]:
+    """Convolution over all channels, padded by k // 2 on every side.
+
+    On CPU the gradient of the kernel is computed as one matrix product a tap, on large maps image
+    by image, because XLA's own form is about twice as slow there, except for large kernels, which
+    are those of stems with few channels; to far fewer or from far fewer channels it is products
+    that are shifted, not pixels; where the output has few pixels, all directions are matrix
+    products, as XLA's form is 30 times as slow. The result is the same up to the order of
+    summation.
+    """
+    if kernel.shape[0] > _LARGEST_BY_TAPS:
+        return forms.native(x, kernel, strides, groups=1)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(forms.dense, strides=strides),
+        default=partial(forms.native, strides=strides, groups=1),
+    )
+
+
+def depthwise_conv(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "k k 1 channels"],
+    strides: int,
+    dilation: int = 1,
+) -> Float[Array, "batch new_height new_width channels"]:
+    """One kernel a channel, padded by dilation · (k // 2) on every side.
+
+    On CPU it is a sum of shifted products: XLA's grouped convolution is 20 to 300 times slower
+    there, forward and backward; the result is the same up to the order of summation.
+    """
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(forms.depthwise, strides=strides, dilation=dilation),
+        default=partial(forms.native, strides=strides, groups=x.shape[-1], dilation=dilation),
+    )

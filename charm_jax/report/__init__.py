@@ -1,0 +1,1 @@
+"""Render an evaluation as one HTML page."""

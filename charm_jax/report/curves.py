@@ -1,0 +1,118 @@
+"""Pictures of a run: its curves, and the sweep of a range test."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data_pipelines.atomic_files import whole_path
+
+_TRAIN, _VALIDATION, _BEST = "#0072B2", "#D55E00", "#000000"  # distinct for the colour-blind
+
+
+def draw_curves(directory: Path, title: str, stages: Sequence[str]) -> None:
+    """Draws ``curves.png`` of a run from its ``metrics.jsonl``: a column a stage.
+
+    Args:
+        directory: of the run.
+        title: over the picture.
+        stages: names in the order of training.
+    """
+    figure = stage_curves(read_log(directory / "metrics.jsonl"), stages)
+    figure.suptitle(title)
+    _save(figure, directory / "curves.png")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` but for one that a killed run did not finish."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
+
+
+def stage_curves(entries: Sequence[dict[str, Any]], stages: Sequence[str]) -> Figure:
+    """Losses, validation AUROC and rates of the log's entries: a column a stage."""
+    figure = Figure(figsize=(5.2 * len(stages), 9), layout="constrained", dpi=110)
+    axes = figure.subplots(3, len(stages), squeeze=False, sharex="col")
+    for column, stage in zip(axes.T, stages, strict=True):
+        mine = [entry for entry in entries if entry["stage"] == stage]
+        epochs = [entry for entry in mine if entry["kind"] == "epoch"]
+        intervals = [entry for entry in mine if entry["kind"] == "interval"]
+        _losses(column[0], stage, epochs, intervals)
+        _auroc(column[1], epochs)
+        _rates(column[2], intervals)
+    return figure
+
+
+def _losses(axes: Axes, stage: str, epochs: list[dict], intervals: list[dict]) -> None:
+    axes.set_title(f"stage {stage}")
+    _line(
+        axes,
+        intervals,
+        "loss",
+        color=_TRAIN,
+        alpha=0.4,
+        linewidth=1,
+        label="training, single steps",
+    )
+    _line(axes, epochs, "train_loss", color=_TRAIN, marker="o", label="training, mean of the epoch")
+    _line(axes, epochs, "val_loss", color=_VALIDATION, marker="s", label="validation")
+    if epochs:
+        best = min(epochs, key=lambda entry: entry["val_loss"])
+        axes.axvline(best["step"], color=_BEST, linestyle=":", label=f"best, epoch {best['epoch']}")
+        axes.legend(fontsize="small")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+
+
+def _auroc(axes: Axes, epochs: list[dict]) -> None:
+    _line(axes, epochs, "val_macro_auroc", color=_VALIDATION, marker="s")
+    axes.set_ylabel("macro AUROC, validation")
+    axes.grid(alpha=0.3)
+
+
+def _rates(axes: Axes, intervals: list[dict]) -> None:
+    _line(axes, intervals, "rate", color=_TRAIN)
+    axes.set_ylabel("learning rate of the head")
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    right = axes.twinx()
+    _line(right, intervals, "b1", color=_VALIDATION, linestyle="--")
+    right.set_ylabel("Adam's b1 (dashed)")
+
+
+def _line(axes: Axes, entries: list[dict], key: str, **style: Any) -> None:
+    known = [entry for entry in entries if entry.get(key) is not None]
+    axes.plot([entry["step"] for entry in known], [entry[key] for entry in known], **style)
+
+
+def draw_sweep(
+    path: Path,
+    title: str,
+    rates: Float[np.ndarray, " steps"],
+    losses: Float[np.ndarray, " steps"],
+    chosen: float,
+) -> None:
+    """Draws the losses of a range test over the rate, and the rate that was chosen."""
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.semilogx(rates, losses, color=_TRAIN)
+    axes.axvline(chosen, color=_VALIDATION, linestyle="--", label=f"chosen: {chosen:.1e}")
+    axes.set_title(title, fontsize="small")
+    axes.set(xlabel="learning rate of the head", ylabel="training loss, smoothed")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_path(path) as draft:
+        figure.savefig(draft, format="png")

@@ -1,0 +1,158 @@
+"""Banks beside a run's checkpoints, ``memory/<label>/``: made from them, never in their place.
+
+| file | content |
+| --- | --- |
+| ``bank.safetensors`` | the arrays of the bank |
+| ``memory.json`` | how it was made, of which checkpoint, for which findings |
+| ``cases.csv``, ``patients.csv`` | what its ids mean, where they are not the run's |
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+from charm_jax.models.memory_bank import MemoryBank
+from charm_jax.models.state import TrainState
+from charm_jax.runs import cases as run_cases
+from charm_jax.runs import folder as runs
+from charm_jax.runs.digests import weights_sha256
+from data_pipelines.atomic_files import draft_of
+from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.tables.case_table import CaseTable
+
+TRAINED = "trained"  # what a checkpoint's own bank is called
+_FIELDS = tuple(field.name for field in dataclasses.fields(MemoryBank))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBank:
+    """A bank that was made from a run.
+
+    Attributes:
+        label: its name in the run.
+        folder: where it lies.
+        memory: the bank.
+        description: ``memory.json``.
+    """
+
+    label: str
+    folder: Path
+    memory: MemoryBank
+    description: dict[str, Any]
+
+    @property
+    def has_cases(self) -> bool:
+        """Whether its ids are those of a table of its own."""
+        return (self.folder / "cases.csv").exists()
+
+
+def check_label(run: Path, label: str) -> None:
+    """Looks whether a new bank can have a name, before anything is computed.
+
+    Raises:
+        InputError: it is no plain name, or is taken.
+    """
+    if not re.fullmatch(r"[\w.-]+", label) or not label.strip(".") or label == TRAINED:
+        raise InputError(
+            f"--label is {label!r}: name the new bank with letters, digits, - and _, and not "
+            f"{TRAINED!r}, which is the checkpoint's own."
+        )
+    if (run / "memory" / label).exists():
+        raise InputError(
+            f"{run / 'memory' / label} is there already: choose another --label, or remove it."
+        )
+
+
+def write(
+    run: Path,
+    label: str,
+    memory: MemoryBank,
+    state: TrainState,
+    description: dict[str, Any],
+    cases: CaseTable | Path | None = None,
+) -> Path:
+    """Writes a bank; its folder appears whole or not at all.
+
+    Args:
+        run: folder of the run.
+        label: its name.
+        memory: the bank.
+        state: the network that its features are of.
+        description: for ``memory.json``, to which the digest of the network is added.
+        cases: what its ids mean: a table, the folder of the bank that it came from, or None for the
+            run's own.
+
+    Returns:
+        Its folder.
+    """
+    check_label(run, label)
+    folder = run / "memory" / label
+    draft = draft_of(folder)
+    draft.mkdir(parents=True)
+    try:
+        arrays = {name: np.asarray(getattr(memory, name)) for name in _FIELDS}
+        save_file(arrays, draft / "bank.safetensors")
+        runs.write_json(
+            draft / "memory.json", description | {"weights_sha256": weights_sha256(state)}
+        )
+        if isinstance(cases, CaseTable):
+            run_cases.write_cases(draft, cases, np.zeros(0, np.int64))
+        elif cases is not None:
+            _copy_cases(cases, draft)
+        os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _copy_cases(source: Path, target: Path) -> None:
+    for name in ("cases.csv", "patients.csv", "trained_on.txt"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> StoredBank:
+    """Reads a bank of a run.
+
+    Args:
+        run: folder of the run.
+        label: its name.
+        state: the network that will read it.
+        findings: that the run knows.
+
+    Raises:
+        InputError: there is none of that name, it is damaged, or it was made with other weights or
+            of other findings.
+    """
+    folder = run / "memory" / label
+    if not (folder / "memory.json").is_file():
+        names = [TRAINED, *sorted(path.parent.name for path in run.glob("memory/*/memory.json"))]
+        raise InputError(f"The run {run} has no memory {label!r}: {did_you_mean(label, names)}")
+    description = runs.read_json(folder / "memory.json")
+    if description["findings"] != list(findings):
+        raise InputError(
+            f"{folder} is of the findings {', '.join(description['findings'])} but the run {run} "
+            f"knows {', '.join(findings)}: make it anew with python -m charm_jax.memory."
+        )
+    if description["weights_sha256"] != weights_sha256(state):
+        raise InputError(
+            f"{folder} holds features of other weights (checkpoint {description['checkpoint']}), "
+            "which mean nothing to these: choose that with --checkpoint, or make it anew."
+        )
+    try:
+        arrays = load_file(folder / "bank.safetensors")
+        memory = MemoryBank(**{name: jnp.asarray(arrays[name]) for name in _FIELDS})
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{folder / 'bank.safetensors'} cannot be read ({error}): make it anew."
+        ) from None
+    return StoredBank(label, folder, memory, description)

@@ -1,0 +1,151 @@
+"""What a run keeps of its cases, and the cases of another table as the run knows them."""
+
+import csv
+import dataclasses
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int32
+
+from data_pipelines.atomic_files import whole_file
+from data_pipelines.errors import InputError
+from data_pipelines.tables.case_table import CaseTable
+
+
+def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
+    """Writes what the bank's ids mean and what the run learns from.
+
+    Args:
+        directory: of the run. ``cases.csv`` holds ``id,image,patient`` of the source's full table,
+            ``patients.csv`` the source's names of the patients where it does not number them,
+            ``trained_on.txt`` the names of the images that training or validation sees.
+        table: of the source.
+        seen: ids of those images.
+    """
+    with whole_file(directory / "cases.csv") as file:
+        rows = zip(range(len(table.images)), table.images, table.patients, strict=True)
+        csv.writer(file).writerows([("id", "image", "patient"), *rows])
+    if table.patient_names:
+        with whole_file(directory / "patients.csv") as file:
+            csv.writer(file).writerows([("patient", "name"), *enumerate(table.patient_names)])
+    with whole_file(directory / "trained_on.txt") as file:
+        file.writelines(f"{name}\n" for name in table.images[seen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """The cases of another table, as a run knows them.
+
+    Attributes:
+        case_ids: the run's id of each image; -1 if it has none of that name.
+        patient_ids: likewise the run's number of its patient.
+        seen: whether training or validation saw an image of that patient.
+        trained_on: whether training or validation saw the image itself.
+    """
+
+    case_ids: Int32[np.ndarray, " n"]
+    patient_ids: Int32[np.ndarray, " n"]
+    seen: Bool[np.ndarray, " n"]
+    trained_on: Bool[np.ndarray, " n"]
+
+
+def unknown_cases(table: CaseTable) -> Known:
+    """The cases of a table as weights without a run know them: not at all."""
+    n = len(table.images)
+    nothing = np.full(n, -1, np.int32)
+    return Known(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
+
+
+def known_cases(
+    directory: Path, table: CaseTable, trained: dict[str, Any], *, copies: bool = False
+) -> Known:
+    """Looks the images of a table up in a run, by name: numbers mean nothing in another source.
+
+    An image is known by its name, in another source by that of its file alone (a folder may have
+    been put before it). A patient is known by a known image, or in the same source by name.
+    Simulated images and acquired ones have nothing in common, whatever their names.
+
+    Args:
+        directory: of the run.
+        table: the other table, or the run's own.
+        trained: the run's ``split.json``.
+        copies: whether images of the table whose files are named alike may all be the run's one,
+            as where what is known is only left out of what is read; otherwise none of them is.
+
+    Raises:
+        InputError: the run lacks its list of cases.
+    """
+    if trained["simulated"] != table.simulated:
+        return unknown_cases(table)
+    cases = read_cases(directory)
+    try:
+        text = (directory / "trained_on.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
+    same_source = trained["source"] == table.source
+    case_ids = _look_up(table, cases, same_source=same_source, copies=copies)
+    patient_ids = np.where(case_ids >= 0, cases["number"].reindex(case_ids).fillna(-1), -1)
+    patient_ids = patient_ids.astype(np.int32)
+    if table.patients_known and trained["patients_known"]:
+        patient_ids = _by_patient(table, patient_ids, cases if same_source else cases.iloc[:0])
+    learned = cases["image"].isin(text.splitlines())
+    seen = np.isin(patient_ids, cases.loc[learned, "number"].to_numpy()) & (patient_ids >= 0)
+    trained_on = np.isin(case_ids, cases.index[learned].to_numpy())
+    # Whoever has a seen image was seen, also where only this table says that it is theirs.
+    seen = np.isin(table.patients, table.patients[seen | trained_on])
+    return Known(case_ids, patient_ids, seen, trained_on)
+
+
+def read_cases(directory: Path) -> pd.DataFrame:
+    """``image``, ``number`` and ``patient`` (what the source calls it) of each of a run's case ids.
+
+    Raises:
+        InputError: the run lacks its list of cases.
+    """
+    try:
+        cases = pd.read_csv(
+            directory / "cases.csv",
+            dtype={"id": np.int32, "image": str, "patient": np.int32},
+            keep_default_na=False,
+        )
+        cases = cases.set_index("id").rename(columns={"patient": "number"})
+        cases["patient"] = cases["number"].astype(str)
+        named = directory / "patients.csv"
+        if named.exists():
+            names = pd.read_csv(named, dtype={"name": str}, keep_default_na=False)
+            cases["patient"] = names.set_index("patient")["name"].loc[cases["number"]].to_numpy()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
+    return cases
+
+
+def _look_up(
+    table: CaseTable, cases: pd.DataFrame, *, same_source: bool, copies: bool
+) -> np.ndarray:
+    """The run's id of each image; -1 for none."""
+    ids = pd.Series(cases.index, index=cases["image"])
+    found = ids.reindex(table.images).fillna(-1).to_numpy(np.int32)
+    if same_source:
+        return found
+    # Names of files, where each is there once in the run and, but for copies, in the table.
+    known = pd.Series(cases.index, index=[PurePosixPath(name).name for name in cases["image"]])
+    files = pd.Index([PurePosixPath(name).name for name in table.images])
+    known = known[~known.index.duplicated(keep=False)]
+    by_file = known.reindex(files).fillna(-1).to_numpy(np.int32)
+    certain = copies | ~files.duplicated(keep=False)
+    return np.where((found < 0) & certain, by_file, found)
+
+
+def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) -> np.ndarray:
+    """The run's numbers of patients, also of those images that it does not know by name."""
+    frame = pd.DataFrame({"theirs": table.patients, "ours": patient_ids})
+    siblings = frame[frame["ours"] >= 0].groupby("theirs")["ours"].first()
+    named = cases.drop_duplicates("number").set_index("patient")["number"]
+    strangers = np.unique(table.patients[patient_ids < 0])
+    names = pd.Series([table.patient_name(number) for number in strangers], index=strangers)
+    by_name = names.map(named)
+    ours = siblings.reindex(strangers).fillna(by_name).fillna(-1)
+    found = ours.reindex(table.patients).fillna(-1).to_numpy(np.int32)
+    return np.where(patient_ids < 0, found, patient_ids)

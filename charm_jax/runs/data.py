@@ -1,0 +1,225 @@
+"""The data of a run: read, divided, described, and as streams of batches."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from charm_jax.distributed import mesh, processes
+from charm_jax.train.loop import STAGES, Plan
+from data_pipelines import sources
+from data_pipelines.errors import InputError
+from data_pipelines.loading import loader, resident
+from data_pipelines.loading.resident import ResidentCases
+from data_pipelines.tables import quarantine, splits
+from data_pipelines.tables.case_table import CaseTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads.
+
+    Attributes:
+        table: of the source.
+        split: parts, without bad images.
+        quarantined: (image, reason) of those.
+        refusals: those of them that should have been usable: all but files that are absent with
+            ``config.data.missing=skip``.
+        prevalence: share of the whole training part, abnormal or not, with each finding, among the
+            images where it is known.
+        notes: lines for the user on these data.
+    """
+
+    table: CaseTable
+    split: splits.Split
+    quarantined: list[tuple[str, str]]
+    refusals: list[tuple[str, str]]
+    prevalence: tuple[float, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def refused(self) -> int:
+        """How many images should have been usable and are not."""
+        return len(self.refusals)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Ids of the images that training or validation sees."""
+        parts = self.split.stages.values()
+        return np.unique(np.concatenate([p[name] for p in parts for name in ("train", "val")]))
+
+
+def load_data(config: ConfigDict) -> Data:
+    """Reads the source's table, divides it and looks at the image files.
+
+    Raises:
+        InputError: whatever is wrong with the data, or a batch that a part cannot fill.
+    """
+    data = config.data
+    options = data.get(data.source)
+    options = options if isinstance(options, ConfigDict) else {}
+    table = sources.load(data.source, Path(data.dir), data.csv, **options)
+    table.store.check_size(data.image_size)
+    images, note = _stage_images(config, table)
+    split = splits.make_split(table, data.split, images, data.split_seed)
+    split, quarantined = quarantine.apply_policy(table, split, data.missing)
+    skipped = quarantine.ABSENT if data.missing == "skip" else None
+    return Data(
+        table=table,
+        split=split,
+        quarantined=quarantined,
+        refusals=[entry for entry in quarantined if entry[1] != skipped],
+        prevalence=_prevalence(table, data, quarantined),
+        notes=(*(f"warning: {warning}" for warning in table.warnings), *note),
+    )
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+    """The keys of ``config.stages`` that have an epoch, in the order of training."""
+    keys = config.stages
+    return [name for name in keys if keys[name].frozen_epochs + keys[name].epochs]
+
+
+def _stage_images(config: ConfigDict, table: CaseTable) -> tuple[dict[str, str], list[str]]:
+    """The kind of images of each stage, and a note where it is not the config's."""
+    images = {name: config.stages[name].images for name in stage_names(config)}
+    abnormal = [name for name, kind in images.items() if kind == "abnormal"]
+    # With one finding the abnormal images are of one class, and nothing could be learned of it.
+    if len(table.findings) > 1 or not abnormal:
+        return images, []
+    note = (
+        f"The only finding is {table.findings[0]}, which every abnormal image has: stage "
+        f"{abnormal[0]} uses all images."
+    )
+    return dict.fromkeys(images, "all"), [note]
+
+
+def _prevalence(
+    table: CaseTable, data: ConfigDict, quarantined: list[tuple[str, str]]
+) -> tuple[float, ...]:
+    whole = splits.make_split(table, data.split, {"all": "all"}, data.split_seed)
+    rows = whole.stages["all"]["train"]
+    rows = rows[~np.isin(table.images[rows], [name for name, _ in quarantined])]
+    positive, known = (table.labels[rows] == 1).sum(axis=0), (table.labels[rows] >= 0).sum(axis=0)
+    return tuple(float(share) for share in positive / np.maximum(known, 1))
+
+
+def check_batches(config: ConfigDict, data: Data) -> None:
+    """Looks whether each stage can fill a batch and has images to validate on.
+
+    Raises:
+        InputError: with the key or part.
+    """
+    for name in stage_names(config):
+        n, batch = len(data.split.rows(name, "train")), config.stages[name].batch_size
+        data.split.rows(name, "val")
+        processes.check_batch(batch, f"config.stages.{name}.batch_size")
+        if batch > n:
+            raise InputError(
+                f"config.stages.{name}.batch_size is {batch} but the training part has {n} "
+                f"images: set it to at most {n}."
+            )
+
+
+def describe_split(config: ConfigDict, data: Data, parameters: int) -> dict[str, Any]:
+    """The content of ``split.json``: rule, prevalence, leak, counts and hashes of every part."""
+    stages = {
+        name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
+        for name, parts in data.split.stages.items()
+    }
+    for name, parts in stages.items():
+        batch = config.stages[name].batch_size
+        parts["steps_per_epoch"] = loader.steps_per_epoch(parts["train"]["images"], batch)
+    present = int(data.table.present.sum())
+    return {
+        "source": data.table.source,
+        "simulated": data.table.simulated,
+        "findings": list(data.table.findings),
+        "patients_known": data.table.patients_known,
+        "prevalence": dict(zip(data.table.findings, data.prevalence, strict=True)),
+        "rule": data.split.rule,
+        "split_seed": data.split.split_seed,
+        "leak_images": data.split.leak_images,
+        "leak_of": data.split.leak_of,
+        "images_present": present,
+        "images_missing": len(data.table.images) - present,
+        "refused": data.refused,
+        "parameters": parameters,
+        "stages": stages,
+    }
+
+
+def describe_leak(data: Data) -> str:
+    """One sentence on the patients that the parts share."""
+    split = data.split
+    if not data.table.patients_known:
+        return "The source does not tell patients apart: whether parts share any is not known."
+    if split.rule in splits.DISJOINT:
+        return "No patient is in two parts."
+    return (
+        f"LEAK: {split.leak_images:,} of the {split.leak_of:,} abnormal test images of the last "
+        "stage belong to patients that a stage trained or validated on "
+        f"(rule '{split.rule}'); validation images share patients with training, too."
+    )
+
+
+def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
+    """All that training and validation see, on the device, if ``config.data.resident`` says so."""
+    if not config.data.resident:
+        return None
+    place = partial(mesh.replicated, over=mesh.mesh())
+    return resident.load(data.table, data.seen, config.data.image_size, place)
+
+
+def training_batches(
+    config: ConfigDict, data: Data, stage: Plan, start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The stream of a stage from a step on; its order follows ``config.seed`` and the stage."""
+    case_ids = loader.case_id_batches(
+        data.split.rows(stage.part, "train"),
+        batch_size=stage.batch_size,
+        seed=len(STAGES) * config.seed + STAGES.index(stage.stage),
+        epochs=stage.epochs,
+        batch_key=f"config.stages.{stage.part}.batch_size",
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    if config.data.resident:
+        return loader.training_ids(case_ids, start_step)
+    return loader.training_batches(
+        data.table,
+        case_ids,
+        image_size=config.data.image_size,
+        workers=config.data.processes,
+        start_step=start_step,
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict, data: Data, rows: np.ndarray, batch_size: int, *, resident: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """The given rows, once and in order; of each batch this process's share.
+
+    With ``resident``, which means that they are on the device, their ids alone.
+    """
+    if resident:
+        return loader.evaluation_ids(
+            rows,
+            batch_size=batch_size,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+    return loader.evaluation_batches(
+        data.table,
+        rows,
+        image_size=config.data.image_size,
+        batch_size=batch_size,
+        workers=config.data.processes,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )

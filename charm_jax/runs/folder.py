@@ -1,0 +1,282 @@
+"""The folder of a run: its files, its lock, and how to find it again."""
+
+import fcntl
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from charm_jax.models.state import TrainState
+from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
+from charm_jax.train.loop import STAGES
+from data_pipelines.atomic_files import whole_file
+from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.tables.case_table import CaseTable
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+# Keys that may differ when a run goes on: they change where things are, not what is computed.
+_FREE_KEYS = (
+    *("name", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
+    *("log.", "checkpoint."),
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON; the file appears whole or not at all."""
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads JSON.
+
+    Raises:
+        InputError: the file is missing or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"There is no {path}: name a run with --run, or train one first."
+        ) from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object: the run is damaged, train it again.")
+    return value
+
+
+def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) -> None:
+    """Compares the findings that a run learns, in order, with those of a table.
+
+    Raises:
+        InputError: they differ.
+    """
+    if list(learned) != list(table.findings):
+        raise InputError(
+            f"The run {directory} knows the findings {', '.join(learned)} but {table.source} has "
+            f"{', '.join(table.findings)}: give it data with the same findings in the same order."
+        )
+
+
+def prevalence(directory: Path, trained: dict[str, Any]) -> tuple[float, ...]:
+    """Share of a run's training images with each finding, in the order of its findings.
+
+    Args:
+        directory: of the run.
+        trained: its ``split.json``.
+
+    Raises:
+        InputError: it is of before they were kept; zeros would make every finding a rare one.
+    """
+    shares = trained.get("prevalence", {})
+    if shares.keys() != set(trained["findings"]):
+        raise InputError(
+            f"{directory / 'split.json'} has no prevalence of each finding, by which cases are "
+            "selected for the memory: train the run again."
+        )
+    return tuple(shares[name] for name in trained["findings"])
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and devices that a run is made with."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "commit": commit,
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def write_environment(path: Path) -> None:
+    """Writes the environment of a run; one that differs at a restart is added to ``restarts``."""
+    now = environment()
+    if not path.exists():
+        write_json(path, now | {"restarts": []})
+        return
+    known = read_json(path)
+    latest = known["restarts"][-1] if known["restarts"] else known
+    if any(latest[key] != value for key, value in now.items()):
+        known["restarts"].append(now)
+        write_json(path, known)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes the folder of a run and holds it against another process.
+
+    Raises:
+        InputError: another process holds it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {directory} cannot be made ({error.strerror}): choose another place with "
+            "--config.runs_dir."
+        ) from error
+    with (directory / "lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another process is training in {directory}: wait for it, or choose another "
+                "--config.name."
+            ) from None
+        yield
+
+
+def check_config(directory: Path, config: ConfigDict, *, force: bool) -> None:
+    """Compares a config with the one that the run began with; ``force`` accepts any difference.
+
+    A run without any checkpoint has not begun.
+
+    Raises:
+        InputError: a key differs that changes what is computed; with the difference.
+    """
+    path = directory / "config.json"
+    begun = (directory / "summary.json").exists() or any(_complete(directory))
+    if force or not begun or not path.exists():
+        return
+    old, new = _binding(read_json(path)), binding_keys(config)
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise InputError(
+            f"The run {directory} began with another config ({'; '.join(changed)}): choose another "
+            "--config.name, or --config.resume=force to go on all the same."
+        )
+
+
+def binding_keys(config: ConfigDict) -> dict[str, Any]:
+    """The keys that change what is computed, ``a.b.c``, with their values."""
+    return _binding(config.to_dict())
+
+
+def _binding(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_FREE_KEYS)}
+
+
+def find(runs_dir: Path, run: str) -> Path:
+    """The folder of a run: a path, a name in ``runs_dir``, or for an empty string the newest.
+
+    The newest is the one with the youngest complete checkpoint.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    if run:
+        for path in (runs_dir / run, Path(run)):
+            if (path / "config.json").is_file():
+                return path
+        names = [path.parent.name for path in runs_dir.glob("*/config.json")]
+        hint = did_you_mean(run, names) if names else "train one with python -m charm_jax.train."
+        raise InputError(f"There is no run {run!r} in {runs_dir}: {hint}")
+    ages = {
+        path.parent: max((step.stat().st_mtime for step in _complete(path.parent)), default=0.0)
+        for path in runs_dir.glob("*/config.json")
+    }
+    if not any(ages.values()):
+        raise InputError(
+            f"There is no run with a checkpoint in {runs_dir}: train one with python -m "
+            "charm_jax.train, or name its folder with --run."
+        )
+    return max(ages, key=ages.__getitem__)
+
+
+def find_evaluated(runs_dir: Path, name: str) -> Path:
+    """The folder of a run, or of weights without one, that an evaluation is compared with.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    for path in (runs_dir / name, runs_dir / "weights" / name, Path(name)):
+        if (path / "eval").is_dir():
+            return path
+    return find(runs_dir, name)
+
+
+def _complete(run: Path) -> Iterator[Path]:
+    return (path for path in run.glob("checkpoints/*/*") if path.name.isdigit())
+
+
+def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
+    """Stage and step of ``best``, ``last`` or ``<stage>/<step>``.
+
+    Best is the lowest validation loss of the last stage that has one.
+
+    Raises:
+        InputError: there is no such checkpoint.
+        DamagedCheckpoint: one that had to be asked for the best cannot be read.
+    """
+    every = list(checkpoints.newest_first())
+    if name == "last" and every:
+        return every[0]
+    if name == "best":
+        for stage, step in every:
+            best = checkpoints.meta(stage, step)["progress"]["best_step"]
+            if best is not None:
+                return stage, best
+    for stage, step in every:
+        if name == f"{stage}/{step}":
+            return stage, step
+    if not every:
+        raise InputError(
+            f"There is no complete checkpoint in {checkpoints.directory}: train the run with "
+            "python -m charm_jax.train."
+        )
+    known = ", ".join(f"{stage}/{step}" for stage, step in every)
+    raise InputError(
+        f"There is no checkpoint {name!r} in {checkpoints.directory}: choose best, last or one "
+        f"of {known}."
+    )
+
+
+def restore(
+    run: Path, name: str, like: Callable[[dict[str, Any]], TrainState]
+) -> tuple[TrainState, str]:
+    """The state of a run's checkpoint, and its name ``<stage>/<step>``.
+
+    Args:
+        run: its folder.
+        name: as ``resolve_checkpoint`` takes it.
+        like: from the checkpoint's JSON, a state of the network as ``Checkpoints.restore`` takes
+            it.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged or of another architecture.
+    """
+    checkpoints = Checkpoints(run / "checkpoints", STAGES)
+    try:
+        stage, step = resolve_checkpoint(checkpoints, name)
+        state, _ = checkpoints.restore(stage, step, like(checkpoints.meta(stage, step)))
+    except DamagedCheckpoint as error:
+        raise InputError(f"{error} Choose another with --checkpoint.") from error
+    finally:
+        checkpoints.close()
+    return state, f"{stage}/{step}"
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,194 @@
+"""Weight files of torch: read without running anything that is in them, and written."""
+
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from data_pipelines.atomic_files import whole_path
+from data_pipelines.errors import InputError
+
+# Suffixes of each kind of file.
+SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt"), "safetensors": (".safetensors",)}
+# Where trainers nest the state dict: fastai, Lightning.
+_NESTS = ("model", "state_dict")
+# What wrappers put before every name.
+_WRAPPERS = ("module.", "model.")
+_SHOWN = 6  # keys that a refusal lists
+# How files of torch begin: as a zip archive or, up to version 1.5, as a pickle.
+_MAGIC = (b"PK\x03\x04", b"\x80")
+# What fastai stores of its optimizer beside the weights.
+_IGNORED = (
+    "fastcore.foundation.L",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+
+
+class _Ignored:
+    """Stands in for a class of ``_IGNORED``: takes what a file has for it and does nothing."""
+
+    def __init__(self, *_args: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file by name.
+
+    A state dict nested under ``model`` or ``state_dict`` is unpacked, names that all begin with
+    ``module.`` or ``model.`` lose that. Tensors of another precision become float32. Torch files
+    are read with ``weights_only``: no code in them is run.
+
+    Raises:
+        InputError: the file is missing, truncated, no weight file, or holds more than weights; or
+            PyTorch is needed and not installed.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the path of a weight file.")
+    if not path.is_file():
+        raise InputError(f"There is no weight file {path}: give the path of one.")
+    readers = {"torch": _read_torch, "safetensors": _read_safetensors}
+    tensors = readers[kind_of(path)](path)
+    if not tensors:
+        raise InputError(f"{path} holds no tensors: give a file with a state dict.")
+    return _unwrapped(tensors)
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors by name as .safetensors, or as a torch state dict; whole or not at all.
+
+    Raises:
+        InputError: the suffix is of neither kind, or PyTorch is needed and not installed.
+        OSError: the disk is full or may not be written.
+    """
+    kind = kind_of(path)
+    own = {name: np.array(value, order="C") for name, value in tensors.items()}
+    # By way of memory: what the libraries raise where they write themselves hides a full disk.
+    content = safetensors.numpy.save(own) if kind == "safetensors" else _torch_bytes(path, own)
+    with whole_path(path) as draft:
+        draft.write_bytes(content)
+
+
+def _torch_bytes(path: Path, tensors: dict[str, np.ndarray]) -> bytes:
+    torch = import_torch(path)
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, buffer)
+    return buffer.getvalue()
+
+
+def kind_of(path: Path) -> str:
+    """``torch`` or ``safetensors``, by the suffix.
+
+    Raises:
+        InputError: the suffix is of neither.
+    """
+    for kind, suffixes in SUFFIXES.items():
+        if path.suffix.casefold() in suffixes:
+            return kind
+    known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+    raise InputError(f"{path} is no weight file by its name: let it end in one of {known}.")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    return {name: _float32(value) for name, value in loaded.items()}
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = import_torch(path)
+    with path.open("rb") as file:
+        if not file.read(4).startswith(_MAGIC):
+            raise _unreadable(path, "it does not begin as PyTorch's files do")
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),  # they tell how to run what is in the file
+            torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]),
+        ):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(
+                f"{path} is refused: it holds more than weights, and code in such a file could do "
+                "anything; ask its author for the state dict alone, best as .safetensors."
+            ) from error
+        # What comes before that is advice to load the file without weights_only.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        raise _unreadable(path, reason or type(error).__name__) from error
+    entries = _state_dict(path, loaded)
+    tensors = {
+        str(name): _as_numpy(torch, path, name, value)
+        for name, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if entries and not tensors:
+        found = ", ".join(sorted(map(str, entries))[:_SHOWN])
+        raise InputError(
+            f"{path} holds no tensors by name but {found}: save the state dict in it alone."
+        )
+    return tensors
+
+
+def _as_numpy(torch: Any, path: Path, name: Any, value: Any) -> np.ndarray:
+    value = value.to(torch.float32) if value.is_floating_point() else value
+    try:
+        return value.detach().numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, ...
+        raise _unreadable(path, f"{name}: {error}") from error
+
+
+def _state_dict(path: Path, loaded: Any) -> Mapping[Any, Any]:
+    for nest in _NESTS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
+            loaded = loaded[nest]
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
+            "name."
+        )
+    return loaded
+
+
+def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _float32(value: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    first = reason.strip().splitlines()[0].rstrip(".")[:200]
+    return InputError(f"{path} cannot be read ({first}): fetch or make the file again.")
+
+
+def import_torch(needed_by: Path | str) -> Any:
+    """PyTorch.
+
+    Raises:
+        InputError: it is not installed; with what needs it.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f'{needed_by} needs PyTorch: pip install "charm-jax[torch]", or convert the weights to '
+            ".safetensors where PyTorch is."
+        ) from None
+    return torch

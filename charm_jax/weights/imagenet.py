@@ -1,0 +1,81 @@
+"""The ImageNet weights of torchvision: fetched once, kept, checked by the digest in their name."""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipelines.atomic_files import whole_path
+from data_pipelines.errors import InputError
+
+# The part of a name after the dash is the beginning of the file's SHA-256.
+FILES = {
+    "efficientnet_v2_s": "efficientnet_v2_s-dd5fe13b.pth",
+    "efficientnet_v2_m": "efficientnet_v2_m-dc08266a.pth",
+    "resnet50": "resnet50-11ad3fa6.pth",
+    "densenet121": "densenet121-a639ec97.pth",
+    "vgg16_lka": "vgg16_bn-6c64b313.pth",
+}
+SERVER = "https://download.pytorch.org/models"
+_BLOCK = 2**20
+
+
+def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:
+    """Path of a backbone's ImageNet weights, downloaded on first use.
+
+    Args:
+        backbone: a key of ``FILES``.
+        folder: where they are kept; ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
+        server: address before the file's name.
+
+    Raises:
+        InputError: there are none for that backbone, the folder cannot be made or written, the
+            download failed, or what came or is kept is not the file that its name promises.
+    """
+    if backbone not in FILES:
+        raise InputError(
+            f"There are no ImageNet weights for {backbone}: use "
+            f"--config.model.init_from=random, or one of {', '.join(FILES)}."
+        )
+    name = FILES[backbone]
+    if folder is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        folder = cache / "charm_jax" / "weights"
+    path = folder / name
+    try:
+        if path.exists():
+            _check(path, name, f"at {path}", "delete it, to fetch it again")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(f"{server}/{name}", path)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise InputError(
+            f"{server}/{name} cannot be fetched and kept ({reason}): fetch it elsewhere and put it "
+            f"at {path}, or let $XDG_CACHE_HOME name another folder."
+        ) from error
+    return path
+
+
+def _fetch(address: str, path: Path) -> None:
+    with whole_path(path) as draft:
+        with urllib.request.urlopen(address, timeout=30) as answer, draft.open("wb") as file:
+            total = int(answer.headers.get("Content-Length", 0)) or None
+            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True) as bar:
+                while block := answer.read(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+        _check(draft, path.name, "as downloaded", "start again, or fetch it elsewhere")
+
+
+def _check(file: Path, name: str, which: str, remedy: str) -> None:
+    expected = name.removesuffix(".pth").rsplit("-", 1)[1]
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if not digest.startswith(expected):
+        raise InputError(
+            f"{name} {which} has the SHA-256 {digest[:8]}… and not {expected}…: {remedy}."
+        )

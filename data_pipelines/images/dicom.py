@@ -1,0 +1,203 @@
+"""From a DICOM file to a grey image in [0, 1]."""
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from jaxtyping import Float32, Integer
+
+from data_pipelines.errors import InputError
+from data_pipelines.images.dicom_frame import check_frame
+from data_pipelines.images.dicom_grey import grey_of_stored_values
+from data_pipelines.images.limits import MAX_PIXELS, check_size
+from data_pipelines.images.quiet_decoders import quiet_decoders
+
+if TYPE_CHECKING:
+    import pydicom
+
+MAGIC_AT = 128
+MAGIC = b"DICM"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_RLE = "1.2.840.10008.1.2.5"
+_RLE_HEADER = 64
+# The first that can is taken: for RLE pydicom's own, as pylibjpeg's panics at damage; GDCM last, as
+# it accepts frames that are cut short.
+_PLUGINS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
+_INSTALL = 'pip install "charm-jax[dicom]"'
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file is DICOM, from its first 132 bytes.
+
+    Args:
+        head: the file's first bytes.
+
+    Returns:
+        True for a file with preamble and ``DICM``.
+
+    Raises:
+        ValueError: it is DICOM without that preamble, and so nothing tells how it is encoded.
+    """
+    if head[MAGIC_AT:].startswith(MAGIC):
+        return True
+    if head.startswith(MAGIC) or _starts_with_element(head):
+        raise ValueError(
+            "it is DICOM without the 128-byte preamble: rewrite it, for example with dcmconv"
+        )
+    return False
+
+
+def read_grey(path: Path) -> Float32[np.ndarray, "height width"]:
+    """Decodes the one grey image of a DICOM file.
+
+    Args:
+        path: DICOM Part 10, uncompressed, RLE, JPEG, JPEG-LS or JPEG 2000.
+
+    Returns:
+        ``[height, width]`` in [0, 1], 0 is black, as ``grey_of_stored_values`` has it.
+
+    Raises:
+        InputError: pydicom is not installed.
+        ValueError: the file is damaged or not one grey image; the text says why, without its name.
+    """
+    pydicom = _pydicom(path)
+    with _anything_as_value_error(), path.open("rb") as file:
+        _check(pydicom, file)
+        file.seek(0)
+        dataset = pydicom.dcmread(file)
+        stored = _stored_values(pydicom, dataset)
+        # Whatever a decoder leaves above BitsStored is no grey. Signed: counted from the lowest.
+        sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
+        return grey_of_stored_values(dataset)[(stored & (2**dataset.BitsStored - 1)) ^ sign]
+
+
+def check_header(path: Path) -> None:
+    """Looks whether a DICOM file holds one grey image, without decoding it.
+
+    Args:
+        path: a file of which ``is_dicom`` is true.
+
+    Raises:
+        InputError: pydicom is not installed.
+        ValueError: the file is damaged or not one grey image; the text says why, without its name.
+    """
+    pydicom = _pydicom(path)
+    with _anything_as_value_error(), path.open("rb") as file:
+        grey_of_stored_values(_check(pydicom, file))
+
+
+def _starts_with_element(head: bytes) -> bool:
+    """Group 2 or 8, then a VR of two capitals or, in implicit VR, a short length."""
+    if len(head) < 8:
+        return False
+    group, _, length = struct.unpack("<HHI", head[:8])
+    vr = head[4:6]
+    return group in (2, 8) and ((vr.isalpha() and vr.isupper()) or length < 256)
+
+
+def _pydicom(path: Path) -> ModuleType:
+    try:
+        import pydicom
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The image {path} is a DICOM file, which needs more packages: {_INSTALL}."
+        ) from error
+    quiet_decoders()
+    return pydicom
+
+
+@contextlib.contextmanager
+def _anything_as_value_error() -> Iterator[None]:
+    """What pydicom and its plugins raise for damaged files has no common base."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{error}" or type(error).__name__) from error
+
+
+def _check(pydicom: ModuleType, file: BinaryIO) -> "pydicom.Dataset":
+    """The tags before the pixels, after all that can be known from them is in order."""
+    n_bytes = file.seek(0, 2)
+    file.seek(0)
+    if n_bytes > 4 * MAX_PIXELS:
+        raise ValueError(f"it is larger than {4 * MAX_PIXELS // 10**6} MB")
+    syntax = pydicom.filereader.read_file_meta_info(file.name).get("TransferSyntaxUID")
+    if not syntax:
+        raise ValueError("it has no TransferSyntaxUID")
+    if syntax == _DEFLATED:
+        raise ValueError("it is deflated as a whole: rewrite it, for example with dcmconv")
+    dataset = pydicom.dcmread(file, stop_before_pixels=True)
+    tag = struct.unpack("<HH" if dataset.original_encoding[1] else ">HH", file.read(4).ljust(4))
+    rows, columns = dataset.get("Rows"), dataset.get("Columns")
+    if not isinstance(rows, int) or not isinstance(columns, int) or tag != (0x7FE0, 0x0010):
+        raise ValueError(f"it holds no image ({dataset.file_meta.get('MediaStorageSOPClassUID')})")
+    check_size(columns, rows)
+    _check_kind(dataset)
+    if syntax.is_compressed:
+        _plugin(pydicom, dataset)
+    left = n_bytes - file.tell()
+    if not syntax.is_compressed and left < rows * columns * dataset.BitsAllocated // 8:
+        raise ValueError(f"it is cut short: {left} bytes are left for {rows} x {columns} pixels")
+    return dataset
+
+
+def _check_kind(dataset: "pydicom.Dataset") -> None:
+    photometric = dataset.get("PhotometricInterpretation")
+    if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"it is not grey (PhotometricInterpretation {photometric})")
+    if dataset.get("NumberOfFrames") not in (None, "", 1):
+        raise ValueError(f"it has {dataset.NumberOfFrames} frames, not one")
+    allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
+    if allocated not in (8, 16) or not isinstance(stored, int) or not 1 <= stored <= allocated:
+        raise ValueError(f"its pixels have {stored} of {allocated} bits, not up to 8 or 16")
+    if dataset.get("HighBit", stored - 1) != stored - 1:
+        raise ValueError(f"its HighBit is {dataset.HighBit}, not BitsStored - 1 = {stored - 1}")
+    if dataset.get("PixelRepresentation") not in (0, 1):
+        raise ValueError("its PixelRepresentation is neither 0 nor 1")
+
+
+def _plugin(pydicom: ModuleType, dataset: "pydicom.Dataset") -> str:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    available = pydicom.pixels.get_decoder(syntax).available_plugins
+    plugin = next((name for name in _PLUGINS if name in available), None)
+    if plugin is None:
+        raise ValueError(f"no decoder for {syntax.name} is installed: {_INSTALL}")
+    if syntax == _JPEG_EXTENDED and plugin == "pillow" and dataset.BitsStored > 8:
+        raise ValueError(
+            "it is lossy JPEG of more than 8 bits: rewrite it, for example by dcmdjpeg"
+        )
+    return plugin
+
+
+def _stored_values(
+    pydicom: ModuleType, dataset: "pydicom.Dataset"
+) -> Integer[np.ndarray, "height width"]:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    shape = dataset.Rows, dataset.Columns
+    if not syntax.is_compressed:
+        _check_length(len(dataset.PixelData), shape, dataset.BitsAllocated)
+        return pydicom.pixels.pixel_array(dataset).astype(np.int32)
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax != _RLE:
+        check_frame(frame, *shape)
+    elif len(frame) > 2 * shape[0] * shape[1] * dataset.BitsAllocated // 8 + _RLE_HEADER:
+        raise ValueError(f"its compressed frame has {len(frame)} bytes, more than its pixels")
+    plugin = _plugin(pydicom, dataset)
+    return pydicom.pixels.pixel_array(dataset, decoding_plugin=plugin).astype(np.int32)
+
+
+def _check_length(n_bytes: int, shape: tuple[int, int], bits: int) -> None:
+    """One byte more is padding; twice as many are another depth or another frame."""
+    expected = shape[0] * shape[1] * bits // 8
+    if not expected <= n_bytes < max(2 * expected, expected + 2):
+        raise ValueError(
+            f"its PixelData has {n_bytes} bytes, but {shape[0]} x {shape[1]} pixels of {bits} bits "
+            f"are {expected}"
+        )

@@ -1,0 +1,1 @@
+"""Describe a data set before training on it."""

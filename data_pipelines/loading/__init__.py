@@ -1,0 +1,1 @@
+"""Load, augment and batch images."""

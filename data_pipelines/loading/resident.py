@@ -1,0 +1,92 @@
+"""A part's images in the memory of the device, from which a step takes its batch by case id."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Int8, Int32, UInt8
+from tqdm import tqdm
+
+from data_pipelines.errors import InputError
+from data_pipelines.loading.loader import evaluation_batches
+from data_pipelines.tables.case_table import CaseTable
+
+_READ_BATCH = 256
+
+
+@typing.no_type_check  # JAX rebuilds it with leaves of other types
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ResidentCases:
+    """Cases on the device.
+
+    Attributes:
+        images: grey levels.
+        labels: 1 present, 0 absent, -1 unknown.
+        patient_ids: patient numbers.
+        row_of: row in these arrays by case id; -1 for cases that are not here.
+    """
+
+    images: UInt8[Array, "m size size 1"]
+    labels: Int8[Array, "m findings"]
+    patient_ids: Int32[Array, " m"]
+    row_of: Int32[Array, " n"]
+
+    def batch(self, case_ids: Int[Array, " batch"]) -> dict[str, Array]:
+        """What ``loader.ReadCases`` gives, gathered on the device; for use inside a jitted step.
+
+        An id that is not here gives some other case: it is for padding, which is masked.
+        """
+        rows = self.row_of[case_ids]
+        return {
+            "image": self.images[rows],
+            "labels": self.labels[rows],
+            "case_id": case_ids.astype(jnp.int32),
+            "patient_id": self.patient_ids[rows],
+        }
+
+
+def load(
+    table: CaseTable,
+    rows: Int[np.ndarray, " m"],
+    image_size: int,
+    place: Callable[[ResidentCases], ResidentCases] = jax.device_put,
+) -> ResidentCases:
+    """Reads cases once and puts them on the device, with a progress bar.
+
+    Args:
+        table: the source's table.
+        rows: case ids.
+        image_size: side of the square images in pixels.
+        place: puts them where a step expects them.
+
+    Raises:
+        InputError: they do not fit into the device's memory, or an image is absent or unreadable.
+    """
+    _check_memory(len(rows) * image_size**2)
+    images = np.empty((len(rows), image_size, image_size, 1), np.uint8)
+    done = 0
+    with tqdm(total=len(rows), desc="loading images", unit="image", dynamic_ncols=True) as bar:
+        for batch in evaluation_batches(table, rows, image_size=image_size, batch_size=_READ_BATCH):
+            count = int(batch["mask"].sum())
+            images[done : done + count] = batch["image"][:count]
+            done += count
+            bar.update(count)
+    row_of = np.full(len(table.images), -1, np.int32)
+    row_of[rows] = np.arange(len(rows), dtype=np.int32)
+    return place(
+        ResidentCases(images, table.labels[rows], table.patients[rows].astype(np.int32), row_of)
+    )
+
+
+def _check_memory(needed: int) -> None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    if limit is not None and needed > limit - stats.get("bytes_in_use", 0):
+        raise InputError(
+            f"config.data.resident needs {needed / 2**30:.1f} GiB for the images, more than the "
+            f"device's {limit / 2**30:.1f} GiB leave: set --config.data.resident=False."
+        )

@@ -1,0 +1,1 @@
+"""Draw simulated chest X-rays."""

@@ -1,0 +1,296 @@
+"""Simulated chest X-rays in the layout of ChestX-ray14, for use without any patient's data.
+
+``python -m data_pipelines.phantom --out DIR`` writes a set; ``--contact_sheet FILE`` draws an
+overview of all signs.
+"""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from data_pipelines.errors import InputError
+from data_pipelines.phantom.anatomy import (
+    Place,
+    Thorax,
+    healthy_film,
+    healthy_thorax,
+    paint_bones,
+    paint_markings,
+)
+from data_pipelines.phantom.labels import derived_seed, generator, sample_patients
+from data_pipelines.phantom.signs import DENSITY_SIGNS, SHAPE_SIGNS
+from data_pipelines.sources import nih_chest_xray14
+from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
+
+GENERATOR_VERSION = 1  # raise it when the same seed gives other pixels, labels or files
+MILLIMETRES = 380.0  # height and width of what the picture shows
+RECORD = "phantom.json"
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+NOTICE = """\
+Every image in this folder is SIMULATED: drawn by a program, of no patient, not for clinical use.
+
+Written by CHARM-JAX, data_pipelines.phantom, generator version {version}, seed {seed}:
+{train_images} train_val and {test_images} test images of {image_size} x {image_size} pixels.
+The sets of findings are drawn from the counts of all 112,120 images of ChestX-ray14, but each of
+the 14 findings has at least {min_train_positives} positives in train_val
+and {min_test_positives} in test, by added patients with one image each: rare findings can be more
+frequent here than there. Every label is exact. Scores on these images say nothing of scores on
+X-rays.
+"""
+
+
+def _place(patient_seed: int, image_seed: int, number: int) -> Place:
+    rng = np.random.Generator(np.random.PCG64((patient_seed, 1 + number)))
+    noise = np.random.Generator(np.random.PCG64((image_seed, 101 + number)))
+    return Place(1 if rng.uniform() < 0.5 else -1, *rng.uniform(size=3), noise)
+
+
+def _same_shape(thorax: Thorax, place: Place) -> Thorax:
+    del place
+    return thorax
+
+
+def draw_phantom(
+    findings: Collection[str], patient_seed: int, image_seed: int, size: int
+) -> UInt8[np.ndarray, "size size"]:
+    """Draws one simulated frontal chest X-ray.
+
+    Args:
+        findings: names of `NIH_FINDINGS`; empty for a normal chest.
+        patient_seed: not negative; fixes the anatomy, and the place and extent of each finding.
+        image_seed: not negative; fixes position, breath, exposure and noise.
+        size: height and width in pixels.
+
+    Returns:
+        8-bit grey levels, air dark and bone bright, the patient's left on the image's right.
+
+    Raises:
+        InputError: an unknown finding.
+    """
+    if unknown := sorted(set(findings) - set(NIH_FINDINGS)):
+        raise InputError(f"No sign is known for {unknown[0]!r}: use {', '.join(NIH_FINDINGS)}.")
+    view = np.random.Generator(np.random.PCG64((image_seed, 100)))
+    thorax, places = healthy_thorax(patient_seed), {}
+    for number, name in enumerate(NIH_FINDINGS):
+        if name in findings:
+            places[name] = _place(patient_seed, image_seed, number)
+            thorax = SHAPE_SIGNS.get(name, _same_shape)(thorax, places[name])
+    film = healthy_film(thorax, size, view)
+    paint_markings(film, np.random.Generator(np.random.PCG64((patient_seed, 50))))
+    for name, sign in DENSITY_SIGNS.items():
+        if name in places:
+            sign(film, places[name])
+    film.image += film.markings
+    paint_bones(film)
+    gain, gamma, grain = view.uniform(0.9, 1.1), view.uniform(0.85, 1.2), view.uniform(0.012, 0.025)
+    exposed = gain * np.clip(film.image, 0, 1) ** gamma
+    exposed += grain * view.standard_normal((size, size), np.float32)
+    return (255 * np.clip(exposed, 0, 1) + 0.5).astype(np.uint8)
+
+
+def _write_images(
+    directory: Path, patients: list[list[str]], first_patient: int, seed: int, size: int, bar: tqdm
+) -> tuple[list[str], list[str]]:
+    """Draws the images of one part; gives their names and the rows of the table."""
+    names, rows = [], []
+    for patient, images in enumerate(patients, first_patient):
+        patient_seed = derived_seed(seed, 2, patient)
+        rng = generator(seed, 3, patient)
+        age = int(np.clip(rng.normal(47, 17), 1, 95))
+        gender = "F" if healthy_thorax(patient_seed).breasts else "M"
+        for follow_up, labels in enumerate(images):
+            names.append(f"{patient:08d}_{follow_up:03d}.png")
+            findings = () if labels == NO_FINDING else labels.split("|")
+            image_seed = derived_seed(seed, 4, patient, 1 + follow_up)
+            pixels = draw_phantom(findings, patient_seed, image_seed, size)
+            Image.fromarray(pixels).save(directory / names[-1])
+            rows.append(
+                f"{names[-1]},{labels},{follow_up},{patient},{age},{gender},PA,"
+                f"{size},{size},{MILLIMETRES / size:.3f},{MILLIMETRES / size:.3f}"
+            )
+            bar.update()
+    return names, rows
+
+
+def _write_set(directory: Path, sets: dict[str, int]) -> None:
+    """Writes every file of the set into a directory that is empty."""
+    (directory / "images").mkdir()
+    train_part = sample_patients(
+        sets["train_images"], sets["min_train_positives"], derived_seed(sets["seed"], 5)
+    )
+    test_part = sample_patients(
+        sets["test_images"], sets["min_test_positives"], derived_seed(sets["seed"], 6)
+    )
+    table, first = [HEADER], 1
+    total = sets["train_images"] + sets["test_images"]
+    with tqdm(total=total, desc="drawing simulated X-rays", unit="image") as bar:
+        for part, patients in (("train_val", train_part), ("test", test_part)):
+            names, rows = _write_images(
+                directory / "images", patients, first, sets["seed"], sets["image_size"], bar
+            )
+            (directory / f"{part}_list.txt").write_text("".join(f"{n}\n" for n in names))
+            table += rows
+            first += len(patients)
+    (directory / "Data_Entry_2017_v2020.csv").write_text("\n".join(table) + "\n")
+    (directory / "SIMULATED.txt").write_text(NOTICE.format(**sets))
+    (directory / RECORD).write_text(json.dumps(sets, indent=1) + "\n")
+
+
+def _check_sizes(sets: dict[str, int]) -> None:
+    smallest = {"train_images": 1, "test_images": 1, "image_size": 16}
+    for name, value in sets.items():
+        if value < smallest.get(name, 0):
+            raise InputError(
+                f"{name} = {value} is too small for a simulated set: "
+                f"give {smallest.get(name, 0)} or more."
+            )
+
+
+def write_phantoms(
+    directory: Path,
+    *,
+    train_images: int,
+    test_images: int,
+    image_size: int,
+    seed: int,
+    min_test_positives: int = 20,
+    min_train_positives: int = 24,
+) -> None:
+    """Writes a simulated set in the layout of ChestX-ray14, complete or not at all.
+
+    Patients are of one part only, with 3.6 images on average. Labels follow the joint frequencies
+    of ChestX-ray14 except for the floors below. Image i depends only on the seed, its patient and
+    its follow-up number. Everything is drawn into a hidden sibling folder that is then renamed.
+
+    Args:
+        directory: where to write; must be absent or empty.
+        train_images: number of images of train_val, exact.
+        test_images: number of images of test, exact.
+        image_size: height and width in pixels, 16 or more.
+        seed: not negative.
+        min_test_positives: least number of test images with each finding; see `sample_patients`.
+        min_train_positives: the same for train_val, so that rare findings can be learned at all.
+
+    Raises:
+        InputError: the directory holds something, a size is too small, or there are too few images
+            for the positives.
+    """
+    sets = {
+        "version": GENERATOR_VERSION,
+        "train_images": train_images,
+        "test_images": test_images,
+        "image_size": image_size,
+        "seed": seed,
+        "min_test_positives": min_test_positives,
+        "min_train_positives": min_train_positives,
+    }
+    _check_sizes(sets)
+    directory = Path(directory)
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise InputError(
+            f"{directory} holds something other than the simulated set asked for: "
+            "delete or move it, or name another folder."
+        )
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{directory.name}-"
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as hidden:
+            drawn = Path(hidden) / "set"
+            drawn.mkdir()
+            _write_set(drawn, sets)
+            drawn.rename(directory)
+    except OSError as error:
+        if _recorded(directory) != sets:  # else another run has written the same meanwhile
+            raise InputError(
+                f"Simulated images cannot be written to {directory} ({error.strerror}): "
+                "name a folder that can be written to."
+            ) from error
+
+
+def _recorded(directory: Path) -> dict[str, int] | None:
+    """What a complete simulated set says of itself; None for anything else."""
+    try:
+        return json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def ensure_phantoms(
+    directory: Path,
+    *,
+    train_images: int,
+    test_images: int,
+    image_size: int,
+    seed: int,
+    min_test_positives: int = 20,
+    min_train_positives: int = 24,
+) -> None:
+    """Writes a simulated set unless the directory already holds exactly this one.
+
+    Arguments and errors are those of `write_phantoms`. What a set is, its ``phantom.json`` says:
+    sizes, seed and generator version; its images are not looked at again.
+    """
+    sizes = {
+        "train_images": train_images,
+        "test_images": test_images,
+        "image_size": image_size,
+        "seed": seed,
+        "min_test_positives": min_test_positives,
+        "min_train_positives": min_train_positives,
+    }
+    if _recorded(Path(directory)) != {"version": GENERATOR_VERSION, **sizes}:
+        write_phantoms(directory, **sizes)
+
+
+def load(directory: Path, csv: str = "", **sizes: int) -> CaseTable:
+    """Reads a simulated set, drawing it on first use.
+
+    Args:
+        directory: of the set.
+        csv: as for ChestX-ray14.
+        **sizes: those of `write_phantoms`; without any, a set that was drawn before is read.
+
+    Raises:
+        InputError: as in `write_phantoms` and for ChestX-ray14.
+    """
+    if sizes:
+        ensure_phantoms(directory, **sizes)
+    return dataclasses.replace(nih_chest_xray14.load(directory, csv), source="phantom")
+
+
+def contact_sheet(path: Path, tile: int = 128) -> None:
+    """Draws an overview as a PNG: eight normal chests, then four examples of each finding.
+
+    Args:
+        path: file to write.
+        tile: height and width of an example in pixels.
+    """
+    across, line = 8, 18
+    groups = [("No Finding", 8), *((name, 4) for name in NIH_FINDINGS)]
+    rows = sum(count for _, count in groups) // across
+    sheet = Image.new("L", (across * tile, line + rows * (tile + line)))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    pen.text((4, 2), "SIMULATED: drawn by a program, no patient", fill=255, font=font)
+    place = 0
+    for title, count in groups:
+        for number in range(count):
+            left = place % across * tile
+            top = line + place // across * (tile + line)
+            if number == 0:
+                pen.text((left + 4, top + 2), title.replace("_", " "), fill=255, font=font)
+            findings = () if title == NO_FINDING else (title,)
+            pixels = draw_phantom(findings, place, place, tile)
+            sheet.paste(Image.fromarray(pixels), (left, top + line))
+            place += 1
+    sheet.save(path, optimize=True)

@@ -1,0 +1,1 @@
+"""Write a data set as shards of resized images."""

@@ -1,0 +1,106 @@
+"""What a folder of prepared images was begun for, and what killed processes have left in it."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.atomic_files import draft_of, is_draft
+from data_pipelines.errors import InputError
+from data_pipelines.prepared import dataset
+from data_pipelines.prepared.shards import Layout
+from data_pipelines.tables.case_table import CaseTable
+
+_HIDDEN = ".tfds-"
+# Such files are written in seconds; one that is older is of a process that is no more.
+_STALE_SECONDS = 600
+
+
+def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
+    """What a folder is for: calls that agree in all of it share the work."""
+    return {
+        "format": 1,
+        "source": layout.source,
+        "size": layout.size,
+        "rows_per_shard": layout.rows_per_shard,
+        "rows": layout.n_rows,
+        "table_sha256": dataset.table_digest(table),
+        "notes": dataset.notes(table),
+    }
+
+
+def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
+    """Finds out whether the folder is free, or was begun for what is asked for; writes nothing.
+
+    Raises:
+        InputError: it was begun for something else, or holds something else.
+    """
+    directory = layout.directory
+    found = list(directory.iterdir()) if directory.is_dir() else []
+    # Looked for after the rest: another job that has begun meanwhile wrote it before all else.
+    if not (directory / dataset.IDENTITY).exists():
+        if not all(path == layout.reports or is_draft(path) for path in found):
+            raise InputError(
+                f"{directory} (--out) holds something other than prepared images: name another "
+                "folder, or empty it."
+            )
+        return
+    began = dataset.read_identity(directory)
+    for key in ("format", "source", "size", "rows_per_shard"):
+        if began.get(key) != asked[key]:
+            raise InputError(
+                f"{directory} (--out) was begun with {key} {began.get(key)} and is now asked for "
+                f"with {asked[key]}: name another folder, or delete it."
+            )
+    if began != asked:
+        raise InputError(
+            f"{directory} (--out) was begun with the same source and size, but the table has "
+            "changed since: name another folder, or delete it."
+        )
+
+
+def claim(layout: Layout, asked: dict[str, Any]) -> None:
+    """Writes into a free folder what it is for; of several calls at once the first one does.
+
+    Raises:
+        InputError: as ``check_claim``.
+    """
+    check_claim(layout, asked)
+    path = layout.directory / dataset.IDENTITY
+    if not path.exists():
+        layout.directory.mkdir(parents=True, exist_ok=True)
+        draft = draft_of(path)
+        try:
+            draft.write_text(json.dumps(asked, indent=1), encoding="utf-8")
+            _link(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        check_claim(layout, asked)
+    layout.reports.mkdir(exist_ok=True)
+
+
+def _link(draft: Path, path: Path) -> None:
+    """Gives a whole file its name, unless another file has it."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        os.replace(draft, path)
+
+
+def remove_leftovers(layout: Layout) -> None:
+    """Removes half-written files, other than shards, that killed processes have left."""
+    oldest = time.time() - _STALE_SECONDS
+    for path in (*layout.directory.iterdir(), *layout.reports.iterdir()):
+        try:
+            if path.lstat().st_mtime > oldest:
+                continue
+            if is_draft(path):
+                path.unlink()
+            elif path.name.startswith(_HIDDEN) and path.parent == layout.directory:
+                shutil.rmtree(path)
+        except OSError:  # already gone
+            continue

@@ -1,0 +1,112 @@
+"""Writes shards in one process a core, with a progress bar over images."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+
+from tqdm import tqdm
+
+from data_pipelines.errors import InputError
+from data_pipelines.images.store import ImageArray
+from data_pipelines.prepared.shards import Layout, Report, write_shard
+from data_pipelines.tables.case_table import CaseTable
+
+_POLL_SECONDS = 0.3
+
+
+def write_shards(
+    table: CaseTable, layout: Layout, indices: Sequence[int], processes: int
+) -> Iterator[tuple[int, Report]]:
+    """Writes shards; closing the iterator early abandons those that are not finished.
+
+    Args:
+        table: the source's full table.
+        layout: of the prepared data set.
+        indices: of the shards to write.
+        processes: at least 1; with 1, or images in memory, the caller's own process does the work.
+
+    Yields:
+        Index and report of each shard, in the order in which they are finished.
+
+    Raises:
+        InputError: a worker process was killed.
+    """
+    total = layout.present_in(indices, table)
+    with tqdm(total=total, desc="preparing images", unit="image", disable=not total) as bar:
+        # A worker starts with a pickle of the table: each would get a copy of images in memory.
+        in_memory = isinstance(table.store, ImageArray)
+        if in_memory or min(processes, len(indices)) <= 1:
+            for index in indices:
+                yield index, write_shard(table, layout, index, lambda: _counted(bar))
+        else:
+            yield from _in_processes(table, layout, indices, processes, bar)
+
+
+def _counted(bar: tqdm) -> bool:
+    bar.update()
+    return False
+
+
+def _in_processes(
+    table: CaseTable, layout: Layout, indices: Sequence[int], processes: int, bar: tqdm
+) -> Iterator[tuple[int, Report]]:
+    # A fork would copy threads' locks, and JAX forbids it.
+    context = multiprocessing.get_context("spawn")
+    count, stop = context.Value("q", 0), context.Event()
+    with concurrent.futures.ProcessPoolExecutor(
+        min(processes, len(indices)), context, _start_worker, (table, layout, count, stop)
+    ) as pool:
+        try:
+            waiting = {pool.submit(_work, index): index for index in indices}
+            while waiting:
+                done, _ = concurrent.futures.wait(
+                    waiting, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
+                )
+                bar.update(count.value - bar.n)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"A process that prepared images for {layout.directory} was killed, perhaps for "
+                "want of memory: start the command again, with fewer --processes."
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """What a worker process was started with."""
+
+    write: Callable[[int], Report | None]
+
+
+def _work(index: int) -> Report | None:
+    return _Worker.write(index)
+
+
+def _start_worker(
+    table: CaseTable, layout: Layout, count: "Synchronized[int]", stop: Event
+) -> None:
+    # Ctrl-C reaches the whole group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def step() -> bool:
+        with count.get_lock():
+            count.value += 1
+        return stop.is_set()
+
+    _Worker.write = lambda index: write_shard(table, layout, index, step)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed leaves workers that would wait for it for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,282 @@
+"""A prepared data set: the images of a source as records, resized once, with its full table."""
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import json
+import threading
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int, UInt8
+
+from data_pipelines.atomic_files import whole_path
+from data_pipelines.errors import InputError
+from data_pipelines.prepared.shards import Layout, holds, open_shard
+from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+TFDS_INFO = "dataset_info.json"
+IDENTITY = "prepare.json"
+TABLE = "table.csv.gz"
+# Before the findings, whose names are the user's and may be any of these.
+_COLUMNS = ("image", "patient", "official_part", "view", "sex", "age", "record")
+_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, csv.Error)
+
+
+def is_prepared(directory: Path) -> bool:
+    """Whether a folder holds a prepared data set that is complete."""
+    return (Path(directory) / TFDS_INFO).is_file()
+
+
+def load(directory: Path, source: str) -> CaseTable:
+    """Reads the full table of a prepared data set, whose store are its records.
+
+    Args:
+        directory: what ``data_pipelines.prepare`` has written.
+        source: registry name that the user has asked for.
+
+    Returns:
+        The table that the source's own loader gives, but for images that were unreadable: those
+        are not present.
+
+    Raises:
+        InputError: it was prepared from another source, or a file of it is missing or damaged.
+    """
+    directory = Path(directory)
+    identity = read_identity(directory)
+    if identity["source"] != source:
+        raise InputError(
+            f"config.data.source is {source!r} but {directory} was prepared from "
+            f"{identity['source']!r}: set --config.data.source={identity['source']}, or name "
+            "another folder with --config.data.dir."
+        )
+    findings, frame = _read_table(directory / TABLE)
+    layout = Layout(
+        directory, source, identity["size"], identity["rows"], identity["rows_per_shard"]
+    )
+    if len(frame) != layout.n_rows:
+        raise InputError(
+            f"{directory / TABLE} has {len(frame)} rows but {layout.n_rows} were prepared: prepare "
+            "the images again into another folder."
+        )
+    images = frame["image"].to_numpy(str)
+    return CaseTable(
+        source=source,
+        findings=findings,
+        images=images,
+        patients=frame["patient"].to_numpy(np.int32),
+        labels=frame[list(range(len(findings)))].to_numpy(np.int8),
+        official_part=frame["official_part"].to_numpy(str),
+        views=frame["view"].to_numpy(str),
+        sexes=frame["sex"].to_numpy(str),
+        ages=frame["age"].to_numpy(np.int16),
+        store=_records(layout, images, frame["record"].to_numpy(np.int64)),
+        simulated=(directory / SIMULATED_MARKER).is_file(),
+        **_from_json(identity["notes"]),
+    )
+
+
+def notes(table: CaseTable) -> dict[str, Any]:
+    """What a table says of all its images together, for JSON; ``load`` takes it back."""
+    return {
+        "official_known": table.official_known,
+        "patients_known": table.patients_known,
+        "patient_names": list(table.patient_names),
+        "warnings": list(table.warnings),
+    }
+
+
+def _from_json(notes: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in notes.items()}
+
+
+def table_digest(table: CaseTable) -> str:
+    """SHA-256 of all that a table says of its images, whether they are present or not."""
+    rows = _frame(table, np.full(len(table.images), -1)).to_csv(index=False)
+    return hashlib.sha256(f"{table.source} {table.simulated}\n{rows}".encode()).hexdigest()
+
+
+def write_table(path: Path, table: CaseTable, records: Int[np.ndarray, " n"]) -> None:
+    """Writes the full table with the position of each image's record, -1 for none."""
+    rows = _frame(table, records).to_csv(index=False)
+    with whole_path(path) as draft:
+        # Without a name and a time in it, the same table gives the same file.
+        draft.write_bytes(gzip.compress(rows.encode(), mtime=0))
+
+
+def _frame(table: CaseTable, records: np.ndarray) -> pd.DataFrame:
+    positions = np.where(records < 0, "", records.astype(str))
+    columns = (
+        table.images,
+        table.patients,
+        table.official_part,
+        table.views,
+        table.sexes,
+        table.ages,
+        positions,
+    )
+    frame = pd.DataFrame(dict(enumerate((*columns, *table.labels.T))))
+    frame.columns = [*_COLUMNS, *table.findings]
+    return frame
+
+
+def read_identity(directory: Path) -> dict[str, Any]:
+    """What a folder was prepared from: source, size, rows and digest of the table.
+
+    Raises:
+        InputError: it is none of ours.
+    """
+    path = directory / IDENTITY
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{directory} has no readable {IDENTITY}: name a folder that "
+            "`python -m data_pipelines.prepare` has written, or one with the source's own files."
+        ) from error
+
+
+def _read_table(path: Path) -> tuple[tuple[str, ...], pd.DataFrame]:
+    """Names of the findings, and the rows: columns by name, findings by number."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file))
+        findings = tuple(header[len(_COLUMNS) :])
+        names = [*_COLUMNS, *range(len(findings))]
+        kinds = dict.fromkeys(names, "int8") | dict.fromkeys(_COLUMNS, "str")
+        frame = pd.read_csv(
+            path, header=None, skiprows=1, names=names, dtype=kinds, keep_default_na=False
+        )
+        frame["record"] = frame["record"].where(frame["record"] != "", "-1")
+        whole = {"patient": "int32", "age": "int16", "record": "int64"}
+        return findings, frame.astype(whole)
+    except (*_READ_ERRORS, StopIteration) as error:
+        raise InputError(
+            f"The table {path} is missing or damaged ({error}): run `python -m "
+            "data_pipelines.prepare` again with this folder as --out."
+        ) from error
+
+
+def _records(layout: Layout, images: np.ndarray, records: np.ndarray) -> "Records":
+    present = np.flatnonzero(records >= 0)
+    counts = np.bincount(present // layout.rows_per_shard, minlength=layout.n_shards)
+    for index, count in enumerate(counts.tolist()):
+        if not holds(layout.shard(index), count):
+            raise InputError(
+                f"The shard {layout.shard(index)} is missing or damaged: run `python -m "
+                "data_pipelines.prepare` again with this folder as --out."
+            )
+    return Records(layout, images, records, np.concatenate([[0], np.cumsum(counts)]))
+
+
+class _Readers:
+    """Open shards of this process; a pickle of it takes none along."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._open: dict[int, ArrayRecordReader] = {}
+
+    def __reduce__(self) -> tuple:
+        return _Readers, (self._layout,)
+
+    def read(self, shard: int, records: list[int]) -> list[bytes]:
+        """Records of a shard by their positions in it; any number of threads may call it."""
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = open_shard(self._layout.shard(shard))
+        return self._open[shard].read(records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of a prepared data set; an ``ImageStore`` of one size.
+
+    Attributes:
+        layout: of the data set.
+        names: ``[n]`` image names of the table.
+        records: ``[n]`` int64 position of each image's record among all, -1 for none.
+        first: ``[shards + 1]`` int64 position of each shard's first record, and their number.
+    """
+
+    layout: Layout
+    names: np.ndarray
+    records: np.ndarray
+    first: np.ndarray
+    _readers: _Readers = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_readers", _Readers(self.layout))
+
+    @property
+    def present(self) -> Bool[np.ndarray, " n"]:
+        """Whether each image has a record."""
+        return self.records >= 0
+
+    def read(
+        self, case_ids: Int[np.ndarray, " batch"], size: int
+    ) -> UInt8[np.ndarray, "batch size size 1"]:
+        """Reads a batch, shard by shard; see ``ImageStore``."""
+        self.check_size(size)
+        records = self.records[case_ids]
+        if (records < 0).any():
+            raise InputError(
+                f"The image {self.names[case_ids[records < 0][0]]} is listed but "
+                f"{self.layout.directory} has no record of it: fetch the image and prepare the "
+                "folder again, or set --config.data.missing=skip."
+            )
+        # A shard without records has the same first one as the next; 'right' finds the next.
+        shards = np.searchsorted(self.first, records, side="right") - 1
+        images = np.empty((len(case_ids), size, size, 1), np.uint8)
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            self._read_shard(images, places, case_ids, shard)
+        return images
+
+    def check_size(self, size: int) -> None:
+        """Refuses another size than the prepared one; see ``ImageStore``."""
+        prepared = self.layout.size
+        if size != prepared:
+            raise InputError(
+                f"config.data.image_size is {size} but {self.layout.directory} was prepared at "
+                f"{prepared}: set --config.data.image_size={prepared}, or prepare the images at "
+                f"{size} into another folder."
+            )
+
+    def fault(self, case_id: int, *, whole: bool) -> str:
+        """The image was verified when it was prepared; ``whole`` reads its record once more."""
+        if whole:
+            try:
+                self.read(np.array([case_id]), self.layout.size)
+            except InputError as error:
+                return str(error)
+        return ""
+
+    def _read_shard(
+        self, images: np.ndarray, places: np.ndarray, case_ids: np.ndarray, shard: int
+    ) -> None:
+        """Fills the places of a batch whose records are in one shard."""
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        positions = self.records[case_ids[places]] - self.first[shard]
+        try:
+            records = self._readers.read(shard, positions.tolist())
+            for place, record in zip(places.tolist(), records, strict=True):
+                feature = tf_example_pb2.Example.FromString(record).features.feature
+                if feature["case_id"].int64_list.value[0] != case_ids[place]:
+                    raise ValueError("it holds another image's record")
+                pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
+                images[place] = pixels.reshape(images.shape[1:])
+        except (RuntimeError, ValueError, IndexError, DecodeError) as error:
+            raise InputError(
+                f"The shard {self.layout.shard(shard)} cannot be read ({error}): delete it and run "
+                "`python -m data_pipelines.prepare` again with this folder as --out."
+            ) from error

@@ -1,0 +1,50 @@
+"""The registry of data sources: a new one is a file with a loader and one line here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.phantom import draw as phantom
+from data_pipelines.prepared import dataset
+from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14
+from data_pipelines.tables.case_table import CaseTable
+
+SOURCES: dict[str, Callable[..., CaseTable]] = {
+    "nih_chest_xray14": nih_chest_xray14.load,
+    "csv_folder": csv_folder.load,
+    "chestmnist": medmnist.load_chestmnist,
+    "pneumoniamnist": medmnist.load_pneumoniamnist,
+    "phantom": phantom.load,
+}
+
+
+def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTable:
+    """Reads the table of a source.
+
+    Args:
+        source: a name of ``SOURCES``.
+        directory: folder of the data, raw or prepared (``data_pipelines.prepare``).
+        csv: file to read in place of the source's own table; empty for the source's own.
+        **options: what this source alone takes, the keys of ``config.data.<source>``.
+
+    Raises:
+        InputError: unknown source, or whatever the source's loader finds wrong.
+    """
+    if source not in SOURCES:
+        raise InputError(
+            f"config.data.source is {source!r}, which is no known source: "
+            f"{did_you_mean(source, SOURCES)}"
+        )
+    if dataset.is_prepared(directory):
+        if csv:
+            raise InputError(
+                f"config.data.csv is {csv!r} but {directory} is prepared and has its own table: "
+                "leave the key empty, or name the folder of the source's own files."
+            )
+        return dataset.load(directory, source)
+    if (Path(directory) / dataset.IDENTITY).is_file():
+        raise InputError(
+            f"{directory} holds prepared images but its preparation is not finished: run `python "
+            "-m data_pipelines.prepare` once more without --part."
+        )
+    return SOURCES[source](Path(directory), csv, **options)

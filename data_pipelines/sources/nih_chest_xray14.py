@@ -1,0 +1,214 @@
+"""ChestX-ray14 of the NIH Clinical Center, as users have it on a disk.
+
+112,120 frontal chest X-rays (1024x1024 PNG) of 30,805 patients with 14 findings, mined from the
+reports by text processing; 60,361 images carry no finding. The official lists give 86,524 images of
+28,008 patients to training and validation and 25,596 images of 2,797 other patients to test.
+
+Citation: X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers, "ChestX-ray8: Hospital-scale
+Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common
+Thorax Diseases", CVPR 2017.
+
+Download: https://nihcc.app.box.com/v/ChestXray-NIHCC
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data_pipelines.errors import InputError
+from data_pipelines.images.store import ImageFiles
+from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
+from data_pipelines.tables.csv_tables import READ_ERRORS, given_file, whole_years
+from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
+
+DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
+_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+# Of use for subgroups; a table without them is read all the same.
+_OPTIONAL = ("View Position", "Patient Gender", "Patient Age")
+_INT32_MAX = int(np.iinfo(np.int32).max)
+
+
+def load(directory: Path, csv: str = "") -> CaseTable:
+    """Reads the table, the official lists and the places of the images that are present.
+
+    Args:
+        directory: folder with ``Data_Entry_2017*.csv`` or ``.csv.gz`` (where there are several, the
+            last by name), ``train_val_list.txt``, ``test_list.txt``, and PNG files anywhere below.
+            A file ``SIMULATED.txt`` marks images that are drawn rather than acquired.
+        csv: table to read in place of ``Data_Entry_2017*``: a path, also looked for in
+            ``directory``.
+
+    Returns:
+        The full table, sorted by image name. ``official_part`` is empty where a list is absent:
+        only the ``official`` split rule needs it.
+
+    Raises:
+        InputError: the folder, table, a column, a row or a listed name is missing or wrong.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(
+            f"The data folder {directory} does not exist: download ChestX-ray14 from "
+            f"{DOWNLOAD_PAGE} and name its folder with --config.data.dir or CHARM_DATA, or run "
+            "`python -m charm_jax.train` without a config for the demo that needs no data."
+        )
+    path = _table_path(directory, csv)
+    rows = _read_rows(path)
+    images = rows["Image Index"].to_numpy(str)
+    return CaseTable(
+        source="nih_chest_xray14",
+        findings=NIH_FINDINGS,
+        images=images,
+        patients=_patients(rows, path),
+        labels=_labels(rows, path),
+        official_part=_official_part(directory, images),
+        views=rows["View Position"].to_numpy(str),
+        sexes=rows["Patient Gender"].to_numpy(str),
+        ages=_ages(rows),
+        store=ImageFiles(images, _find_files(directory, images)),
+        simulated=(directory / SIMULATED_MARKER).exists(),
+    )
+
+
+def _table_path(directory: Path, csv: str) -> Path:
+    if csv:
+        remedy = (
+            "correct the path, or leave the key empty to read the Data_Entry_2017*.csv of the data "
+            "folder"
+        )
+        return given_file(csv, directory, "table", remedy)
+    found = [
+        path
+        for pattern in ("Data_Entry_2017*.csv", "Data_Entry_2017*.csv.gz")
+        for path in directory.glob(pattern)
+    ]
+    if not found:
+        raise InputError(
+            f"The data folder {directory} has no Data_Entry_2017*.csv or .csv.gz: download it from "
+            f"{DOWNLOAD_PAGE} into that folder, or name a table with --config.data.csv."
+        )
+    return max(found, key=lambda path: path.name)
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    """The columns as strings, sorted by image; the index is the line in the file."""
+    # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
+    # the needed columns are read, by name.
+    try:
+        rows = pd.read_csv(
+            path,
+            usecols=lambda column: column in (*_COLUMNS, *_OPTIONAL),
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            encoding="utf-8-sig",
+        )
+    except READ_ERRORS as error:
+        raise InputError(
+            f"The table {path} cannot be read as a csv file ({error}): download it again."
+        ) from error
+    absent = [column for column in _COLUMNS if column not in rows.columns]
+    if absent:
+        raise InputError(
+            f"The table {path} has no column {absent[0]!r}: its first line must name "
+            f"{', '.join(_COLUMNS)}."
+        )
+    if rows.empty:
+        raise InputError(f"The table {path} has no rows: download it again from {DOWNLOAD_PAGE}.")
+    for column in _OPTIONAL:
+        if column not in rows:
+            rows[column] = ""
+    rows.index += 2  # the header is line 1
+    rows = rows.sort_values("Image Index", kind="stable")
+    twice = rows["Image Index"].duplicated()
+    if twice.any():
+        line = rows.index[twice][0]
+        raise InputError(
+            f"The table {path} lists {rows.at[line, 'Image Index']} a second time on line {line}: "
+            "remove one of the two rows."
+        )
+    return rows
+
+
+def _patients(rows: pd.DataFrame, path: Path) -> np.ndarray:
+    numbers = pd.to_numeric(rows["Patient ID"], errors="coerce")
+    wrong = ~(numbers.between(0, _INT32_MAX) & (numbers % 1 == 0))
+    if wrong.any():
+        line = rows.index[wrong][0]
+        raise InputError(
+            f"The table {path}, line {line} ({rows.at[line, 'Image Index']}), gives 'Patient ID' "
+            f"{rows.at[line, 'Patient ID']!r}: it must be a whole number from 0 to {_INT32_MAX}."
+        )
+    return numbers.to_numpy(np.int32)
+
+
+def _ages(rows: pd.DataFrame) -> np.ndarray:
+    """``[n]`` int16 years, from '58' or, in the table's first version, '058Y'; -1 if unknown."""
+    return whole_years(rows["Patient Age"].str.removesuffix("Y"))
+
+
+def _labels(rows: pd.DataFrame, path: Path) -> np.ndarray:
+    """``[n, 14]`` int8, from '|'-separated names; each of the ~800 combinations is parsed once."""
+    codes, combinations = pd.factorize(rows["Finding Labels"])
+    column = {name: i for i, name in enumerate(NIH_FINDINGS)}
+    labels = np.zeros((len(combinations), len(NIH_FINDINGS)), np.int8)
+    for code, text in enumerate(combinations):
+        for name in () if text == NO_FINDING else text.split("|"):
+            if name not in column:
+                line = rows.index[codes == code][0]
+                raise InputError(
+                    f"The table {path}, line {line} ({rows.at[line, 'Image Index']}), has the "
+                    f"finding {name!r} in {text!r}: it must be {NO_FINDING!r} alone, or names "
+                    f"joined by '|' out of {', '.join(NIH_FINDINGS)}."
+                )
+            labels[code, column[name]] = 1
+    return labels[codes]
+
+
+def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
+    """``[n]`` strings ``train_val``, ``test``, or empty where the list is absent or silent."""
+    row = {name: i for i, name in enumerate(images.tolist())}
+    part = np.full(len(images), "", dtype="<U9")
+    for value, file_name in LISTS.items():
+        path = directory / file_name
+        if not path.is_file():
+            continue
+        names = path.read_text(encoding="utf-8-sig", errors="replace").split()
+        unknown = next((name for name in names if name not in row), None)
+        if unknown is not None:
+            raise InputError(
+                f"The list {path} names {unknown!r}, which the table does not have: use the lists "
+                "and the table of the same download, or move the list away and use "
+                "--config.data.split=patient."
+            )
+        rows = np.fromiter((row[name] for name in names), np.int64, len(names))
+        taken = rows[part[rows] != ""]
+        if taken.size:
+            raise InputError(
+                f"The list {path} names {images[taken[0]]}, which {LISTS['train_val']} names too: "
+                f"download both lists again from {DOWNLOAD_PAGE}."
+            )
+        part[rows] = value
+    return part
+
+
+def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
+    """The PNG of each image by row; of two files with one name, the first in sorted order."""
+    row = {name: i for i, name in enumerate(images.tolist())}
+    places: dict[str, str] = {}
+    visited: set[tuple[int, int]] = set()
+    # Image folders are often links to another disk; a link back up must not make the walk endless.
+    for folder, subfolders, names in os.walk(directory, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((stat.st_dev, stat.st_ino))
+        subfolders.sort()
+        for name in row.keys() & names:
+            if name.endswith(".png"):
+                places[name] = min(folder, places.get(name, folder))
+    return {row[name]: Path(places[name], name) for name in sorted(places)}

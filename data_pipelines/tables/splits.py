@@ -1,0 +1,251 @@
+"""The rules that divide a source's full table into parts, and what they leak."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.tables.case_table import CaseTable
+
+IMAGES = ("abnormal", "all")
+# Of the published notebook; it is the rule's own and does not follow config.data.split_seed.
+NOTEBOOK_SEED = 85
+NOTEBOOK_SHARE = 0.125
+
+Parts = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The parts of every stage.
+
+    Attributes:
+        rule: name of the rule, a key of ``RULES``.
+        split_seed: seed of the permutation of the patients.
+        stages: for each stage, in the order of training, its parts by name (``train``, ``val``,
+            ``test``; ``notebook`` also ``test_published``): int64 case ids, sorted.
+        leak_images: abnormal test images of the last stage whose patient some stage has trained or
+            validated on.
+        leak_of: abnormal test images of the last stage.
+    """
+
+    rule: str
+    split_seed: int
+    stages: dict[str, Parts]
+    leak_images: int
+    leak_of: int
+
+    def rows(self, stage: str, part: str) -> np.ndarray:
+        """Case ids of a part that is needed.
+
+        Raises:
+            InputError: the rule has no such part, or it is empty.
+        """
+        parts = self.stages[stage]
+        if part not in parts:
+            raise InputError(
+                f"The split rule {self.rule!r} has no part {part!r}: choose one of "
+                f"{', '.join(parts)}."
+            )
+        if not parts[part].size:
+            raise InputError(
+                f"The part {part!r} of stage {stage!r} holds no images under "
+                f"--config.data.split={self.rule}: add images of it, or choose another rule of "
+                f"{', '.join(RULES)}."
+            )
+        return parts[part]
+
+    @property
+    def used_rows(self) -> np.ndarray:
+        """``[m]`` int64: case ids that any part of any stage holds, sorted."""
+        parts = [rows for parts in self.stages.values() for rows in parts.values()]
+        return np.unique(np.concatenate(parts))
+
+
+def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_seed: int) -> Split:
+    """Divides the full table, whether the image files are present or not.
+
+    A source that has no parts of its own is divided by ``patient`` where the rule is ``official``.
+
+    Args:
+        table: the source's full table.
+        rule: a key of ``RULES``.
+        images: for each stage, in the order of training, ``abnormal`` or ``all``.
+        split_seed: seed of the permutation of the patients, not negative.
+
+    Raises:
+        InputError: unknown rule or kind of images, a table without what the rule needs, or a
+            patient in two parts.
+    """
+    if rule not in RULES:
+        raise InputError(
+            f"config.data.split is {rule!r}, which is no known rule: {did_you_mean(rule, RULES)}"
+        )
+    for stage, kind in images.items():
+        if kind not in IMAGES:
+            raise InputError(
+                f"config.stages.{stage}.images is {kind!r}: set it to 'abnormal' or 'all'."
+            )
+    if rule == "official" and not table.official_known:
+        rule = "patient"
+    return _with_leak(table, rule, split_seed, RULES[rule](table, images, split_seed))
+
+
+def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:
+    """The split without the cases where ``keep`` (``[n]`` bool) is False; its leak counted anew."""
+    stages = {
+        stage: {part: rows[keep[rows]] for part, rows in parts.items()}
+        for stage, parts in split.stages.items()
+    }
+    return _with_leak(table, split.rule, split.split_seed, stages)
+
+
+def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
+    """``images``, ``patients`` and ``sha256`` of the sorted names, which users can compare."""
+    names = "\n".join(sorted(table.images[rows].tolist()))
+    return {
+        "images": len(rows),
+        "patients": len(np.unique(table.patients[rows])),
+        "sha256": hashlib.sha256(names.encode()).hexdigest(),
+    }
+
+
+def shuffled_patients(table: CaseTable, split_seed: int) -> np.ndarray:
+    """``[p]`` int32: all patients of the table in the random order that the rules cut."""
+    generator = np.random.Generator(np.random.PCG64(split_seed))
+    return generator.permutation(np.unique(table.patients))
+
+
+def torch_randperm(n: int, seed: int) -> np.ndarray:
+    """``[n]`` int64: what ``torch.manual_seed(seed); torch.randperm(n)`` gives on a CPU.
+
+    Both draw from a Mersenne Twister; torch swaps forward, with a modulo.
+    """
+    raw = np.random.RandomState(seed).randint(0, 2**32, size=max(n - 1, 0), dtype=np.uint32)
+    order = list(range(n))
+    for i, draw in enumerate(raw.tolist()):
+        j = i + draw % (n - i)
+        order[i], order[j] = order[j], order[i]
+    return np.array(order, np.int64)
+
+
+def _official(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
+    """The source's own parts; validation is an eighth of the train_val patients if not given."""
+    part = _official_parts(table)
+    train_val = part == "train_val"
+    if train_val.any():
+        patients = shuffled_patients(table, split_seed)
+        patients = patients[np.isin(patients, table.patients[train_val])]
+        chosen = patients[: max(round(0.125 * len(patients)), 1)]
+        val = train_val & np.isin(table.patients, chosen)
+        part = np.where(val, "val", np.where(train_val, "train", part))
+    return _shared(table, images, part)
+
+
+def _official_parts(table: CaseTable) -> np.ndarray:
+    part = table.official_part
+    if not (part != "").all():
+        name = table.images[part == ""][0]
+        raise InputError(
+            f"The split rule 'official' needs a part for every image, and {name} has none: add the "
+            "lists train_val_list.txt and test_list.txt to the data folder (or fill the split "
+            "column of your own table), or set --config.data.split=patient."
+        )
+    known = {"train_val", "test"} if (part == "train_val").any() else {"train", "val", "test"}
+    wrong = ~np.isin(part, list(known))
+    if wrong.any():
+        raise InputError(
+            f"The image {table.images[wrong][0]} is in the part '{part[wrong][0]}': the split "
+            "column takes train, val and test (or train_val and test)."
+        )
+    return part
+
+
+def _patient(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
+    """A fifth of all patients to test, a tenth to validation (6,161 and 3,080 of NIH's 30,805)."""
+    patients = shuffled_patients(table, split_seed)
+    n_test, n_val = max(len(patients) // 5, 1), max(len(patients) // 10, 1)
+    test, val = patients[:n_test], patients[n_test : n_test + n_val]
+    part = np.full(len(table.images), "train")
+    part[np.isin(table.patients, test)] = "test"
+    part[np.isin(table.patients, val)] = "val"
+    return _shared(table, images, part)
+
+
+def _shared(table: CaseTable, images: Mapping[str, str], part: np.ndarray) -> dict[str, Parts]:
+    """One division for all stages; a stage of abnormal images has only those in train and val."""
+    _assert_disjoint(table, part)
+    everything = np.ones(len(part), bool)
+    return {
+        stage: {
+            "train": np.flatnonzero((part == "train") & population),
+            "val": np.flatnonzero((part == "val") & population),
+            "test": np.flatnonzero(part == "test"),
+        }
+        for stage, kind in images.items()
+        for population in [table.abnormal if kind == "abnormal" else everything]
+    }
+
+
+def _assert_disjoint(table: CaseTable, part: np.ndarray) -> None:
+    order = np.argsort(table.patients, kind="stable")
+    patients, parts = table.patients[order], part[order]
+    clash = np.flatnonzero((patients[1:] == patients[:-1]) & (parts[1:] != parts[:-1]))
+    if clash.size:
+        first, second = order[clash[0]], order[clash[0] + 1]
+        raise InputError(
+            f"The patient {table.patient_name(patients[clash[0]])} is in two parts, "
+            f"'{part[first]}' ({table.images[first]}) and '{part[second]}' "
+            f"({table.images[second]}): put all the images of a patient into one part, or set "
+            "--config.data.split=patient."
+        )
+
+
+def _notebook(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
+    """The published notebook's parts, drawn for each stage anew: its stages leak into each other.
+
+    ``split_seed`` does not matter: the notebook fixes its own.
+    """
+    del split_seed
+    return {stage: _notebook_stage(table, kind) for stage, kind in images.items()}
+
+
+def _notebook_stage(table: CaseTable, kind: str) -> Parts:
+    from sklearn.model_selection import train_test_split
+
+    rows = np.flatnonzero(table.abnormal) if kind == "abnormal" else np.arange(len(table.images))
+    patients = np.unique(table.patients[rows])
+    if len(patients) < 2:
+        raise InputError(
+            f"The split rule 'notebook' needs at least 2 patients with {kind} images and the table "
+            f"has {len(patients)}: set --config.data.split=official."
+        )
+    train_patients, _ = train_test_split(patients, test_size=0.2, random_state=NOTEBOOK_SEED)
+    in_train = np.isin(table.patients[rows], train_patients)
+    val, train = _cut(rows[in_train])
+    published, _ = _cut(rows[~in_train])
+    return {"train": train, "val": val, "test": rows[~in_train], "test_published": published}
+
+
+def _cut(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A random eighth of the rows, and the rest."""
+    order = torch_randperm(len(rows), NOTEBOOK_SEED)
+    n = int(NOTEBOOK_SHARE * len(rows))
+    return np.sort(rows[order[:n]]), np.sort(rows[order[n:]])
+
+
+def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts]) -> Split:
+    """Counts the leak: validation images count as seen, since they chose the weights."""
+    seen = [parts[part] for parts in stages.values() for part in ("train", "val")]
+    test = list(stages.values())[-1]["test"]
+    test = test[table.abnormal[test]]
+    leaks = np.isin(table.patients[test], table.patients[np.concatenate(seen)])
+    return Split(rule, seed, stages, leak_images=int(leaks.sum()), leak_of=len(test))
+
+
+Rule = Callable[[CaseTable, Mapping[str, str], int], dict[str, Parts]]
+# Rules in which no patient is in two parts; asserted when they are applied.
+DISJOINT = ("official", "patient")
+RULES: dict[str, Rule] = {"official": _official, "patient": _patient, "notebook": _notebook}

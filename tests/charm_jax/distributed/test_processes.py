@@ -1,0 +1,141 @@
+"""What processes that train together tell each other, and two real ones."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from running import SMALL, copy_data, read, train
+
+from charm_jax.distributed import processes
+from charm_jax.train import __main__ as train_command
+from data_pipelines.errors import InputError
+
+
+def failing():
+    raise InputError("no such thing.")
+
+
+def test_a_process_of_its_own_asks_nobody():
+    assert processes.is_first()
+    assert processes.from_first(lambda: {"a": 1}) == {"a": 1}
+    with pytest.raises(InputError, match="no such thing"):
+        processes.from_first(failing)
+    rows = np.arange(3)
+    assert processes.whole(rows) is rows
+    assert processes.any_of(True)
+    assert not processes.any_of(False)
+    tree, beside = processes.arrays_from_first(lambda: ({"a": rows}, 5), failing)
+    assert tree["a"] is rows
+    assert beside == 5
+    assert processes.arrays_from_first(lambda: (None, {}), failing) == (None, {})
+    assert processes.together(lambda: 3) == 3
+    with pytest.raises(InputError, match="no such thing"):
+        processes.together(failing)
+    processes.check_alike({"config.seed": 0})
+
+
+def test_processes_that_differ_are_told_in_what(monkeypatch):
+    def also_of_another(mine):
+        theirs = mine.copy()
+        theirs[0, 1, 0] ^= 1
+        return np.concatenate([mine, theirs])
+
+    monkeypatch.setattr(processes, "whole", also_of_another)
+    with pytest.raises(InputError, match=r"config\.seed is not the same in all processes"):
+        processes.check_alike({"config.name": "a", "config.seed": 0, "rule": "official"})
+
+
+def test_one_that_cannot_go_on_ends_all(monkeypatch):
+    monkeypatch.setattr(processes, "any_of", lambda flag: True)
+    with pytest.raises(InputError, match="Another process cannot go on"):
+        processes.together(lambda: 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--process=0/2"], ["--coordinator", "HOST:PORT"]),
+        (["--coordinator=localhost:1"], ["--process", "0/2"]),
+        (["--process=2/2", "--coordinator=localhost:1"], ["2/2", "n - 1"]),
+        (["--process=one", "--coordinator=localhost:1"], ["one", "i/n"]),
+        (["--process=auto"], ["--process=auto", "cannot join"]),
+        (["--process=0/2", "--coordinator=localhost"], ["--process=0/2", "HOST:PORT"]),
+    ],
+)
+def test_who_does_not_say_how_to_join_is_told(flags, words, tmp_path, refused):
+    refused(train_command.main, [*SMALL, *flags], *words, cwd=tmp_path)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(processes.jax, "device_count", lambda: 3)
+    processes.check_batch(6, "config.stages.bce.batch_size")
+    with pytest.raises(InputError, match=r"config\.stages\.bce\.batch_size is 8 and 3 devices"):
+        processes.check_batch(8, "config.stages.bce.batch_size")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_two(folder):
+    """Two processes, each of which runs the command; their messages go to files."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "charm_jax.train", *SMALL, "--config.log.every_steps=1"),
+                *(f"--process={i}/2", f"--coordinator=127.0.0.1:{port}"),
+            ],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / f"process{i}.txt").open("w"),
+            env=os.environ | {"XLA_FLAGS": ""},
+        )
+        for i in (0, 1)
+    ]
+
+
+def interval_losses(folder):
+    lines = (folder / "runs/demo/metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return {(e["stage"], e["step"]): e["loss"] for e in entries if e["kind"] == "interval"}
+
+
+def test_two_processes_end_together_and_one_goes_on_alone(finished, tmp_path):
+    """SIGTERM to the one that does not write; the losses are those of a run without any break."""
+    copy_data(finished, tmp_path)
+    pair = start_two(tmp_path)
+    log = tmp_path / "runs/demo/metrics.jsonl"
+    while all(p.poll() is None for p in pair) and not (log.exists() and '"bce"' in log.read_text()):
+        time.sleep(0.05)
+    pair[1].send_signal(signal.SIGTERM)
+    codes = [process.wait(timeout=300) for process in pair]
+    messages = [(tmp_path / f"process{i}.txt").read_text() for i in (0, 1)]
+    assert codes == [143, 143], messages
+    assert "2 devices" in messages[0]
+    assert "in 2 processes" in messages[0]
+    assert "The last good checkpoint is runs/demo/checkpoints/bce/" in messages[0]
+    assert "Done" not in messages[1]
+
+    together = interval_losses(tmp_path)
+    result = train("--config.log.every_steps=1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Continuing runs/demo from step" in result.stderr
+    expected, losses = interval_losses(finished[0]), interval_losses(tmp_path)
+    assert together.items() <= losses.items()
+    assert expected.keys() <= losses.keys()
+    for at, loss in expected.items():
+        assert abs(loss - losses[at]) < 1e-5, at
+    assert read(tmp_path / "runs/demo/summary.json")["stages"].keys() == {
+        "bce_frozen",
+        "bce",
+        "focal",
+    }

@@ -1,0 +1,127 @@
+"""The tables of an evaluation, and another run's read again."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tables import small_table
+
+from charm_jax.eval import files
+from data_pipelines.errors import InputError
+
+FINDINGS = ("Mass", "Effusion, either side")
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def table(n=3):
+    labels = np.array([[1, 0], [-1, 1], [0, -1]], np.int8)[:n]
+    images = np.array(["NA", "b.png", "c.png"])[:n]  # a name that pandas takes for nothing
+    return small_table(n, findings=FINDINGS, labels=labels, images=images)
+
+
+def write(folder, logits, n=3, **metrics):
+    out = folder / "eval" / "test"
+    out.mkdir(parents=True)
+    described = {"findings": dict.fromkeys(FINDINGS), "split_sha256": "abc", "checkpoint": "x/1"}
+    (out / "metrics.json").write_text(json.dumps(described | metrics))
+    files.write_predictions(out / "predictions.csv", table(n), np.arange(n), logits)
+    return out / "predictions.csv"
+
+
+def read(folder, images=("NA", "b.png", "c.png"), findings=FINDINGS, sha256="abc"):
+    return files.read_other(folder, "test", np.array(images), findings, sha256)
+
+
+LOGITS = np.array([[0.1, -3], [2.5, 1e-7], [40, -90]], np.float32)
+
+
+def test_a_prediction_is_a_sigmoid_with_its_label_and_logit(tmp_path):
+    with write(tmp_path, LOGITS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        *("image", "patient", "Mass", "Effusion, either side"),
+        *("Mass_label", "Effusion, either side_label"),
+        *("Mass_logit", "Effusion, either side_logit"),
+    ]
+    assert [row["image"] for row in rows] == ["NA", "b.png", "c.png"]
+    assert [row["Mass_label"] for row in rows] == ["1", "", "0"]
+    assert float(rows[0]["Mass"]) == pytest.approx(1 / (1 + np.exp(-0.1)), rel=1e-6)
+    assert float(rows[2]["Mass"]) <= 1
+
+
+@given(st.lists(FLOATS, min_size=4, max_size=4))
+def test_logits_come_back_bit_for_bit(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("run")
+    logits = np.array(values, np.float32).reshape(2, 2)
+    write(folder, logits, n=2)
+    metrics, again = read(folder, images=("b.png", "NA"))
+    np.testing.assert_array_equal(again, logits[::-1])
+    assert metrics["checkpoint"] == "x/1"
+
+
+def test_a_run_without_that_part_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"is not evaluated on the part 'test'.*--split test"):
+        read(tmp_path)
+
+
+def test_other_findings_are_refused_with_both_lists(tmp_path):
+    write(tmp_path, LOGITS)
+    with pytest.raises(InputError, match="findings Mass, Effusion, either side and not on Mass:"):
+        read(tmp_path, findings=("Mass",))
+    with pytest.raises(InputError, match="same order"):
+        read(tmp_path, findings=FINDINGS[::-1])
+
+
+def test_other_images_are_refused_with_both_hashes(tmp_path):
+    write(tmp_path, LOGITS, split_sha256="0123456789abcdef")
+    with pytest.raises(InputError, match=r"other images .*0123456789ab, here it is fedcba987654"):
+        read(tmp_path, sha256="fedcba9876543210")
+
+
+def test_predictions_that_contradict_their_metrics_are_refused(tmp_path):
+    path = write(tmp_path, LOGITS)
+    with pytest.raises(InputError, match="other images than its metrics"):
+        read(tmp_path, images=("NA", "b.png", "d.png"))
+    text = path.read_text()
+    path.write_text(text.replace("2.5,", "none,"))
+    with pytest.raises(InputError, match="a logit that is no number"):
+        read(tmp_path)
+    path.write_text(text.replace("_logit", "_other"))  # as before logits were kept
+    with pytest.raises(InputError, match=r"no readable logits.*evaluate that run again"):
+        read(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"There is no .*predictions\.csv"):
+        read(tmp_path)
+
+
+def test_retrieval_names_what_was_read_best_first(tmp_path):
+    cases = pd.DataFrame({"image": ["u.png", "v.png"], "patient": ["P1", "P2"]})
+    path = tmp_path / "retrieval.csv"
+    files.write_retrieval(
+        path,
+        np.array(["a.png", "b.png"]),
+        cases,
+        np.array([[1, 0, -1], [-1, 0, 0]], np.int32),
+        np.array([[0.9, 0.5, 0], [0.75, 0, 0]], np.float32),
+        np.array([[True, True, False], [True, False, False]]),
+    )
+    assert path.read_text().splitlines() == [
+        "image,rank,case,patient,similarity",
+        "a.png,1,v.png,P2,0.899999976",
+        "a.png,2,u.png,P1,0.5",
+        "b.png,1,,,0.75",  # of a weight file's bank: a stranger
+    ]
+
+
+def test_a_bank_that_is_never_read_leaves_a_header(tmp_path):
+    cases = pd.DataFrame({"image": [], "patient": []})
+    path = tmp_path / "retrieval.csv"
+    none = np.zeros((1, 0), np.float32)
+    files.write_retrieval(
+        path, np.array(["a.png"]), cases, none.astype(np.int32), none, none.astype(bool)
+    )
+    assert path.read_text().splitlines() == ["image,rank,case,patient,similarity"]

@@ -1,0 +1,209 @@
+"""What is said of a prediction is tested against doing it: forgetting, and predicting again."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_network import BATCH, DIM, FINDINGS, SIDE, network
+
+from charm_jax.inference import explain as evidence
+from charm_jax.models import forgetting, memory_bank, state
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Charm
+from charm_jax.train import step as steps
+from data_pipelines.loading.augment import evaluation_images
+
+SLOTS, K = 9, 3
+PREPARE = functools.partial(evaluation_images, channels=3)
+
+
+def a_bank(seed, count=SLOTS, cases=6):
+    """Few cases, so that some have several slots; patients of two cases each."""
+    rng = np.random.default_rng(seed)
+    case_ids = rng.integers(0, cases, SLOTS).astype(np.int32)
+    filled = np.arange(SLOTS) < count
+    features = np.abs(rng.normal(size=(SLOTS, DIM))).astype(np.float32) * filled[:, None]
+    return memory_bank.MemoryBank(
+        features=jnp.asarray(features),
+        labels=jnp.asarray(
+            np.where(filled[:, None], rng.integers(0, 2, (SLOTS, FINDINGS)), -1), jnp.int8
+        ),
+        case_ids=jnp.asarray(np.where(filled, case_ids, -1), jnp.int32),
+        patient_ids=jnp.asarray(np.where(filled, case_ids // 2, -1), jnp.int32),
+        cursor=jnp.asarray(count % SLOTS, jnp.int32),
+        count=jnp.asarray(count, jnp.int32),
+    )
+
+
+def a_batch(seed):
+    rng = np.random.default_rng(seed)
+    known = rng.integers(-1, 6, BATCH).astype(np.int32)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (BATCH, SIDE, SIDE, 1), dtype=np.uint8)),
+        "labels": jnp.full((BATCH, FINDINGS), -1, jnp.int8),
+        "case_id": jnp.asarray(known),
+        "patient_id": jnp.asarray(np.where(known >= 0, known // 2, -1), jnp.int32),
+    }
+
+
+def a_state(model, bank, *, momentum_branch=True):
+    images = jnp.zeros((1, SIDE, SIDE, 3))
+    create = functools.partial(state.create, model, momentum_branch=momentum_branch)
+    return jax.jit(create)(jax.random.key(0), images, bank)
+
+
+class Network(NamedTuple):
+    """What the tests share; its text is short, as Hypothesis prints it where an example fails."""
+
+    model: Charm
+    state: state.TrainState
+    explain: Callable
+    evaluate: Callable
+
+    def __repr__(self):
+        return "Network()"
+
+
+def variant(**changes):
+    return network().clone(retrieval_k=K, **changes)
+
+
+@pytest.fixture(scope="module")
+def charm():
+    """Model, state, and the two steps, each traced once for the whole file."""
+    chex.clear_trace_counter()
+    model = variant()
+    explain = chex.assert_max_traces(evidence.explain_step, n=1)
+    step = jax.jit(functools.partial(explain, model=model, prepare=PREPARE))
+    plain = steps.jit_eval_step(model=model, prepare=PREPARE)
+    return Network(model, a_state(model, a_bank(0)), step, plain)
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, SLOTS))
+def test_forgetting_a_case_changes_the_logits_by_its_contribution(charm, seed, count):
+    """Brute force: forget it for good, run the whole network again."""
+    _, state, step, plain = charm
+    state = state.replace(memory=a_bank(seed, count))
+    batch = a_batch(seed)
+    explained = jax.device_get(step(state, batch))
+    np.testing.assert_allclose(explained["logits"], plain(state, batch)["logits"], atol=1e-5)
+    for case in range(6):
+        bank = forgetting.forget(state.memory, jnp.asarray([case], jnp.int32))
+        after = np.asarray(plain(state.replace(memory=bank), batch)["logits"])
+        change = explained["logits"] - after
+        read = explained["cases"] == case
+        for row, rank in np.argwhere(read):
+            np.testing.assert_allclose(
+                explained["contributions"][row, rank], change[row], atol=1e-5
+            )
+        # An empty slot goes before a negative cosine, so there an unread case matters, too.
+        unmoved = ~read.any(axis=1) & (explained["similarities"] >= 0).all(axis=1)
+        np.testing.assert_allclose(change[unmoved], 0, atol=1e-5)
+    assert not explained["contributions"][explained["cases"] < 0].any()
+
+
+def test_the_contributions_are_not_all_nothing(charm):
+    _, state, step, _ = charm
+    explained = jax.device_get(step(state, a_batch(0)))
+    assert np.abs(explained["contributions"]).max() > 1e-3
+    assert (explained["cases"] >= 0).sum() > BATCH
+
+
+def test_without_memory_is_a_network_with_an_empty_bank(charm):
+    _, state, step, plain = charm
+    batch = a_batch(1)
+    explained = step(state, batch)
+    empty = memory_bank.empty(SLOTS, DIM, FINDINGS)
+    expected = plain(state.replace(memory=empty), batch)["logits"]
+    np.testing.assert_allclose(explained["without_memory"], expected, atol=1e-5)
+    assert np.abs(explained["without_memory"] - explained["logits"]).max() > 1e-3
+
+
+def test_own_case_and_own_patient_are_no_evidence(charm):
+    _, state, step, _ = charm
+    batch = a_batch(2)
+    cases = np.asarray(step(state, batch)["cases"])
+    own = (cases >= 0) & (cases // 2 == np.asarray(batch["patient_id"])[:, None])
+    assert not own.any()
+
+
+def test_a_case_reads_the_same_in_a_bank_and_in_a_batch(charm):
+    """What a bank is refilled with, and how it is read without the images."""
+    model, state, step, _ = charm
+    batch = a_batch(3)
+    explained = step(state, batch)
+    embed = jax.jit(functools.partial(evidence.embed_step, model=model, prepare=PREPARE))
+    read = jax.jit(functools.partial(evidence.read_step, model=model))
+    fused = embed(state, batch)["fused"]
+    np.testing.assert_allclose(fused, explained["fused"], atol=1e-5)
+    again = read(state, state.memory, fused, steps.cases_of(batch))
+    np.testing.assert_allclose(again["logits"], explained["logits"], atol=1e-5)
+    np.testing.assert_array_equal(again["slots"], explained["slots"])
+
+
+def test_grad_cam_equals_its_formula_image_by_image(charm):
+    model, state, step, _ = charm
+    batch = a_batch(4)
+    explained = step(state, batch)
+    pairs = [(0, 2), (5, 1), (5, 0)]
+    rows, findings = (jnp.asarray(numbers, jnp.int32) for numbers in zip(*pairs, strict=True))
+    once = chex.assert_max_traces(evidence.grad_cams, n=1)
+    cams = jax.jit(functools.partial(once, model=model))
+    got = cams(state, batch, explained, rows, findings)
+    turned = cams(state, batch, explained, rows[::-1], findings[::-1])
+    np.testing.assert_allclose(turned[::-1], got, atol=1e-5)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    everyone = steps.cases_of(batch)
+
+    for heat, (row, finding) in zip(np.asarray(got), pairs, strict=True):
+        case = jax.tree.map(lambda leaf, row=row: leaf[row][None], everyone)
+        anchor, main = explained["anchor"][row][None], explained["main"][row][None]
+
+        @jax.jit
+        def logit(main, anchor=anchor, case=case, finding=finding):
+            args = (main, anchor, case, state.memory)
+            return model.apply(variables, *args, method="classify")[0, finding]
+
+        assert float(logit(main)) == pytest.approx(
+            float(explained["logits"][row, finding]), abs=1e-5
+        )
+        weights = np.asarray(jax.grad(logit)(main))[0].mean((0, 1))
+        expected = np.maximum(np.asarray(main)[0] @ weights, 0)
+        assert expected.max() > 0
+        np.testing.assert_allclose(heat, expected / expected.max(), atol=1e-3)
+
+
+@pytest.mark.parametrize("lacking", ["fusion", "momentum", "retrieval", "everything"])
+def test_a_network_gives_what_it_has(lacking):
+    """Without attention, momentum branch, memory, or as a bare backbone."""
+    model = {
+        "fusion": variant(fusion=None),
+        "momentum": variant(),
+        "retrieval": variant().clone(retrieval_k=0),
+        "everything": Plain(network().trunk, network().expansion, jax.nn.identity, FINDINGS),
+    }[lacking]
+    bank = a_bank(0) if isinstance(model, Charm) else None
+    network_state = a_state(model, bank, momentum_branch=lacking != "momentum")
+    explain = functools.partial(evidence.explain_step, model=model, prepare=PREPARE)
+    batch = a_batch(5)
+    explained = jax.jit(explain)(network_state, batch)
+    rows, findings = jnp.array([1], jnp.int32), jnp.array([0], jnp.int32)
+    cams = jax.jit(functools.partial(evidence.grad_cams, model=model))
+    assert cams(network_state, batch, explained, rows, findings).shape == (
+        1,
+        *explained["main"].shape[1:3],
+    )
+    assert ("attention" in explained) == (lacking not in ("fusion", "everything"))
+    assert ("disagreement" in explained) == (lacking not in ("momentum", "everything"))
+    assert ("contributions" in explained) == (lacking != "everything")
+    if lacking == "retrieval":
+        assert explained["cases"].shape == (BATCH, 0)
+        np.testing.assert_allclose(explained["without_memory"], explained["logits"], atol=1e-6)

@@ -1,0 +1,98 @@
+"""What is said of images, from outputs that are written down."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from charm_jax.predict import records
+from charm_jax.predict.text import text
+
+FINDINGS = ("Mass", "Rib fracture")
+CALIBRATION = {
+    "findings": {
+        "Mass": {"temperature": 2.0, "threshold": 0.6},
+        "Rib fracture": {"temperature": None, "threshold": None},
+    }
+}
+FAMILIAR = {
+    "n_images": 100,
+    "percentiles": {"novelty": np.linspace(0, 0.5, 201).tolist()},
+}
+CASES = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["P1", "P2"]})
+LABELS = {0: np.array([1, -1], np.int8), 1: np.array([0, 1], np.int8)}
+BANK = records.Remembered(CASES, LABELS)
+
+
+def outputs(similarity=0.8):
+    """One image; its second case is stored twice, its last slot is empty."""
+    return {
+        "logits": np.array([[2.0, -1.0]], np.float32),
+        "without_memory": np.array([[0.0, 0.0]], np.float32),
+        "similarities": np.array([[similarity, 0.5, 0.5, 0.0]], np.float32),
+        "valid": np.array([[True, True, True, False]]),
+        "cases": np.array([[0, 1, 1, -1]]),
+        "contributions": np.array([[[0.5, 0.0], [-0.25, 1], [-0.25, 1], [0, 0]]], np.float32),
+        "thumbnail": np.random.default_rng(0).uniform(0, 255, (1, 32, 32)),
+    }
+
+
+def said(scale=None, **changes):
+    scale = scale or records.Scale(FINDINGS, CALIBRATION, FAMILIAR)
+    (record,) = records.records(outputs(**changes), scale, BANK)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    return record
+
+
+def test_scores_are_calibrated_where_they_can_be():
+    record = said()
+    assert record["scores"]["Mass"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+    assert record["scores"]["Rib fracture"] == pytest.approx(1 / (1 + np.exp(1)), abs=1e-6)
+    assert record["findings"] == ["Mass"]
+    assert record["without_memory"]["Mass"] == 0.5
+    assert records.Scale(FINDINGS, CALIBRATION, None).uncalibrated() == ["Rib fracture"]
+
+
+def test_without_calibration_nothing_is_reported():
+    record = said(records.Scale(FINDINGS, None, FAMILIAR))
+    assert record["scores"]["Mass"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+    assert record["findings"] == []
+
+
+def test_evidence_has_an_entry_a_case():
+    first, second = said()["evidence"]
+    assert (first["case"], first["patient"], first["labels"]) == ("a.png", "P1", ["Mass"])
+    assert first["contributions"] == {"Mass": 0.5, "Rib fracture": 0.0}
+    assert (second["case"], second["times"]) == ("b.png", 2)
+    assert second["labels"] == ["Rib fracture"]
+
+
+def test_an_unfamiliar_image_keeps_its_scores_and_has_no_finding():
+    record = said(similarity=0.4)  # a novelty of 0.6 is beyond all of validation
+    assert record["unfamiliar"] is True
+    assert record["unfamiliar_in"] == ["novelty"]
+    assert record["novelty_percentile"] == 100
+    assert record["findings"] == []
+    assert record["scores"] == said()["scores"]
+    assert said()["unfamiliar"] is False
+
+
+def test_a_network_without_memory_has_no_evidence():
+    plain = {"logits": outputs()["logits"], "thumbnail": outputs()["thumbnail"]}
+    scale = records.Scale(FINDINGS, CALIBRATION, FAMILIAR)
+    (record,) = records.records(plain, scale, None)
+    assert not {"evidence", "without_memory", "novelty", "disagreement"} & set(record)
+    assert record["findings"] == ["Mass"]
+
+
+def test_text_names_what_the_record_does():
+    thresholds = {"Mass": 0.6, "Rib fracture": None}
+    shown = text({"file": "x.png", **said()}, thresholds)
+    assert "Mass 0.731 (from 0.600)" in shown
+    assert "leaned on a.png (Mass), cosine 0.800: Mass +0.50" in shown
+    assert "without memory: " in shown
+    assert "novelty higher than 40.0 % of validation" in shown
+    unfamiliar = text({"file": "x.png", **said(similarity=0.4)}, thresholds)
+    assert "unlike the images that it was trained on (novelty)" in unfamiliar
+    assert text({"file": "x.png", "error": "empty"}, thresholds) == "x.png\n  not read: empty"

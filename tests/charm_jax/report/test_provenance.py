@@ -1,0 +1,53 @@
+import pytest
+import report_data
+
+from charm_jax.report import provenance
+
+
+def said(**changes):
+    return provenance.warnings(report_data.metrics(report_data.evaluated(n=9), **changes))
+
+
+def test_nothing_weakens_a_clean_evaluation():
+    assert said() == []
+
+
+def test_several_things_are_each_said():
+    sentences = said(simulated=True, images_missing=3, refused=1, leak_images=2, leak_of_all=2)
+    assert [sentence.split()[0] for sentence in sentences] == ["SIMULATED", "LEAK:", "3", "1"]
+
+
+def test_a_network_of_simulated_images_on_acquired_ones():
+    [sentence] = said(trained_on_simulated=True)
+    assert sentence == "The network was trained on SIMULATED images."
+
+
+@pytest.mark.parametrize(
+    ("fitted", "begins"),
+    [
+        (None, "Scores are not calibrated"),
+        ({"on_these_images": True}, "Thresholds and temperatures were fitted on these very"),
+    ],
+)
+def test_scores_without_a_calibration_of_other_images(fitted, begins):
+    [sentence] = said(calibration=fitted)
+    assert sentence.startswith(begins)
+
+
+def test_weights_of_unknown_origin():
+    [sentence] = said(trained_on_simulated=None, leak_images=None, leak_of_all=None)
+    assert sentence == "What these weights were trained on is not known here."
+
+
+def test_unknown_patients_weaken_the_intervals_whatever_is_known_of_training():
+    for changes in ({}, {"leak_of_all": 3}, {"trained_on_simulated": None}):
+        sentences = said(patients_known=False, **changes)
+        assert any("intervals take the images for independent" in text for text in sentences)
+
+
+def test_a_bank_that_holds_the_part_weakens_its_numbers():
+    [sentence] = said(bank=report_data.BANK | {"split": "test", "images_here": 4})
+    assert sentence.startswith("BANK: 4 of the 9 images here")
+    assert "part 'test'" in sentence
+    assert said(bank=None) == []
+    assert said(bank=dict.fromkeys(report_data.BANK)) == []  # of a file: nothing is known

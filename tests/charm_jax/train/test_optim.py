@@ -1,0 +1,203 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden import shapes
+
+from charm_jax.train import optim
+
+PEAK = 2e-4
+
+
+def fastai_cosine(start, end, position):
+    return start + (1 + np.cos(np.pi * (1 - position))) * (end - start) / 2
+
+
+def fastai_combined(start, middle, end, position, pct=0.25):
+    """fastai's combined_cos: one cosine up to ``pct``, another one down."""
+    if position < pct:
+        return fastai_cosine(start, middle, position / pct)
+    return fastai_cosine(middle, end, (position - pct) / (1 - pct))
+
+
+def test_the_rate_runs_from_a_25th_over_the_peak_to_a_100000th():
+    rate = optim.one_cycle_rate(PEAK, 400)
+    np.testing.assert_allclose(rate(0), PEAK / 25, rtol=1e-5)
+    np.testing.assert_allclose(rate(100), PEAK, rtol=1e-5)
+    np.testing.assert_allclose(rate(400), PEAK / 1e5, rtol=1e-2)
+    rates = np.array([rate(step) for step in range(401)])
+    assert rates.argmax() == optim.peak_step(400) == 100
+    assert (np.diff(rates[:101]) > 0).all()
+    assert (np.diff(rates[100:]) < 0).all()
+
+
+def test_b1_runs_against_the_rate():
+    b1 = optim.one_cycle_b1(400)
+    np.testing.assert_allclose([b1(0), b1(100), b1(400)], [0.95, 0.85, 0.95], rtol=1e-6)
+    values = np.array([b1(step) for step in range(401)])
+    assert values.argmin() == 100
+    assert (np.diff(values[:101]) < 1e-6).all()
+    assert (np.diff(values[100:]) > -1e-6).all()
+
+
+@pytest.mark.parametrize("steps", [4, 40, 1000])
+def test_both_schedules_are_fastais(steps):
+    rate, b1 = optim.one_cycle_rate(PEAK, steps), optim.one_cycle_b1(steps)
+    for step in np.unique(np.linspace(0, steps, 41, dtype=int)):
+        position = step / steps
+        expected = fastai_combined(PEAK / 25, PEAK, PEAK / 1e5, position)
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-4, atol=1e-10)
+        expected = fastai_combined(0.95, 0.85, 0.95, position)
+        np.testing.assert_allclose(b1(step), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_very_short_cycles_stay_in_range(steps):
+    rate, b1 = optim.one_cycle_rate(PEAK, steps), optim.one_cycle_b1(steps)
+    for step in range(steps + 1):
+        assert 0 < rate(step) <= PEAK * (1 + 1e-6)
+        assert 0.85 - 1e-6 <= b1(step) <= 0.95 + 1e-6
+
+
+def test_weight_decay_acts_on_kernels_only():
+    # The tree of a whole network; the shapes do not matter.
+    params = jax.tree.map(lambda _: jnp.zeros(()), shapes("efficientnet_v2_nano")["params"])
+    decayed = jax.tree_util.tree_leaves_with_path(optim.decays(params))
+    by_leaf = {}
+    for path, value in decayed:
+        by_leaf.setdefault(path[-1].key, set()).add(value)
+    assert by_leaf == {"kernel": {True}, "bias": {False}, "scale": {False}}
+
+
+def adamw(params, all_grads, rates, b1s):
+    """AdamW in float64; decay on the kernel."""
+    mean, square = (jax.tree.map(np.zeros_like, params) for _ in range(2))
+    params = dict(params)
+    for count, (grads, rate, b1) in enumerate(zip(all_grads, rates, b1s, strict=True), start=1):
+        for name, grad in grads.items():
+            mean[name] = b1 * mean[name] + (1 - b1) * grad
+            square[name] = 0.99 * square[name] + 0.01 * grad**2
+            unbiased = mean[name] / (1 - b1**count)
+            scale = np.sqrt(square[name] / (1 - 0.99**count)) + 1e-5
+            decay = 0.01 * params[name] if name == "kernel" else 0.0
+            params[name] = params[name] - rate * (unbiased / scale + decay)
+    return params
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_is_adamw(steps):
+    rng = np.random.default_rng(0)
+    params = {"kernel": 3 * rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}
+    # Some as small as epsilon, so that its place matters.
+    all_grads = [
+        {name: 10 ** rng.uniform(-6, 0, p.shape) for name, p in params.items()}
+        for _ in range(steps)
+    ]
+    peak = 0.1
+    optimizer = optim.adamw_one_cycle(optim.geometric(peak, peak), 8)
+
+    def single(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+    actual = single(params)
+    state = optimizer.init(actual)
+    for grads in all_grads:
+        updates, state = optimizer.update(single(grads), state, actual)
+        actual = optax.apply_updates(actual, updates)
+    positions = np.arange(steps) / 8
+    rates = [fastai_combined(peak / 25, peak, peak / 1e5, p) for p in positions]
+    b1s = [fastai_combined(0.95, 0.85, 0.95, p) for p in positions]
+    expected = adamw(params, all_grads, rates, b1s)
+    for name in params:
+        change = actual[name] - params[name]
+        np.testing.assert_allclose(change, expected[name] - params[name], rtol=1e-3, atol=1e-6)
+    # The numbers of the last step can be read off the state.
+    np.testing.assert_allclose(state.hyperparams["learning_rate"], rates[-1], rtol=1e-5)
+    np.testing.assert_allclose(state.hyperparams["b1"], b1s[-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps_are_refused(steps):
+    with pytest.raises(ValueError, match=f"at least one step, not {steps}"):
+        optim.adamw_one_cycle(optim.geometric(PEAK, PEAK), steps)
+
+
+PARAMS = {part: {"kernel": jnp.ones((2, 2))} for part in ("trunk", "expansion", "fusion", "head")}
+
+
+def ones_like(tree):
+    return jax.tree.map(jnp.ones_like, tree)
+
+
+def changes(optimizer, params=PARAMS, grads=None, steps=1):
+    """What a number of equal gradients do to the parameters together."""
+    grads, state, now = grads or ones_like(params), optimizer.init(params), params
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, now)
+        now = optax.apply_updates(now, updates)
+    return jax.tree.map(lambda new, old: new - old, now, params)
+
+
+def test_the_rates_of_the_groups_are_a_geometric_row():
+    assert optim.geometric(2e-5, 8e-5) == pytest.approx(
+        {"trunk": 2e-5, "expansion": 4e-5, "head": 8e-5}
+    )
+    assert optim.geometric(PEAK, PEAK) == pytest.approx(dict.fromkeys(optim.GROUPS, PEAK))
+
+
+def test_a_group_moves_by_its_share_of_the_rate():
+    even = changes(optim.adamw_one_cycle(optim.geometric(8e-2, 8e-2), 8))
+    spread = changes(optim.adamw_one_cycle(optim.geometric(2e-2, 8e-2), 8))
+    for part, share in {"trunk": 0.25, "expansion": 0.5, "fusion": 1, "head": 1}.items():
+        np.testing.assert_allclose(
+            spread[part]["kernel"], share * even[part]["kernel"], rtol=1e-4, err_msg=part
+        )
+
+
+def test_a_frozen_trunk_is_unknown_to_the_optimizer():
+    rest = optim.trainable(PARAMS, freeze_trunk=True)
+    assert set(rest) == {"expansion", "fusion", "head"}
+    assert optim.trainable(PARAMS, freeze_trunk=False) == PARAMS
+    state = optim.adamw_one_cycle(optim.geometric(1e-3, 4e-3), 8).init(rest)
+    moments = optax.tree.get(state, "mu")
+    assert set(moments) == set(rest)
+
+
+def test_long_gradients_are_clipped_and_short_ones_are_not():
+    def first_moment(clip_norm):
+        optimizer = optim.adamw_one_cycle(optim.geometric(1.0, 1.0), 8, clip_norm=clip_norm)
+        _, state = optimizer.update(ones_like(PARAMS), optimizer.init(PARAMS), PARAMS)
+        return optax.tree.norm(optax.tree.get(state, "mu"))
+
+    norm = 4.0  # of 16 ones
+    np.testing.assert_allclose(first_moment(2.0), first_moment(0.0) * 2.0 / norm, rtol=1e-5)
+    np.testing.assert_allclose(first_moment(5.0), first_moment(0.0), rtol=1e-6)
+
+
+def test_accumulated_batches_make_one_update_of_their_mean():
+    peaks = optim.geometric(1e-2, 4e-2)
+    two = optim.adamw_one_cycle(peaks, 16, accumulate=2)
+    grads = [jax.tree.map(lambda p, s=s: s * jnp.ones_like(p), PARAMS) for s in (1.0, 3.0)]
+    state, now = two.init(PARAMS), PARAMS
+    for number, each in enumerate(grads):
+        updates, state = two.update(each, state, now)
+        now = optax.apply_updates(now, updates)
+        if number == 0:
+            chex.assert_trees_all_equal(now, PARAMS)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    expected = changes(optim.adamw_one_cycle(peaks, 8), grads=mean)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda new, old: new - old, now, PARAMS), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"accumulate": 3}])
+@pytest.mark.parametrize("spread", [1, 4])
+def test_rate_and_b1_can_be_read_off_any_state(spread, options):
+    optimizer = optim.adamw_one_cycle(optim.geometric(PEAK / spread, PEAK), 40, **options)
+    _, state = optimizer.update(ones_like(PARAMS), optimizer.init(PARAMS), PARAMS)
+    values = optim.hyperparams(state)
+    np.testing.assert_allclose(values["learning_rate"], PEAK / 25, rtol=1e-5)
+    np.testing.assert_allclose(values["b1"], 0.95, rtol=1e-5)

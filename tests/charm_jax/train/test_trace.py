@@ -1,0 +1,24 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from charm_jax.train.trace import traced
+
+
+@pytest.mark.parametrize(("calls", "expected"), [(10, False), (11, True), (12, True), (30, True)])
+def test_steps_after_the_tenth_are_traced(tmp_path, calls, expected):
+    jitted = jax.jit(lambda state, batch: (state + batch, {}))
+    state = jnp.zeros(())
+    for stage in ("bce", "focal"):  # a trace that is not over would be in the way of the next
+        with traced(jitted, tmp_path / stage, 2) as step:
+            for _ in range(calls):
+                state, _ = step(state, 1.0)
+        assert bool(list((tmp_path / stage).rglob("*.xplane.pb"))) == expected
+    assert state == 2 * calls
+
+
+def test_nothing_is_traced_unasked(tmp_path):
+    with traced(lambda state, batch: (state + batch, {}), tmp_path, 0) as step:
+        for _ in range(12):
+            step(1, 1)
+    assert not list(tmp_path.iterdir())

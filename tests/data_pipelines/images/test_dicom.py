@@ -1,0 +1,230 @@
+import builtins
+import logging
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import RAMP, TWELVE, make_dicom, make_table, save
+from PIL import Image
+from pydicom import uid
+
+from data_pipelines.errors import InputError
+from data_pipelines.images import dicom
+from data_pipelines.images.decode import fault, read_image
+
+
+@pytest.mark.parametrize("size", [16, 8, 24])
+def test_eight_bits_come_out_as_a_png_does(tmp_path, size):
+    Image.fromarray(RAMP).save(tmp_path / "image.png")
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    png, image = read_image(tmp_path / "image.png", size), read_image(path, size)
+    assert (image.shape, image.dtype) == ((size, size, 1), np.uint8)
+    assert abs(png.astype(int) - image).max() <= (0 if size == 16 else 1)
+
+
+def test_the_format_is_seen_from_the_content(tmp_path):
+    path = save(make_dicom(), tmp_path / "image.png")
+    np.testing.assert_array_equal(read_image(path, 16)[..., 0], RAMP)
+
+
+@pytest.mark.parametrize("little", [True, False])
+def test_implicit_and_big_endian_files_are_read(tmp_path, little):
+    path = tmp_path / "image"
+    dataset = make_dicom(TWELVE, 12, VOILUTSequence=[make_table(0, list(range(4096)), 12)])
+    if not little:
+        dataset.PixelData = TWELVE.byteswap().tobytes()
+        dataset.VOILUTSequence[0].LUTData = np.arange(4096).astype(">u2").tobytes()
+    syntax = uid.ImplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path, implicit_vr=little, little_endian=little, enforce_file_format=True)
+    np.testing.assert_allclose(dicom.read_grey(path), TWELVE / 4095, atol=1e-6)
+
+
+def _without(dataset, *names):
+    for name in names:
+        delattr(dataset, name)
+    return dataset
+
+
+def _with_syntax(syntax):
+    dataset = make_dicom()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def _colour(photometric="RGB"):
+    dataset = make_dicom()
+    dataset.set_pixel_data(np.zeros((4, 4, 3), np.uint8), "RGB", 8)
+    dataset.PhotometricInterpretation = photometric
+    return dataset
+
+
+def _frames():
+    return make_dicom(np.zeros((3, 4, 4), np.uint8))
+
+
+def _float_pixels():
+    dataset = _without(make_dicom(), "PixelData")
+    dataset.FloatPixelData = bytes(16 * 16 * 4)
+    return dataset
+
+
+REFUSED_BY_HEADER = {
+    "several frames": (_frames, "3 frames"),
+    "colour": (_colour, "not grey.*RGB"),
+    "palette": (lambda: make_dicom(PhotometricInterpretation="PALETTE COLOR"), "not grey.*PALETTE"),
+    "no photometric": (lambda: _without(make_dicom(), "PhotometricInterpretation"), "not grey"),
+    "no pixels": (lambda: _without(make_dicom(), "PixelData"), r"no image \(1\.2\.840"),
+    "float pixels": (_float_pixels, "no image"),
+    "no image": (lambda: _without(make_dicom(), "PixelData", "Rows", "Columns"), "no image"),
+    "no rows": (lambda: _without(make_dicom(), "Rows"), "no image"),
+    "zero rows": (lambda: make_dicom(Rows=0), "16 x 0 pixels"),
+    "absurd rows": (lambda: make_dicom(Rows=65535, Columns=65535), "65535 x 65535.*80 million"),
+    "more rows than data": (lambda: make_dicom(Rows=5000, Columns=5000), "cut short"),
+    "32 bits": (lambda: make_dicom(BitsAllocated=32), "8 of 32 bits"),
+    "no bits": (lambda: make_dicom(BitsStored=0), "0 of 8 bits"),
+    "more bits than there are": (lambda: make_dicom(BitsStored=12), "12 of 8 bits"),
+    "bits at the top": (lambda: make_dicom(TWELVE, 12, HighBit=15), "HighBit is 15"),
+    "no sign": (lambda: _without(make_dicom(), "PixelRepresentation"), "PixelRepresentation"),
+    "flat rescale": (lambda: make_dicom(RescaleSlope=0, RescaleIntercept=1), "rescale"),
+    "no width": (lambda: make_dicom(WindowCenter=9, WindowWidth=0), "window"),
+    "odd function": (
+        lambda: make_dicom(WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"),
+        "CUBIC",
+    ),
+    "short table": (lambda: _short_table(), "4 entries, not 9"),
+    "wide table": (lambda: make_dicom(VOILUTSequence=[make_table(0, [1] * 9, 32)]), "32 bits"),
+    "deflated": (lambda: _with_syntax(uid.DeflatedExplicitVRLittleEndian), "deflated"),
+}
+
+
+def _short_table():
+    table = make_table(0, [1] * 9, 12)
+    table.LUTData = table.LUTData[:8]
+    return make_dicom(VOILUTSequence=[table])
+
+
+@pytest.mark.parametrize(("make", "reason"), REFUSED_BY_HEADER.values(), ids=REFUSED_BY_HEADER)
+def test_what_cannot_be_used_is_refused_by_its_header(tmp_path, make, reason):
+    path = save(make(), tmp_path / "image.dcm")
+    with pytest.raises(ValueError, match=reason):
+        dicom.check_header(path)
+    with pytest.raises(InputError, match=rf"image\.dcm cannot be read \(.*{reason}") as caught:
+        read_image(path, 8)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, share):
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert fault(path, whole=False)
+    with pytest.raises(InputError, match=r"image\.dcm cannot be read"):
+        read_image(path, 8)
+
+
+def test_pixels_of_another_depth_are_refused(tmp_path):
+    dataset = make_dicom()
+    dataset.PixelData += dataset.PixelData
+    path = save(dataset, tmp_path / "image.dcm")
+    with pytest.raises(InputError, match=r"512 bytes.*are 256"):
+        read_image(path, 8)
+
+
+def test_pixels_that_end_before_the_file_does_are_refused(tmp_path):
+    dataset = make_dicom(DataSetTrailingPadding=bytes(500))
+    dataset.PixelData = dataset.PixelData[:200]
+    path = save(dataset, tmp_path / "image.dcm")
+    with pytest.raises(InputError, match=r"200 bytes.*are 256"):
+        read_image(path, 8)
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    monkeypatch.setattr(dicom, "MAX_PIXELS", 100)
+    with pytest.raises(InputError, match=r"it is larger than"):
+        read_image(path, 8)
+
+
+@pytest.mark.parametrize("start", [128, 132])
+def test_a_file_without_preamble_is_refused(tmp_path, start):
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    path.write_bytes(path.read_bytes()[start:])
+    with pytest.raises(InputError, match="128-byte preamble"):
+        read_image(path, 8)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_bare_data_set_is_refused(tmp_path, implicit):
+    path, dataset = tmp_path / "image.dcm", make_dicom()
+    del dataset.file_meta
+    dataset.save_as(path, implicit_vr=implicit, little_endian=True)
+    with pytest.raises(InputError, match="128-byte preamble"):
+        read_image(path, 8)
+
+
+def test_a_fault_is_found_by_the_header(tmp_path):
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    assert (fault(path, whole=True), fault(path, whole=False)) == ("", "")
+    save(_frames(), path)
+    assert "3 frames" in fault(path, whole=False)
+
+
+def test_without_pydicom_the_sentence_says_what_to_install(tmp_path, monkeypatch):
+    path = save(make_dicom(), tmp_path / "image.dcm")
+    load = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "pydicom":
+            raise ModuleNotFoundError(name)
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for read in (lambda: read_image(path, 8), lambda: fault(path, whole=False)):
+        with pytest.raises(InputError, match=r'image\.dcm.*pip install "charm-jax\[dicom\]"'):
+            read()
+
+
+def test_oddities_of_a_usable_file_are_not_told(tmp_path, capfd, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = make_dicom(PatientBirthDate="no date", AccessionNumber="x" * 99)
+        dataset.PixelData += bytes(10)
+        path = save(dataset, tmp_path / "image.dcm")
+    caplog.clear()
+    logging.getLogger("pydicom").setLevel(logging.NOTSET)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        np.testing.assert_array_equal(read_image(path, 16)[..., 0], RAMP)
+    assert (caught, caplog.records) == ([], [])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def real_dicoms(fullsize_dir):
+    paths = sorted(fullsize_dir.glob("*.dcm"))
+    by_kind = {pydicom.dcmread(path).PhotometricInterpretation: path for path in paths}
+    assert sorted(by_kind) == ["MONOCHROME1", "MONOCHROME2"]
+    return by_kind
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_real_files_are_what_pydicom_gives(real_dicoms, kind):
+    dataset = pydicom.dcmread(real_dicoms[kind])
+    stored = dataset.pixel_array
+    expected = 255 - stored if kind == "MONOCHROME1" else stored
+    grey = dicom.read_grey(real_dicoms[kind])
+    np.testing.assert_array_equal(np.rint(grey * 255), expected)
+    square = Image.fromarray(expected).resize((224, 224), Image.Resampling.BILINEAR)
+    image = read_image(real_dicoms[kind], 224)[..., 0]
+    assert abs(image.astype(int) - np.asarray(square)).max() <= 1
+
+
+def test_the_real_monochrome1_file_is_the_other_with_its_tag_changed(real_dicoms):
+    """Its pixels were not inverted: by the standard it is a negative, and comes out as one."""
+    one, two = (pydicom.dcmread(real_dicoms[f"MONOCHROME{n}"]) for n in (1, 2))
+    assert one.PixelData == two.PixelData
+    inverse, plain = (read_image(real_dicoms[f"MONOCHROME{n}"], 224) for n in (1, 2))
+    assert abs(inverse.astype(int) + plain - 255).max() <= 1

@@ -1,0 +1,92 @@
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from tables import small_table
+
+from data_pipelines.errors import InputError
+from data_pipelines.prepare import claim as prepare_claim
+from data_pipelines.prepare.claim import check_claim, claim, identity, remove_leftovers
+from data_pipelines.prepared.shards import Layout
+
+_DRAFT = f"prepare.json.{'0' * 32}.tmp"
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(tmp_path / "out", "test", 4, 6, 3)
+
+
+def _claim(layout, n=6):
+    claim(layout, identity(layout, small_table(n)))
+
+
+def test_a_folder_of_a_process_that_died_as_it_began_is_taken(layout):
+    layout.reports.mkdir(parents=True)
+    (layout.directory / _DRAFT).write_text("{")
+    _claim(layout)
+    assert json.loads((layout.directory / "prepare.json").read_text())["size"] == 4
+
+
+@pytest.mark.parametrize("name", ["thesis.tmp", "progress.txt", "dataset_info.json"])
+def test_a_file_of_the_user_is_never_taken_for_ours(layout, name):
+    layout.reports.mkdir(parents=True)
+    (layout.directory / name).write_text("")
+    with pytest.raises(InputError, match="holds something other"):
+        _claim(layout)
+    assert not (layout.directory / "prepare.json").exists()
+
+
+def test_of_many_calls_at_once_all_succeed(layout):
+    jobs = 8
+    for attempt in range(20):
+        one = Layout(layout.directory / str(attempt), "test", 4, 6, 3)
+        start = Barrier(jobs)
+
+        def job(_, one=one, start=start):
+            start.wait()
+            _claim(one)
+            (one.directory / "test-full.array_record-00000-of-00002").touch()
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(job, range(jobs)))
+        assert not list(one.directory.glob("*.tmp"))
+
+
+def test_of_two_calls_that_differ_the_first_has_the_folder(layout):
+    _claim(layout)
+    before = (layout.directory / "prepare.json").read_text()
+    with pytest.raises(InputError, match="the table has changed since"):
+        _claim(layout, 5)
+    assert (layout.directory / "prepare.json").read_text() == before
+
+
+def test_a_disk_without_hard_links_will_do(layout, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(prepare_claim.os, "link", refuse)
+    _claim(layout)
+    _claim(layout)
+
+
+def test_to_check_writes_nothing(layout):
+    check_claim(layout, identity(layout, small_table(6)))
+    assert not layout.directory.exists()
+
+
+def test_leftovers_go_but_not_those_of_a_living_process(layout):
+    _claim(layout)
+    names = (_DRAFT, ".tfds-old", f"progress/00001.json.{'1' * 32}.tmp", "thesis.tmp")
+    for name in (*names, f"table.csv.gz.{'2' * 32}.tmp", ".tfds-new"):
+        path = layout.directory / name
+        path.mkdir() if ".tfds" in name else path.write_text("")
+        if name in names:
+            os.utime(path, (0, 0))
+    remove_leftovers(layout)
+    assert {path.name for path in layout.directory.rglob("*")} == {
+        *("prepare.json", "progress", "thesis.tmp"),
+        *(f"table.csv.gz.{'2' * 32}.tmp", ".tfds-new"),
+    }

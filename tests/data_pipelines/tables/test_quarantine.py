@@ -1,0 +1,175 @@
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.errors import InputError
+from data_pipelines.images.store import ImageFiles
+from data_pipelines.sources.nih_chest_xray14 import load
+from data_pipelines.tables import quarantine
+from data_pipelines.tables.quarantine import apply_policy, verify_files, write_quarantine
+from data_pipelines.tables.splits import make_split
+
+NO_IMAGE = "not a PNG, JPEG, TIFF or DICOM file of a known kind"
+RECIPE = {"bce": "abnormal", "focal": "all"}
+
+
+def _split(table):
+    return make_split(table, "official", RECIPE, split_seed=0)
+
+
+def _damage(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.fixture
+def spoilt(nih):
+    """Image 1 absent, 4 empty, 7 cut short, 10 text."""
+    nih.file(nih.names[1]).unlink()
+    nih.file(nih.names[4]).write_bytes(b"")
+    _damage(nih.file(nih.names[7]))
+    nih.file(nih.names[10]).write_text("<html>Not Found</html>")
+    return nih
+
+
+def test_sound_files_give_no_entries(nih):
+    assert verify_files(load(nih.path), np.arange(12)) == []
+
+
+def test_every_kind_of_fault_is_found_in_the_order_of_the_rows(spoilt):
+    entries = verify_files(load(spoilt.path), np.arange(12)[::-1])
+    assert [name for name, _ in entries] == [spoilt.names[i] for i in (10, 7, 4, 1)]
+    reasons = [reason for _, reason in entries]
+    assert (reasons[0], reasons[2], reasons[3]) == (NO_IMAGE, "empty", "absent")
+    assert reasons[1]
+
+
+def test_only_the_given_rows_are_looked_at(spoilt):
+    assert verify_files(load(spoilt.path), np.array([0, 2, 3])) == []
+
+
+def test_many_files_get_a_look_at_the_header_only(spoilt, monkeypatch):
+    monkeypatch.setattr(quarantine, "FULL_CHECK_ROWS", 10)
+    found = {name for name, _ in verify_files(load(spoilt.path), np.arange(12))}
+    assert found == {spoilt.names[i] for i in (1, 4, 10)}  # the one cut short has a sound header
+
+
+def test_a_damaged_jpeg_under_a_png_name_is_found(nih):
+    path = nih.file(nih.names[2])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    Image.fromarray(noise).save(path, "JPEG")
+    table = load(nih.path)
+    assert verify_files(table, np.array([2])) == []
+    path.write_bytes(path.read_bytes()[:800])
+    assert [name for name, _ in verify_files(table, np.array([2]))] == [nih.names[2]]
+
+
+def test_progress_bar_only_for_many_files(nih, capsys, monkeypatch):
+    table = load(nih.path)
+    verify_files(table, np.arange(12))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(quarantine, "_PROGRESS_ROWS", 5)
+    verify_files(table, np.arange(12))
+    assert "12/12" in capsys.readouterr().err
+
+
+def test_a_sound_folder_keeps_the_split(nih):
+    table = load(nih.path)
+    split, entries = apply_policy(table, _split(table), "error")
+    assert entries == []
+    assert split.used_rows.tolist() == list(range(12))
+
+
+def test_too_many_bad_images_stop_the_run_with_names_count_and_remedies(spoilt):
+    table = load(spoilt.path)
+    with pytest.raises(InputError) as caught:
+        apply_policy(table, _split(table), "error")
+    for needle in (
+        "4 of 12",
+        f"{spoilt.names[1]}: absent",
+        f"{spoilt.names[4]}: empty",
+        "0.1%",
+        "--config.data.missing=skip",
+    ):
+        assert needle in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["error", "skip"])
+def test_few_bad_images_are_dropped_and_listed(spoilt, missing):
+    table = load(spoilt.path)
+    split, entries = apply_policy(table, _split(table), missing, max_share=0.4)
+    bad = {1, 4, 7, 10}
+    assert {name for name, _ in entries} == {spoilt.names[i] for i in bad}
+    assert split.used_rows.tolist() == sorted(set(range(12)) - bad)
+    assert split.stages["focal"]["test"].tolist() == [9, 11]
+
+
+def test_the_share_is_a_limit_that_may_be_reached(nih):
+    nih.file(nih.names[0]).unlink()
+    table = load(nih.path)
+    assert len(apply_policy(table, _split(table), "error", max_share=1 / 12)[1]) == 1
+    with pytest.raises(InputError):
+        apply_policy(table, _split(table), "error", max_share=0.08)
+
+
+def test_skip_allows_any_number_of_absent_images(nih):
+    for name in nih.names[1:9]:
+        nih.file(name).unlink()
+    table = load(nih.path)
+    split, entries = apply_policy(table, _split(table), "skip")
+    assert entries == [(name, "absent") for name in nih.names[1:9]]
+    assert split.used_rows.tolist() == [0, 9, 10, 11]
+
+
+def test_skip_does_not_allow_many_damaged_images(spoilt):
+    table = load(spoilt.path)
+    with pytest.raises(InputError) as caught:
+        apply_policy(table, _split(table), "skip", max_share=0.1)
+    assert "3 of 11 image files are unreadable" in str(caught.value)
+    assert spoilt.names[4] in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["error", "skip"])
+def test_a_folder_without_any_image_names_the_key(nih, missing):
+    table = load(nih.path)
+    table = dataclasses.replace(table, store=ImageFiles(table.images, {}))
+    with pytest.raises(InputError, match=r"12 images.*in the data folder.*--config\.data\.dir"):
+        apply_policy(table, _split(table), missing)
+
+
+def test_unknown_policy_names_the_key(nih):
+    table = load(nih.path)
+    with pytest.raises(InputError, match=r"config\.data\.missing is 'ignore'"):
+        apply_policy(table, _split(table), "ignore")
+
+
+def test_real_subset_is_used_as_far_as_it_goes(nih_dir):
+    table = load(nih_dir)
+    split, entries = apply_policy(table, _split(table), "skip")
+    assert len(split.used_rows) == 1_000
+    assert len(entries) == 111_120
+    assert len(split.stages["focal"]["test"]) == 310
+    with pytest.raises(InputError, match=r"111120 of 112120 images"):
+        apply_policy(table, _split(table), "error")
+
+
+def test_written_list_is_read_back(tmp_path):
+    path = tmp_path / "quarantine.csv"
+    entries = [("a.png", "absent"), ("b,c.png", 'broken "chunk"')]
+    write_quarantine(path, entries)
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [["image", "reason"], *map(list, entries)]
+    write_quarantine(path, entries[:1])
+    assert len(path.read_text().splitlines()) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["quarantine.csv"]
+
+
+def test_a_write_that_fails_leaves_the_old_list(tmp_path):
+    path = tmp_path / "quarantine.csv"
+    write_quarantine(path, [("a.png", "absent")])
+    before = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):
+        write_quarantine(path, [("b.png", "absent"), ("\udcff.png", "absent")])
+    assert path.read_bytes() == before

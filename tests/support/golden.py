@@ -1,0 +1,201 @@
+"""The stored numbers of the PyTorch original, and how exactly they must be met."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charm_jax.models import memory_bank
+from charm_jax.models.attention import MultiScaleAttention
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.charm import Cases, Charm, Head
+from charm_jax.models.momentum import Momentum
+from charm_jax.weights import torch_names
+
+PUBLISHED = "efficientnet_v2_s"
+OTHERS = ("resnet50", "densenet121", "vgg16_lka")
+LARGE = ("efficientnet_v2_m",)  # too slow for the default run
+
+FOLDER = Path(__file__).resolve().parent.parent / "golden"
+RETRIEVAL_K = 3
+FILLED = 384  # rows of the stored bank that hold a feature
+_FIRST_STORED_CASE = 1000  # ids of those rows; the batches' own are 0, 1, …
+
+
+def for_networks(*fast):
+    """Runs a test for every network of the golden files; those not named here count as slow."""
+    params = [
+        arch if arch in fast else pytest.param(arch, marks=pytest.mark.slow)
+        for arch in (PUBLISHED, *OTHERS, *LARGE)
+    ]
+    return pytest.mark.parametrize("arch", params, scope="module")
+
+
+def _load_fill():
+    spec = importlib.util.spec_from_file_location("fill", FOLDER / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill = _load_fill()
+
+
+@functools.cache
+def spec(arch):
+    return json.loads((FOLDER / f"{arch}.json").read_text())
+
+
+@functools.cache
+def numbers(kind, arch):
+    return dict(np.load(FOLDER / f"{kind}_{arch}.npz"))
+
+
+def close(actual, stored, arch, key):
+    """Asserts RECIPE.md's tolerance: max(1e-4, 10 × noise of the reference) × rms."""
+    stored = np.asarray(stored)
+    noise = spec(arch)["float32_vs_float64"].get(key, 0.0)
+    tolerance = max(1e-4, 10 * noise) * np.sqrt(np.mean(np.square(stored, dtype=np.float64)))
+    np.testing.assert_allclose(np.asarray(actual), stored, rtol=0, atol=tolerance, err_msg=key)
+
+
+def nchw(x):
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def images(n, size):
+    return jnp.asarray(fill.image(n, size).transpose(0, 2, 3, 1))
+
+
+def described(arch):
+    """Name to shape of every tensor that a parameter or statistic stands for."""
+    used = {name: spec(arch)["network"][name] for name in spec(arch)["charm_network"]}
+    every = (used | spec(arch)["charm"]).items()
+    return {n: tuple(s) for n, s in every if not n.endswith("num_batches_tracked")}
+
+
+def charm(backbone, dropout=0.0):
+    return Charm(
+        trunk=backbone.trunk(drop_rate=0.0),
+        expansion=backbone.expansion(),
+        fusion=MultiScaleAttention(),
+        head=Head(14, dropout),
+        retrieval_k=RETRIEVAL_K,
+        select=functools.partial(
+            memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * 14
+        ),
+    )
+
+
+def model(arch, dropout=0.0):
+    return charm(BACKBONES[arch], dropout)
+
+
+@functools.cache
+def shapes(arch):
+    """Variables of network and momentum branch, as shapes."""
+    network = model(arch)
+    variables = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), method="initialise")
+    )
+    return {
+        **variables,
+        "momentum_params": variables["params"]["expansion"],
+        "momentum_batch_stats": variables["batch_stats"]["expansion"],
+    }
+
+
+def tensors(arch):
+    used = {name: spec(arch)["network"][name] for name in spec(arch)["charm_network"]}
+    return fill.weights(arch, used) | fill.charm(arch, spec(arch)["charm"])
+
+
+def variables(arch):
+    """Parameters and statistics of the recipe: (network, momentum branch)."""
+    loaded = torch_names.from_torch(tensors(arch), shapes(arch), BACKBONES[arch])
+    network = {name: loaded[name] for name in ("params", "batch_stats")}
+    return network, Momentum(loaded["momentum_params"], loaded["momentum_batch_stats"])
+
+
+def memory(arch):
+    """The part-filled bank of the recipe, whose cases are none of the batches'."""
+    dim = BACKBONES[arch].feature_dim
+    bank = memory_bank.empty(512, dim, 14)
+    slots = jnp.arange(512, dtype=jnp.int32)
+    ids = jnp.where(slots < FILLED, slots + _FIRST_STORED_CASE, -1)
+    return bank.replace(
+        features=jnp.asarray(fill.memory(arch, 512, dim, FILLED)),
+        case_ids=ids,
+        patient_ids=ids,
+        cursor=jnp.int32(FILLED),
+        count=jnp.int32(FILLED),
+    )
+
+
+def cases(n):
+    ids = jnp.arange(n, dtype=jnp.int32)
+    labels = jnp.asarray(fill.labels(n).astype(np.int8))
+    return Cases(labels, ids, ids)
+
+
+def plain_stages(arch, size):
+    """Outputs of the plain network's stages and its features, in torch's layout."""
+    backbone = BACKBONES[arch]
+    network, _ = variables(arch)
+
+    @jax.jit
+    def forward(network, x):
+        def run(module, part, x):
+            used = {name: tree[part] for name, tree in network.items() if part in tree}
+            y, sown = module.apply(used, x, train=False, mutable=["intermediates"])
+            return y, {name: value for name, (value,) in sown.get("intermediates", {}).items()}
+
+        x, stages = run(backbone.trunk(drop_rate=0.0), "trunk", x)
+        x, last = run(backbone.expansion(), "expansion", x)
+        return stages | last, x, backbone.final(x)
+
+    stages, expanded, features = forward(network, images(2, size))
+    # What the expansion block gives is the last stage, unless that is something within the block.
+    stages.setdefault(_stage_names(arch)[-1], expanded)
+    return {name: nchw(value) for name, value in stages.items()}, nchw(features)
+
+
+def _stage_names(arch):
+    keys = (key.split("/") for key in numbers("plain", arch))
+    return list(dict.fromkeys(key[2] for key in keys if key[1] == "stage"))
+
+
+def check_plain_network(arch, size):
+    """Asserts that every stage, the features and the logits are the stored ones."""
+    stored = numbers("plain", arch)
+    stages, features = plain_stages(arch, size)
+    assert set(stages) == set(_stage_names(arch))
+    for stage, value in stages.items():
+        key = f"{size}/stage/{stage}"
+        assert value.shape == tuple(stored[f"{key}/shape"])
+        close(fill.sample(value, 2048), stored[f"{key}/sample"], arch, f"plain/{key}")
+        close(fill.stats(value), stored[f"{key}/stats"], arch, f"plain/{key}")
+    key = f"{size}/features"
+    assert features.shape == tuple(stored[f"{key}/shape"])
+    close(fill.stats(features), stored[f"{key}/stats"], arch, f"plain/{key}")
+    if key in stored:
+        close(features, stored[key], arch, f"plain/{key}")
+    else:
+        close(fill.sample(features, 8192), stored[f"{key}/sample"], arch, f"plain/{key}")
+    used, every = spec(arch)["charm_network"], spec(arch)["network"]
+    weight, bias = fill.weights(arch, {n: s for n, s in every.items() if n not in used}).values()
+    logits = features.mean((2, 3)) @ weight.T + bias[None]
+    close(logits, stored[f"{size}/logits"], arch, f"plain/{size}/logits")
+
+
+def check_names_and_shapes(arch):
+    """Asserts that the variables are the tensors of the original: no more, no fewer, as shaped."""
+    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes(arch))
+    ours = {n: v.shape for n, v in torch_names.to_torch(zeros, BACKBONES[arch]).items()}
+    assert ours == described(arch)
+    assert len(jax.tree.leaves(zeros)) == len(ours)
