@@ -139,7 +139,7 @@ class Ours:
         return self.jax.device_put(ResidentCases(images, labels, ids, ids))
 
     def _eval(self) -> Any:
-        from charm_jax.train.step import jit_eval_step
+        from charm_jax.inference.steps import jit_eval_step
         from data_pipelines.loading.augment import evaluation_images
 
         model, state = self._network()

@@ -21,12 +21,12 @@ from PIL import Image
 
 from charm_jax.config import build, cli, recipe
 from charm_jax.distributed import mesh
+from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference import explain, loaded
 from charm_jax.inference.rows import part_outputs
 from charm_jax.metrics import ood
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder
-from charm_jax.train.step import CompiledStep
 from data_pipelines.loading import augment
 
 _BATCH = 64

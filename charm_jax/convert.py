@@ -11,13 +11,14 @@ import jax
 from absl import flags
 from flax.traverse_util import unflatten_dict
 
-from charm_jax.config import cli, recipe
+from charm_jax.config import cli
 from charm_jax.config.cli import say
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
 from charm_jax.models.state import TrainState
 from charm_jax.runs import folder
+from charm_jax.runs.arguments import define_run_flags, read_settings
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
 
@@ -30,8 +31,7 @@ def main(argv: list[str]) -> int:
     """
     target, values, run = _parse(argv)
     _check_target(target, values.to)
-    config = recipe.defaults()
-    cli.merge(config, folder.read_json(run / "config.json"), str(run / "config.json"))
+    config = read_settings(run)
     state, name = folder.restore(run, values.checkpoint, _shapes)
     try:
         tensors = load.to_reference(state, BACKBONES[config.model.backbone])
@@ -54,20 +54,16 @@ def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
             f"The file to write comes last and ends in one of {', '.join(known)}: "
             "charm_jax.convert --run RUN --to torch|safetensors FILE."
         )
-    config = recipe.defaults()
-    values = cli.parse(argv if asks_help else argv[:-1], config, _define_flags)
+    config, values = cli.parse_defaults(argv if asks_help else argv[:-1], _define_flags)
     cli.allow_only(argv, ("config.runs_dir",), "--config.runs_dir")
     return target, values, folder.find(Path(config.runs_dir), values.run)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "run", "", "Name or folder of a run; the newest by default.", flag_values=values
-    )
+    define_run_flags(values, memory=False)
     flags.DEFINE_enum(
         "to", "safetensors", list(files.SUFFIXES), "The kind of file.", flag_values=values
     )
-    flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
 
 
 def _check_target(target: Path, kind: str) -> None:

@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -11,10 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from charm_jax.config import recipe
+from charm_jax.config import recipe, settings
+from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -33,12 +36,17 @@ def run(command: Callable[[list[str]], int]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "charm_jax" / "xla"))
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
     sys.exit(guarded(command, sys.argv[1:]))
 
 
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """The command's exit code, or 2 after a sentence."""
+    """Return the command's exit code, or 2 after a sentence."""
+    logger = logging.getLogger("charm_jax")
+    if not logger.handlers:
+        logger.addHandler(_ToStderr())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
     try:
         return command(argv)
     except InputError as error:
@@ -52,6 +60,14 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
             raise
         print(f"error: {sentence}", file=sys.stderr)
     return 2
+
+
+class _ToStderr(logging.Handler):
+    """Prints what the library logs as the commands print their notices."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        say(f"{prefix}{record.getMessage()}")
 
 
 def _sentence_of(error: OSError) -> str | None:
@@ -173,15 +189,39 @@ def split_config_flag(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def load_and_parse(
     path: Path, argv: Sequence[str], define: Callable[[flags.FlagValues], None]
-) -> tuple[ConfigDict, flags.FlagValues]:
-    """``load_config`` and ``parse`` together: a preset among the overrides comes below the file."""
+) -> tuple[Settings, flags.FlagValues]:
+    """Load a config file and parse overrides; a preset among them ranks below the file."""
     config = load_config(path)
     preset = config.preset
     values = parse(argv, config, define)
     if config.preset != preset:
         config = load_config(path, config.preset)
         values = parse(argv, config, define)
-    return config, values
+    return settings.from_dict(config.to_dict()), values
+
+
+def parse_defaults(
+    argv: Sequence[str], define: Callable[[flags.FlagValues], None]
+) -> tuple[Settings, flags.FlagValues]:
+    """Parse overrides of the defaults."""
+    return parse_over({}, "", argv, define)
+
+
+def parse_over(
+    changes: dict, where: str, argv: Sequence[str], define: Callable[[flags.FlagValues], None]
+) -> tuple[Settings, flags.FlagValues]:
+    """Parse overrides of the defaults with ``changes``, which ``where`` names in errors."""
+    config = recipe.defaults()
+    merge(config, changes, where)
+    values = parse(argv, config, define)
+    return settings.from_dict(config.to_dict()), values
+
+
+def complete(changes: dict, where: str) -> dict:
+    """Return all keys of a config that states ``changes`` to the defaults."""
+    config = recipe.defaults()
+    merge(config, changes, where)
+    return config.to_dict()
 
 
 def parse(

@@ -4,8 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from ml_collections import ConfigDict
-
+from charm_jax.config.settings import ModelSettings, Settings, StageSettings
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.losses import LOSSES
 from charm_jax.models.memory_bank import SELECTION_RULES, resolve_threshold
@@ -13,7 +12,7 @@ from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables import splits
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Settings) -> None:
     """Looks at every value that can be judged without data.
 
     Raises:
@@ -33,7 +32,7 @@ def check(config: ConfigDict) -> None:
         raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")
 
 
-def _check_run(config: ConfigDict) -> None:
+def _check_run(config: Settings) -> None:
     if not re.fullmatch(r"[\w.+-]+", config.name) or not config.name.strip("."):
         raise InputError(
             f"config.name is {config.name!r}: set it to a folder's name, made of "
@@ -45,7 +44,7 @@ def _check_run(config: ConfigDict) -> None:
     _at_least("config.data.processes", config.data.processes, 0)
 
 
-def _check_model(model: ConfigDict) -> None:
+def _check_model(model: ModelSettings) -> None:
     _one_of("config.model.backbone", model.backbone, BACKBONES)
     if not model.init_from.strip():
         raise InputError(
@@ -71,7 +70,7 @@ def _check_model(model: ConfigDict) -> None:
         )
 
 
-def _check_stage(key: str, stage: ConfigDict) -> None:
+def _check_stage(key: str, stage: StageSettings) -> None:
     _one_of(f"{key}.images", stage.images, splits.IMAGES)
     _one_of(f"{key}.loss", stage.loss, LOSSES)
     _at_least(f"{key}.epochs", stage.epochs, 0)

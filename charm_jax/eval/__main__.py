@@ -1,26 +1,23 @@
 """``python -m charm_jax.eval``: what a run's scores are worth, as table, JSON and predictions."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from charm_jax.config import build, cli, validate
+from charm_jax.config import cli, validate
 from charm_jax.config.cli import say
-from charm_jax.eval import files
-from charm_jax.eval import page as evaluation_report
+from charm_jax.config.settings import Settings
+from charm_jax.eval import files, page
 from charm_jax.eval.text import table
-from charm_jax.inference import loaded, stored_calibration
-from charm_jax.inference.loaded import Subject
-from charm_jax.inference.rows import part_outputs
+from charm_jax.inference import fitted, loaded
+from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import calibration, comparison, subgroups, summary
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
-from charm_jax.runs.banks import TRAINED
-from charm_jax.runs.cases import Known
+from charm_jax.runs.arguments import SPLITS, define_run_flags, parse_run
+from charm_jax.runs.cases import CaseMatch
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
 
@@ -31,59 +28,53 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: no such run, checkpoint or part, bad data, or nothing to compare with.
     """
-    run, config, own, values = _parse(argv)
+    run, config, values = _parse(argv)
     validate.check(config)
     data = run_data.load_data(config)
     for note in data.notes:
         say(note)
-    rows = data.split.rows(run_data.stage_names(config)[-1], values.split)
-    model = build.build_model(config, data)
+    rows = data.split.rows(config.stage_names[-1], values.split)
     if run is None:
-        subject = loaded.of_file(config, model)
+        model = loaded.load_file(config, data.table.findings)
     else:
-        subject = loaded.of_run(run, values.checkpoint, config, model, data.table, values.memory)
-    known = subject.known(data.table)
-    loaded.check_unseen(known, rows, data.split.rule, values.split, subject)
+        runs.check_findings(run, runs.read_json(run / "split.json")["findings"], data.table)
+        model = loaded.load_run(run, values.checkpoint, values.memory)
+    match = model.match_cases(data.table)
+    loaded.check_unseen(match, rows, data.split.rule, values.split, model)
     other = _other(config, data, rows, values)
-    say(f"Evaluating {subject.said}.")
-    evaluate = partial(part_outputs, subject.state, build.eval_step(config, model))
-    outputs = evaluate(known, config, data, rows, f"evaluating {values.split}")
-
-    def logits(config: ConfigDict, data: run_data.Data, rows: np.ndarray) -> np.ndarray:
-        known = subject.known(data.table)
-        return evaluate(known, config, data, rows, "calibrating on val")["logits"]
-
-    fitted = stored_calibration.load_or_fit(subject, own, data, logits)
+    say(f"Evaluating {model.description}.")
+    outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
+    fitted_values = fitted.load_calibration(model, data)
     scored = summary.Scored(
         outputs["logits"], data.table.labels[rows], data.table.patients[rows], data.table.findings
     )
     metrics = {
-        **_described(config, data, rows, known),
+        **_described(config, data, rows, match),
         "split": values.split,
-        **subject.history,
-        "bank": subject.bank_of(known, rows),
-        **_scored(scored, data, rows, subject, fitted, values.interval),
+        **model.provenance,
+        "bank": model.describe_bank(match, rows),
+        **_scored(scored, data, rows, model, fitted_values, values.interval),
     }
     if other is not None:
         metrics["comparison"] = _compared(scored, *other, values)
-    out = subject.folder / "eval" / values.split
+    out = model.folder / "eval" / values.split
     out.mkdir(parents=True, exist_ok=True)
     # Last: where it is missing the tables count as none, whatever stopped this.
     (out / "metrics.json").unlink(missing_ok=True)
-    _write_tables(out, data, rows, outputs, subject)
+    _write_tables(out, data, rows, outputs, model)
     runs.write_json(out / "metrics.json", metrics)
     print(table(metrics))
     say(f"Written to {out}.")
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
-    page = out / "report.html"
-    evaluation_report.write(page, metrics, config, data, rows, outputs, subject, known)
-    say(f"Report: {page}")
+    report = out / "report.html"
+    page.write(report, metrics, config, data, rows, outputs, model, match)
+    say(f"Report: {report}")
     return 1 if data.refused else 0
 
 
 def _described(
-    config: ConfigDict, data: run_data.Data, rows: np.ndarray, known: Known
+    config: Settings, data: run_data.Data, rows: np.ndarray, match: CaseMatch
 ) -> dict[str, Any]:
     """What was evaluated, and how much of it the run had seen."""
     part = splits.part_summary(data.table, rows)
@@ -92,7 +83,7 @@ def _described(
     return {
         "source": data.table.source,
         "simulated": data.table.simulated,
-        "data": config.data.to_dict(),
+        "data": config.raw["data"],
         "rule": data.split.rule,
         "split_sha256": part["sha256"],
         "n_images": part["images"],
@@ -101,10 +92,10 @@ def _described(
         "images_present": present,
         "images_missing": len(data.table.images) - present,
         "refused": data.refused,
-        "leak_images": int((known.seen[rows] & abnormal).sum()),
+        "leak_images": int((match.patient_seen[rows] & abnormal).sum()),
         "leak_of": int(abnormal.sum()),
-        "leak_of_all": int(known.seen[rows].sum()),
-        "leak_seen": int(known.trained_on[rows].sum()),
+        "leak_of_all": int(match.patient_seen[rows].sum()),
+        "leak_seen": int(match.image_seen[rows].sum()),
     }
 
 
@@ -112,36 +103,34 @@ def _scored(
     scored: summary.Scored,
     data: run_data.Data,
     rows: np.ndarray,
-    subject: Subject,
-    fitted: dict[str, Any] | None,
+    model: LoadedModel,
+    fitted_values: dict[str, Any] | None,
     method: str,
 ) -> dict[str, Any]:
     """What the scores are worth, and with which thresholds and temperatures."""
     cases = data.table
     given = dict(zip(cases.findings, data.prevalence, strict=True))
-    trained = subject.trained or {}
+    trained = model.trained or {}
     result = summary.score(
         scored,
-        fitted=fitted or calibration.nothing(cases.findings),
+        fitted=fitted_values or calibration.nothing(cases.findings),
         # A run's own prevalences: other data may have no training part at all.
         prevalence=trained.get("prevalence", given),
         attributes=subgroups.attributes(cases.views[rows], cases.sexes[rows], cases.ages[rows]),
         method=method,
     )
     described = None
-    if fitted is not None:
+    if fitted_values is not None:
         described = {
-            "checkpoint": fitted["checkpoint"],
-            "split_sha256": fitted["split_sha256"],
-            "on_these_images": bool(
-                stored_calibration.fitted_on(subject, fitted, cases)[rows].any()
-            ),
+            "checkpoint": fitted_values["checkpoint"],
+            "split_sha256": fitted_values["split_sha256"],
+            "on_these_images": bool(fitted.fitted_on(model, fitted_values, cases)[rows].any()),
         }
     return result | {"calibration": described}
 
 
 def _other(
-    config: ConfigDict, data: run_data.Data, rows: np.ndarray, values: flags.FlagValues
+    config: Settings, data: run_data.Data, rows: np.ndarray, values: flags.FlagValues
 ) -> tuple[dict[str, Any], np.ndarray] | None:
     """Metrics and logits of the run to compare with, read before anything is evaluated."""
     if not values.compare:
@@ -166,7 +155,7 @@ def _write_tables(
     data: run_data.Data,
     rows: np.ndarray,
     outputs: dict[str, np.ndarray],
-    subject: Subject,
+    model: LoadedModel,
 ) -> None:
     path = out / "predictions.csv"
     files.write_predictions(path, data.table, rows, outputs["logits"])
@@ -176,26 +165,25 @@ def _write_tables(
         files.write_retrieval(
             path,
             data.table.images[rows],
-            subject.cases(),
-            np.asarray(subject.state.memory.case_ids)[outputs["slots"]],
+            model.bank_cases(),
+            np.asarray(model.state.memory.case_ids)[outputs["slots"]],
             outputs["similarities"],
             outputs["valid"],
         )
 
 
-def _parse(argv: list[str]) -> tuple[Path | None, ConfigDict, ConfigDict, flags.FlagValues]:
-    """The run (None for weights without one), the config, that of the run itself, and the flags."""
+def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
+    """Return the run (None for weights without one), the settings and the flags."""
     path, argv = cli.split_config_flag(argv)
     if path is not None:
         config, values = cli.load_and_parse(Path(path), argv, _define_flags)
         _check_without_run(config, values)
-        return None, config, config, values
+        return None, config, values
     allowed, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
-    run, own, config, values = loaded.parse_run(argv, _define_flags, allowed, shown)
-    return run, config, own, values
+    return parse_run(argv, _define_flags, allowed, shown)
 
 
-def _check_without_run(config: ConfigDict, values: flags.FlagValues) -> None:
+def _check_without_run(config: Settings, values: flags.FlagValues) -> None:
     """Refuses what means nothing where weights are evaluated without their run.
 
     Raises:
@@ -219,19 +207,13 @@ def _check_without_run(config: ConfigDict, values: flags.FlagValues) -> None:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "run", "", "Name or folder of a run; the newest by default.", flag_values=values
-    )
+    define_run_flags(values)
     flags.DEFINE_enum(
         "split",
         "test",
-        ["train", "val", "test", "test_published"],
+        SPLITS,
         "The part to evaluate.",
         flag_values=values,
-    )
-    flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
-    flags.DEFINE_string(
-        "memory", TRAINED, "A bank that charm_jax.memory made of the run.", flag_values=values
     )
     flags.DEFINE_string(
         "compare", "", "Name or folder of a run evaluated on the same images.", flag_values=values

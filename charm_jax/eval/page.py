@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ml_collections import ConfigDict
 
-from charm_jax.inference.loaded import Subject
+from charm_jax.config.settings import Settings
+from charm_jax.inference.loaded import LoadedModel
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.report import curves, page
 from charm_jax.report.contents import Bank, Evaluated
 from charm_jax.runs import folder
-from charm_jax.runs.cases import Known
+from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 from data_pipelines.loading import loader
 
@@ -21,12 +21,12 @@ from data_pipelines.loading import loader
 def write(
     path: Path,
     metrics: Mapping[str, Any],
-    config: ConfigDict,
+    config: Settings,
     data: Data,
     rows: np.ndarray,
     outputs: Mapping[str, np.ndarray],
-    subject: Subject,
-    known: Known,
+    model: LoadedModel,
+    match: CaseMatch,
 ) -> None:
     """Writes ``report.html``.
 
@@ -37,8 +37,8 @@ def write(
         data: that hold the part.
         rows: of the part.
         outputs: of ``experiment.evaluated``.
-        subject: what was evaluated.
-        known: the cases of the data as it knows them.
+        model: what was evaluated.
+        match: the cases of the data as it knows them.
 
     Raises:
         InputError: an image that is to be shown cannot be read any more.
@@ -59,26 +59,26 @@ def write(
     )
     environments = {"Evaluated": folder.environment()}
     log, summary = [], None
-    if subject.run is not None:
+    if model.run is not None:
         environments = {
-            "Trained": folder.read_json(subject.run / "environment.json"),
+            "Trained": folder.read_json(model.run / "environment.json"),
             **environments,
         }
-        log = _optional(subject.run / "metrics.jsonl", curves.read_log) or []
-        summary = _optional(subject.run / "summary.json", folder.read_json)
-    memory = subject.state.memory
+        log = _optional(model.run / "metrics.jsonl", curves.read_log) or []
+        summary = _optional(model.run / "summary.json", folder.read_json)
+    memory = model.state.memory
     page.write(
         path,
         metrics=metrics,
         evaluated=evaluated,
         read=read,
-        config=config.to_dict(),
+        config=config.raw,
         environments=environments,
         summary=summary,
         log=log,
         bank=None
         if memory is None
-        else _bank(memory, data, subject, known, named=bool(metrics["bank"]["patients_known"])),
+        else _bank(memory, data, model, match, named=bool(metrics["bank"]["patients_known"])),
     )
 
 
@@ -86,11 +86,13 @@ def _optional(path: Path, read: Any) -> Any:
     return read(path) if path.exists() else None
 
 
-def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known, *, named: bool) -> Bank:
+def _bank(
+    memory: MemoryBank, data: Data, model: LoadedModel, match: CaseMatch, *, named: bool
+) -> Bank:
     """The bank with the names of its cases, and of patients if these are known; of a file, none."""
     ids = np.asarray(memory.case_ids)
     filled = ids >= 0
-    cases = subject.cases().reindex(ids).astype(object)
+    cases = model.bank_cases().reindex(ids).astype(object)
     unnamed = [f"slot {slot}" for slot in range(len(ids))]
     return Bank(
         features=np.asarray(memory.features),
@@ -98,7 +100,7 @@ def _bank(memory: MemoryBank, data: Data, subject: Subject, known: Known, *, nam
         filled=filled,
         images=np.where(cases["image"].isna(), unnamed, cases["image"].fillna("")).astype(str),
         patients=cases["patient"].fillna("").to_numpy(str) if named else np.full(len(ids), ""),
-        rows=np.where(filled, _rows(ids, data, known.case_ids), -1),
+        rows=np.where(filled, _rows(ids, data, match.case_ids), -1),
     )
 
 

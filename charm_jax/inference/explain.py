@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
 
+from charm_jax.inference.steps import Batch, cases_of, eval_step
 from charm_jax.models import forgetting, memory_bank
 from charm_jax.models.baseline import Plain
 from charm_jax.models.charm import Cases, Charm
 from charm_jax.models.memory_bank import MemoryBank, Retrieved
 from charm_jax.models.state import TrainState
-from charm_jax.train.step import Batch, cases_of, eval_step
 
 _THUMBNAIL = 32  # pixels; coarse enough that every source's images have them
 

@@ -1,203 +1,214 @@
-"""What is evaluated: a run's checkpoint or a weight file, and what is known of its training."""
+"""A trained model: a run's checkpoint or a weight file, with its bank and its provenance."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
-from absl import flags
-from ml_collections import ConfigDict
 
-from charm_jax.config import build, cli, recipe
-from charm_jax.config.cli import say
+from charm_jax.config import build
+from charm_jax.config.settings import Settings
+from charm_jax.distributed import mesh
+from charm_jax.distributed.compiler import CompiledStep
+from charm_jax.inference.rows import predict_rows
+from charm_jax.inference.steps import eval_step
 from charm_jax.models.baseline import Plain
 from charm_jax.models.charm import Charm
 from charm_jax.models.state import TrainState
-from charm_jax.runs import banks
-from charm_jax.runs import cases as run_cases
-from charm_jax.runs import folder as runs
+from charm_jax.runs import banks, folder
+from charm_jax.runs.arguments import read_settings
 from charm_jax.runs.banks import TRAINED, StoredBank
+from charm_jax.runs.cases import CaseMatch, known_cases, read_cases, unknown_cases
+from charm_jax.runs.data import Data
 from charm_jax.weights import initial
 from data_pipelines.errors import InputError
+from data_pipelines.loading import augment
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 
-_OF_BANK = ("source", "split", "images_sha256", "patients_known", "images_here")
+_LOG = logging.getLogger(__name__)
+_BANK_FACTS = ("source", "split", "images_sha256", "patients_known", "images_here")
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is evaluated.
+class LoadedModel:
+    """Weights and bank, with what is known of their training.
 
     Attributes:
-        state: the network.
-        said: what it is called on screen.
-        checkpoint: what ``metrics.json`` and ``calibration.json`` call it.
-        folder: that holds ``calibration.json`` and ``eval``.
+        settings: config of the run, or the one that names the weight file.
+        network: the module.
+        state: weights and bank.
+        pathologies: names of the findings, in the order of the logits.
+        description: name for the screen.
+        checkpoint: name in ``metrics.json`` and ``calibration.json``.
+        folder: holds ``calibration.json`` and ``eval``.
         run: folder of the run; None for weights without one.
-        trained: the run's ``split.json``; None likewise.
-        history: what ``metrics.json`` says of where the network comes from.
-        bank: the bank in place of the checkpoint's own; None for that.
+        trained: ``split.json`` of the run; None without one.
+        provenance: entries of ``metrics.json`` on where the network comes from.
+        bank: the stored bank in place of the checkpoint's own; None for the latter.
     """
 
+    settings: Settings
+    network: Charm | Plain
     state: TrainState
-    said: str
+    pathologies: tuple[str, ...]
+    description: str
     checkpoint: str
     folder: Path
     run: Path | None
     trained: dict[str, Any] | None
-    history: dict[str, Any]
+    provenance: dict[str, Any]
     bank: StoredBank | None = None
 
-    def known(self, table: CaseTable, *, copies: bool = False) -> run_cases.Known:
-        """The cases of a table: ids as in the bank, what was seen as the run says.
+    @property
+    def batch_size(self) -> int:
+        """Largest batch of training, rounded up to what the devices can share."""
+        stages = self.settings.stages
+        batch = max(stages[name].batch_size for name in self.settings.stage_names)
+        return batch + -batch % jax.device_count()
 
-        With ``copies``, images whose files are named alike may be one, as in ``known_cases``.
+    def compile(self, step: Callable, *, shared: bool = True) -> CompiledStep:
+        """Compile a step that takes ``model`` and ``prepare``, over all devices if ``shared``."""
+        channels = self.settings.model.channels
+        prepare = functools.partial(augment.evaluation_images, channels=channels)
+        bound = functools.partial(step, model=self.network, prepare=prepare)
+        return CompiledStep(bound, None, mesh.mesh() if shared else None)
+
+    @functools.cached_property
+    def eval_step(self) -> CompiledStep:
+        """The compiled evaluation step."""
+        return self.compile(eval_step)
+
+    def predict_rows(
+        self, data: Data, rows: np.ndarray, title: str, step: CompiledStep | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run the model on rows of a data set, by default its evaluation step.
+
+        The ids of the rows are translated to those in the bank. Returns ``[n, ...]`` each.
+        """
+        match = self.match_cases(data.table)
+        step = self.eval_step if step is None else step
+        return predict_rows(self.state, step, data, rows, self.batch_size, title, match=match)
+
+    def match_cases(self, table: CaseTable, *, copies: bool = False) -> CaseMatch:
+        """Match the cases of a table with those of the bank and of training.
+
+        With ``copies``, images whose files have one name may be one, as in ``known_cases``.
         """
         if self.run is None:
-            return run_cases.unknown_cases(table)
-        known = run_cases.known_cases(self.run, table, self.trained, copies=copies)
+            return unknown_cases(table)
+        match = known_cases(self.run, table, self.trained, copies=copies)
         if self.bank is None or not self.bank.has_cases:
-            return known
-        stored = run_cases.known_cases(
-            self.bank.folder, table, self.bank.description, copies=copies
-        )
-        return dataclasses.replace(known, case_ids=stored.case_ids, patient_ids=stored.patient_ids)
+            return match
+        stored = known_cases(self.bank.folder, table, self.bank.description, copies=copies)
+        return dataclasses.replace(match, case_ids=stored.case_ids, patient_ids=stored.patient_ids)
 
-    def cases(self) -> pd.DataFrame:
-        """``image`` and ``patient`` of each case id that the bank may hold."""
+    def bank_cases(self) -> pd.DataFrame:
+        """Return ``image`` and ``patient`` of each case id that the bank may hold."""
         if self.run is None:
             return pd.DataFrame({"image": [], "patient": []})
         own = self.bank is not None and self.bank.has_cases
-        return run_cases.read_cases(self.bank.folder if own else self.run)
+        return read_cases(self.bank.folder if own else self.run)
 
-    def bank_of(self, known: run_cases.Known, rows: np.ndarray) -> dict[str, Any] | None:
-        """What ``metrics.json`` says of the bank that was read; None for a plain network.
+    def describe_bank(self, match: CaseMatch, rows: np.ndarray) -> dict[str, Any] | None:
+        """Describe the bank for ``metrics.json``; None for a network without one.
 
         Args:
-            known: the cases of the table, with ids as in the bank.
-            rows: of the part that is evaluated.
+            match: cases of the evaluated table.
+            rows: rows that are evaluated.
 
         Returns:
-            ``source``, ``split`` and ``images_sha256`` of what filled it and ``patients_known``
-            there, each None where not known, and ``images_here``: how many images of the part are
-            in it or are of its patients.
+            ``source``, ``split`` and ``images_sha256`` of the images that filled it and
+            ``patients_known`` there, each None where unknown, and ``images_here``: how many of the
+            rows are in it or belong to its patients.
         """
         memory = self.state.memory
         if memory is None:
             return None
         if self.run is None:
-            return dict.fromkeys(_OF_BANK)
+            return dict.fromkeys(_BANK_FACTS)
         # A bank that only forgot is the one of training.
         made = self.trained | {"split": "train"} | (self.bank.description if self.bank else {})
-        here = _held(known.case_ids[rows], memory.case_ids)
-        here |= _held(known.patient_ids[rows], memory.patient_ids)
-        return {key: made.get(key) for key in _OF_BANK} | {"images_here": int(here.sum())}
+        here = _held(match.case_ids[rows], memory.case_ids)
+        here |= _held(match.patient_ids[rows], memory.patient_ids)
+        return {key: made.get(key) for key in _BANK_FACTS} | {"images_here": int(here.sum())}
 
 
 def _held(ids: np.ndarray, stored: Any) -> np.ndarray:
     return np.isin(ids, np.asarray(stored)) & (ids >= 0)
 
 
-def parse_run(
-    argv: Sequence[str],
-    define: Callable[[flags.FlagValues], None],
-    keys: tuple[str, ...],
-    shown: str,
-    name: str | None = None,
-) -> tuple[Path, ConfigDict, ConfigDict, flags.FlagValues]:
-    """A run that arguments name, and what they change.
+def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> LoadedModel:
+    """Load a checkpoint of a run.
 
     Args:
-        argv: arguments, flags alone.
-        define: the command's flags, as ``command_line.parse`` takes it.
-        keys: beginnings of the overrides that are allowed.
-        shown: what the sentence says of them.
-        name: name or folder of the run; None for that in ``--run``.
-
-    Returns:
-        Its folder, its config, the config with the overrides, and the flags.
+        run: folder of the run.
+        checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
+        memory: label of a bank of the run; ``trained`` for the checkpoint's own.
 
     Raises:
-        InputError: no such run, or an unknown or forbidden flag.
+        InputError: there is no such run, checkpoint or bank, or it is damaged.
     """
-    defaults = recipe.defaults()
-    first = cli.parse(argv, defaults, define)
-    run = runs.find(Path(defaults.runs_dir), first.run if name is None else name)
-    own, config = recipe.defaults(), recipe.defaults()
-    for copy in (own, config):
-        cli.merge(copy, runs.read_json(run / "config.json"), str(run / "config.json"))
-    values = cli.parse(argv, config, define)
-    cli.allow_only(argv, keys, shown)
-    return run, own, config, values
-
-
-def of_run(
-    run: Path,
-    checkpoint: str,
-    config: ConfigDict,
-    model: Charm | Plain,
-    table: CaseTable | None,
-    memory: str = TRAINED,
-) -> Subject:
-    """A run's checkpoint.
-
-    Args:
-        run: its folder.
-        checkpoint: best, last or <stage>/<step>.
-        config: of the run.
-        model: the network.
-        table: that it will be evaluated on, if any.
-        memory: label of a bank of the run, in place of the checkpoint's own.
-
-    Raises:
-        InputError: the run knows other findings than the table, or there is no such checkpoint or
-            bank, or it is damaged or of another architecture.
-    """
-    trained = runs.read_json(run / "split.json")
-    if table is not None:
-        runs.check_findings(run, trained["findings"], table)
-    shapes = build.state_shapes(model, config)
-    state, name = runs.restore(run, checkpoint, lambda _: shapes)
-    history = {
+    settings = read_settings(run)
+    trained = folder.read_json(run / "split.json")
+    findings = tuple(trained["findings"])
+    network = build.build_network(settings, len(findings), folder.prevalence(run, trained))
+    shapes = build.state_shapes(network, settings)
+    state, name = folder.restore(run, checkpoint, lambda _: shapes)
+    began = run / "weights.json"
+    init_from = folder.read_json(began)["init_from"] if began.exists() else "random"
+    provenance = {
         "checkpoint": name,
         "trained_on_simulated": trained["simulated"],
-        "began_from": _began_from(run),
+        "began_from": None if init_from in initial.OWN else init_from,
     }
-    subject = Subject(state, f"checkpoint {name} of {run}", name, run, run, trained, history)
-    return subject if memory == TRAINED else _with_bank(subject, memory)
+    model = LoadedModel(
+        settings=settings,
+        network=network,
+        state=state,
+        pathologies=findings,
+        description=f"checkpoint {name} of {run}",
+        checkpoint=name,
+        folder=run,
+        run=run,
+        trained=trained,
+        provenance=provenance,
+    )
+    return model if memory == TRAINED else _with_bank(model, memory)
 
 
-def _with_bank(subject: Subject, label: str) -> Subject:
-    """The same network with another bank; its results lie beside the bank."""
-    if subject.state.memory is None:
-        raise InputError(
-            f"The run {subject.run} is a plain network, without memory: leave out --memory."
-        )
-    bank = banks.read(subject.run, label, subject.state, subject.trained["findings"])
+def _with_bank(model: LoadedModel, label: str) -> LoadedModel:
+    """Replace the bank; results then lie in its folder."""
+    if model.state.memory is None:
+        raise InputError(f"The run {model.run} has no memory: leave out --memory.")
+    bank = banks.read(model.run, label, model.state, model.pathologies)
     return dataclasses.replace(
-        subject,
-        state=subject.state.replace(memory=bank.memory),
-        said=f"{subject.said} with memory {label}",
+        model,
+        state=model.state.replace(memory=bank.memory),
+        description=f"{model.description} with memory {label}",
         folder=bank.folder,
-        history=subject.history | {"memory": label},
+        provenance=model.provenance | {"memory": label},
         bank=bank,
     )
 
 
-def of_file(config: ConfigDict, model: Charm | Plain) -> Subject:
-    """The weight file ``config.model.init_from``.
+def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
+    """Load the weight file ``config.model.init_from``.
 
     Raises:
         InputError: there is no such file, or it does not hold the whole network.
     """
-    keys = config.model
-    new = build.new_state(model, config)
+    keys = settings.model
+    network = build.build_network(settings, len(findings), (0.0,) * len(findings))
+    new = build.new_state(network, settings)
     state, file = initial.fill(new, keys.init_from, keys.backbone, whole=True)
-    say(initial.sentence(file))
-    history = {
+    _LOG.info(initial.sentence(file))
+    provenance = {
         "checkpoint": file.file,
         "trained_on_simulated": None,
         "began_from": None,
@@ -206,33 +217,34 @@ def of_file(config: ConfigDict, model: Charm | Plain) -> Subject:
         "leak_seen": None,
     }
     # Files of other runs may have the same name.
-    folder = Path(config.runs_dir) / "weights" / f"{Path(file.file).stem}-{file.sha256[:8]}"
-    state = state.replace(average=None)  # a file has one set of weights
-    said = f"{file.file} without its run"
-    return Subject(state, said, file.file, folder, None, None, history)
+    name = f"{Path(file.file).stem}-{file.sha256[:8]}"
+    return LoadedModel(
+        settings=settings,
+        network=network,
+        state=state.replace(average=None),  # a file has one set of weights
+        pathologies=findings,
+        description=f"{file.file} without its run",
+        checkpoint=file.file,
+        folder=Path(settings.runs_dir) / "weights" / name,
+        run=None,
+        trained=None,
+        provenance=provenance,
+    )
 
 
 def check_unseen(
-    known: run_cases.Known, rows: np.ndarray, rule: str, part: str, subject: Subject
+    match: CaseMatch, rows: np.ndarray, rule: str, split: str, model: LoadedModel
 ) -> None:
-    """Refuses a test part that is not one.
+    """Refuse a test split of patients that training or validation saw.
 
     Raises:
-        InputError: training or validation saw patients or images of it, and the rule does not say
-            so itself.
+        InputError: it shares patients or images with them although its rule says it does not.
     """
-    seen, itself = int(known.seen[rows].sum()), int(known.trained_on[rows].sum())
-    if seen and part == "test" and rule in splits.DISJOINT:
+    seen, itself = int(match.patient_seen[rows].sum()), int(match.image_seen[rows].sum())
+    if seen and split == "test" and rule in splits.DISJOINT:
         raise InputError(
             f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
-            f"patients that the run {subject.run} trained or validated on, and it saw {itself:,} "
+            f"patients that the run {model.run} trained or validated on, and it saw {itself:,} "
             "of these images themselves: evaluate it with the data and split that it was trained "
             "with, or, where other patients or images only have the same names, rename them."
         )
-
-
-def _began_from(run: Path) -> str | None:
-    """The file of the user's that a run began from, if it did."""
-    path = run / "weights.json"
-    init_from = runs.read_json(path)["init_from"] if path.exists() else "random"
-    return None if init_from in initial.OWN else init_from

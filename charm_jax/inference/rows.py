@@ -1,48 +1,121 @@
-"""A network on rows of a table, whose cases it knows by the ids of another."""
+"""Run a model over rows of a data set, each image counted once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
-from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from charm_jax.config import build
+from charm_jax.distributed import mesh, processes
 from charm_jax.models.state import TrainState
-from charm_jax.runs import data as run_data
-from charm_jax.runs.cases import Known
+from charm_jax.runs.cases import CaseMatch
+from charm_jax.runs.data import Data
+from data_pipelines.loading import loader
 
 
-def part_outputs(
+def predict_rows(
     state: TrainState,
-    step: Callable,
-    known: Known,
-    config: ConfigDict,
-    data: run_data.Data,
+    step: Callable[[TrainState, dict[str, np.ndarray]], dict[str, Any]],
+    data: Data,
     rows: np.ndarray,
+    batch_size: int,
     title: str,
+    *,
+    match: CaseMatch | None = None,
+    resident: bool = False,
 ) -> dict[str, np.ndarray]:
-    """What a step says of some rows, ``[n, ...]`` each, in their order.
+    """Run a compiled step over rows of a data set, with a progress bar.
 
     Args:
-        state: the network.
-        step: jitted, as ``eval_step``.
-        known: the cases of the table, as the run that filled the bank knows them.
-        config: of the data.
-        data: that the rows are of.
+        state: network to evaluate.
+        step: compiled, such as ``jit_eval_step``.
+        data: data set that the rows belong to.
         rows: ``[n]`` ids of the images.
-        title: of the progress bar.
+        batch_size: images in a batch, over all processes; the devices must be able to share it.
+        title: text of the progress bar.
+        match: ids of the rows in the memory bank, where these are another table's.
+        resident: whether the images are on the device, so that only their ids are sent.
+
+    Returns:
+        The step's outputs, ``[n, ...]`` each, in the order of ``rows``.
+
+    Raises:
+        InputError: an image cannot be read any more.
+        RuntimeError: an image was left out, repeated or out of order.
     """
-    batch = build.evaluation_batch_size(config)
-    batches = run_data.evaluation_batches(config, data, rows, batch)
-    return build.evaluated(batches, rows, _as_known(step, known), state, title)
+
+    def matched(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        ids = batch["case_id"]
+        return step(
+            state,
+            batch | {"case_id": match.case_ids[ids], "patient_id": match.patient_ids[ids]},
+        )
+
+    with tqdm(
+        total=len(rows),
+        desc=title,
+        unit=" images",
+        dynamic_ncols=True,
+        leave=False,
+        disable=not processes.is_first(),
+    ) as bar:
+        return predict_batches(
+            mesh.replicated(state, mesh.mesh()),
+            step if match is None else matched,
+            _batches(data, rows, batch_size, resident=resident),
+            rows,
+            bar.update,
+        )
 
 
-def _as_known(step: Callable, known: Known) -> Callable:
-    """The step on batches whose ids are those of the run that filled the bank."""
+def predict_batches(
+    state: TrainState,
+    step: Callable[[TrainState, dict[str, np.ndarray]], dict[str, Any]],
+    batches: Iterable[dict[str, np.ndarray]],
+    case_ids: np.ndarray,
+    on_batch: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    """Run a step over padded batches.
 
-    def renumbered(state: TrainState, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        rows = batch["case_id"]
-        ids = {"case_id": known.case_ids[rows], "patient_id": known.patient_ids[rows]}
-        return step(state, batch | ids)
+    Args:
+        state: network to evaluate.
+        step: compiled.
+        batches: this process's share, with ``mask`` False on padding.
+        case_ids: ``[n]`` expected ids, in order.
+        on_batch: called with the number of images in each batch.
 
-    return renumbered
+    Returns:
+        The step's outputs, ``[n, ...]`` each, in the order of ``case_ids``.
+
+    Raises:
+        RuntimeError: an image was left out, repeated or out of order.
+    """
+    outputs, seen = [], []
+    for batch in batches:
+        mask = processes.whole(batch["mask"])
+        images = {name: value for name, value in batch.items() if name != "mask"}
+        output = jax.device_get(step(state, images))
+        outputs.append({name: value[mask] for name, value in output.items()})
+        seen.append(processes.whole(batch["case_id"])[mask])
+        on_batch(int(mask.sum()))
+    if not np.array_equal(np.concatenate(seen), case_ids):
+        raise RuntimeError("the images that were evaluated are not those of the part, each once")
+    return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
+
+def _batches(
+    data: Data, rows: np.ndarray, batch_size: int, *, resident: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield this process's share of each batch, padded, with ``mask`` False on padding."""
+    process = {"process": jax.process_index(), "processes": jax.process_count()}
+    if resident:
+        return loader.evaluation_ids(rows, batch_size=batch_size, **process)
+    return loader.evaluation_batches(
+        data.table,
+        rows,
+        image_size=data.settings.image_size,
+        batch_size=batch_size,
+        workers=data.settings.processes,
+        **process,
+    )

@@ -21,19 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from absl import flags
-from ml_collections import ConfigDict
 
-from charm_jax.config import build, cli, recipe, validate
+from charm_jax.config import cli, validate
 from charm_jax.config.cli import say
+from charm_jax.config.settings import Settings
 from charm_jax.inference import loaded
-from charm_jax.inference.loaded import Subject
+from charm_jax.inference.loaded import LoadedModel
 from charm_jax.memory import changes, refill
 from charm_jax.models import forgetting
-from charm_jax.models.charm import Charm
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs import banks
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
+from charm_jax.runs.arguments import SPLITS, parse_run
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -57,22 +57,20 @@ class _Opened:
     Attributes:
         run: its folder.
         config: its config, with overrides of the data.
-        model: the network.
-        subject: its weights and bank.
+        model: its network, weights and bank.
         cases: ``image``, ``number`` and ``patient`` of the case ids in the bank, a row each.
     """
 
     run: Path
-    config: ConfigDict
-    model: Charm
-    subject: Subject
+    config: Settings
+    model: LoadedModel
     cases: pd.DataFrame
 
     def labels(self, case: int) -> str:
         """The findings of a stored case, as text."""
-        bank = self.subject.state.memory
+        bank = self.model.state.memory
         row = np.asarray(bank.labels)[np.asarray(bank.case_ids) == case][0]
-        names = [n for n, v in zip(self.subject.trained["findings"], row, strict=True) if v == 1]
+        names = [n for n, v in zip(self.model.pathologies, row, strict=True) if v == 1]
         return "; ".join(names) or "no finding"
 
 
@@ -80,9 +78,9 @@ def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Prints a line a case, the most read first."""
     _no_words(words, "list")
     part, data = _part(opened, values.split)
-    outputs = changes.read(opened.subject, opened.model, opened.subject.state.memory, part)
+    outputs = changes.read(opened.model, opened.model.state.memory, part)
     times = changes.times_read(outputs["cases"])
-    ids = np.asarray(opened.subject.state.memory.case_ids)
+    ids = np.asarray(opened.model.state.memory.case_ids)
     slots = pd.Series(ids[ids >= 0]).value_counts()
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "patient", "findings", "slots", f"read_by_{values.split}_images"])
@@ -103,8 +101,8 @@ def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Prints what the bank knows of some cases."""
     chosen = _cases(opened, words, "")
     part, data = _part(opened, values.split)
-    outputs = changes.read(opened.subject, opened.model, opened.subject.state.memory, part)
-    ids = np.asarray(opened.subject.state.memory.case_ids)
+    outputs = changes.read(opened.model, opened.model.state.memory, part)
+    ids = np.asarray(opened.model.state.memory.case_ids)
     for case in chosen:
         known = opened.cases.loc[case]
         slots = ", ".join(map(str, np.flatnonzero(ids == case)))
@@ -122,25 +120,23 @@ def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Makes a bank without some cases and prints what that changes."""
     banks.check_label(opened.run, values.label)
     chosen = _cases(opened, words, values.patients)
-    subject = opened.subject
-    memory = forgetting.forget(subject.state.memory, jnp.asarray(chosen, jnp.int32))
+    model = opened.model
+    memory = forgetting.forget(model.state.memory, jnp.asarray(chosen, jnp.int32))
     part, data = _part(opened, values.split)
-    readings = [
-        changes.read(subject, opened.model, bank, part) for bank in (subject.state.memory, memory)
-    ]
+    readings = [changes.read(model, bank, part) for bank in (model.state.memory, memory)]
     changed = changes.changes(*readings, part)
-    history = subject.bank.description.get("forgotten", []) if subject.bank else []
+    history = model.bank.description.get("forgotten", []) if model.bank else []
     forgotten = [*history, *opened.cases.loc[chosen, "image"].tolist()]
-    description = subject.bank.description if subject.bank else _made(opened, "forget")
+    description = model.bank.description if model.bank else _made(opened, "forget")
     folder = banks.write(
         opened.run,
         values.label,
         memory,
-        subject.state,
+        model.state,
         description | {"forgotten": forgotten, "cases": len(opened.cases) - len(chosen)},
-        subject.bank.folder if subject.bank and subject.bank.has_cases else None,
+        model.bank.folder if model.bank and model.bank.has_cases else None,
     )
-    gone = int(subject.state.memory.count) - int(memory.count)
+    gone = int(model.state.memory.count) - int(memory.count)
     print(
         f"Forgotten: {len(chosen):,} {_plural(len(chosen), 'case')} in {gone:,} "
         f"{_plural(gone, 'slot')} of the memory; {int(memory.count):,} slots remain filled. The "
@@ -160,9 +156,9 @@ def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     data = run_data.load_data(opened.config)
     for note in data.notes:
         say(note)
-    runs.check_findings(opened.run, opened.subject.trained["findings"], data.table)
-    rows = data.split.rows(run_data.stage_names(opened.config)[-1], values.split)
-    memory, description = refill.refill(opened.subject, opened.model, opened.config, data, rows)
+    runs.check_findings(opened.run, opened.model.pathologies, data.table)
+    rows = data.split.rows(opened.config.stage_names[-1], values.split)
+    memory, description = refill.refill(opened.model, data, rows)
     if not int(memory.count):
         raise InputError(
             f"The rule {opened.config.model.rarity!r} of the run selects none of the {len(rows):,} "
@@ -172,7 +168,7 @@ def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
         opened.run,
         values.label,
         memory,
-        opened.subject.state,
+        opened.model.state,
         _made(opened, "refill") | description | {"split": values.split},
         data.table,
     )
@@ -198,8 +194,8 @@ _COMMANDS: dict[str, Callable[[_Opened, list[str], flags.FlagValues], int]] = {
 def _made(opened: _Opened, command: str) -> dict[str, Any]:
     return {
         "made_by": command,
-        "checkpoint": opened.subject.checkpoint,
-        "findings": opened.subject.trained["findings"],
+        "checkpoint": opened.model.checkpoint,
+        "findings": list(opened.model.pathologies),
     }
 
 
@@ -213,9 +209,9 @@ def _said(opened: _Opened, folder: Path, label: str) -> None:
 def _part(opened: _Opened, name: str) -> tuple[changes.Embedded, run_data.Data]:
     """A part of the data with its features."""
     data = run_data.load_data(opened.config)
-    runs.check_findings(opened.run, opened.subject.trained["findings"], data.table)
-    rows = data.split.rows(run_data.stage_names(opened.config)[-1], name)
-    return changes.embed(opened.subject, opened.model, opened.config, data, rows), data
+    runs.check_findings(opened.run, opened.model.pathologies, data.table)
+    rows = data.split.rows(opened.config.stage_names[-1], name)
+    return changes.embed(opened.model, data, rows), data
 
 
 def _cases(opened: _Opened, images: list[str], patients: str) -> list[int]:
@@ -255,7 +251,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
     """The command, its words, the run and the flags."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     words, rest = argv[:first], argv[first:]
-    cli.parse(rest, recipe.defaults(), _define_flags)  # --help needs no word
+    cli.parse_defaults(rest, _define_flags)  # --help needs no word
     if len(words) < 2:
         raise InputError(
             f"Name a run and one of {', '.join(_COMMANDS)}: charm_jax.memory RUN list, before any "
@@ -265,21 +261,18 @@ def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
     if command not in _COMMANDS:
         raise InputError(f"There is no command {command!r}: {did_you_mean(command, _COMMANDS)}")
     keys, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
-    run, _, config, values = loaded.parse_run(rest, _define_flags, keys, shown, name)
+    run, config, values = parse_run(rest, _define_flags, keys, shown, name)
     values.split = values.split or ("train" if command == "refill" else "val")
     return command, words, _open(run, config, values), values
 
 
-def _open(run: Path, config: ConfigDict, values: flags.FlagValues) -> _Opened:
+def _open(run: Path, config: Settings, values: flags.FlagValues) -> _Opened:
     if not config.model.charm:
         raise InputError(f"The run {run} is a plain network, without memory: name another.")
-    trained = runs.read_json(run / "split.json")
-    prevalence = runs.prevalence(run, trained)
-    model = build.build_network(config, len(prevalence), prevalence)
-    subject = loaded.of_run(run, values.checkpoint, config, model, None, values.memory)
-    ids = np.unique(np.asarray(subject.state.memory.case_ids))
-    cases = subject.cases().reindex(ids[ids >= 0])
-    return _Opened(run, config, model, subject, cases)
+    model = loaded.load_run(run, values.checkpoint, values.memory)
+    ids = np.unique(np.asarray(model.state.memory.case_ids))
+    cases = model.bank_cases().reindex(ids[ids >= 0])
+    return _Opened(run, config, model, cases)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -290,7 +283,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "split",
         None,
-        ["train", "val", "test", "test_published"],
+        SPLITS,
         "The part that is looked at (val), or that refills (train).",
         flag_values=values,
     )

@@ -8,18 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from charm_jax.distributed import mesh
 from charm_jax.inference import explain
-from charm_jax.inference.loaded import Subject
-from charm_jax.inference.rows import part_outputs
+from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics.classification import summarise
-from charm_jax.models.charm import Cases, Charm
+from charm_jax.models.charm import Cases
 from charm_jax.models.memory_bank import MemoryBank
-from charm_jax.runs import data as run_data
-from charm_jax.train.step import CompiledStep
-from data_pipelines.loading import augment
+from charm_jax.runs.data import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,48 +38,38 @@ class Embedded:
     findings: tuple[str, ...]
 
 
-def embed(
-    subject: Subject, model: Charm, config: ConfigDict, data: run_data.Data, rows: np.ndarray
-) -> Embedded:
+def embed(model: LoadedModel, data: Data, rows: np.ndarray) -> Embedded:
     """Runs the heavy part of the network over some rows, once for any number of banks.
 
     Args:
-        subject: the network.
-        model: its module.
-        config: of the data.
+        model: the network.
         data: that the rows are of.
         rows: ``[n]``.
     """
-    prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    step = CompiledStep(
-        partial(explain.embed_step, model=model, prepare=prepare), None, mesh.mesh()
-    )
-    known = subject.known(data.table)
-    outputs = part_outputs(subject.state, step, known, config, data, rows, "reading images")
+    match = model.match_cases(data.table)
+    outputs = model.predict_rows(data, rows, "reading images", model.compile(explain.embed_step))
     return Embedded(
         images=data.table.images[rows],
         labels=data.table.labels[rows],
         fused=outputs["fused"],
-        case_ids=known.case_ids[rows],
-        patient_ids=known.patient_ids[rows],
+        case_ids=match.case_ids[rows],
+        patient_ids=match.patient_ids[rows],
         findings=data.table.findings,
     )
 
 
-def read(
-    subject: Subject, model: Charm, memory: MemoryBank, part: Embedded
-) -> dict[str, np.ndarray]:
+def read(model: LoadedModel, memory: MemoryBank, part: Embedded) -> dict[str, np.ndarray]:
     """Logits of a part with a bank; ``cases`` ``[n, k]`` are the ids that were read, -1 for none.
 
     Similarities are those of ``read_step``.
     """
-    step = jax.jit(partial(explain.read_step, model=model))
+    step = jax.jit(partial(explain.read_step, model=model.network))
     cases = Cases(
         labels=jnp.asarray(part.labels),
         case_ids=jnp.asarray(part.case_ids, jnp.int32),
         patient_ids=jnp.asarray(part.patient_ids, jnp.int32),
     )
-    outputs = jax.device_get(step(subject.state, memory, jnp.asarray(part.fused), cases))
+    outputs = jax.device_get(step(model.state, memory, jnp.asarray(part.fused), cases))
     ids = np.asarray(memory.case_ids)[outputs["slots"]]
     return outputs | {"cases": np.where(outputs["valid"], ids, -1)}
 

@@ -6,23 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from charm_jax.inference import explain
-from charm_jax.inference.loaded import Subject
+from charm_jax.inference.loaded import LoadedModel
 from charm_jax.memory import changes
 from charm_jax.models import memory_bank
-from charm_jax.models.charm import Cases, Charm
+from charm_jax.models.charm import Cases
 from charm_jax.models.memory_bank import MemoryBank
-from charm_jax.runs import data as run_data
+from charm_jax.runs.data import Data
 from data_pipelines.tables import splits
 
 _SEED = 0
 
 
-def refill(
-    subject: Subject, model: Charm, config: ConfigDict, data: run_data.Data, rows: np.ndarray
-) -> tuple[MemoryBank, dict[str, Any]]:
+def refill(model: LoadedModel, data: Data, rows: np.ndarray) -> tuple[MemoryBank, dict[str, Any]]:
     """Empties the bank and writes a site's images to it, batch by batch, in random order.
 
     The run's rule selects from each batch of the last stage's size, by the run's own prevalences.
@@ -33,9 +30,7 @@ def refill(
     ones of evaluation are used, by which the bank will be read.
 
     Args:
-        subject: the network.
-        model: its module.
-        config: with the site's data.
+        model: the network.
         data: of the site.
         rows: ``[n]`` images to take.
 
@@ -43,11 +38,11 @@ def refill(
         The bank, whose ids are those of the site's table, and its description.
     """
     rows = np.random.Generator(np.random.PCG64(_SEED)).permutation(rows)
-    part = changes.embed(subject, model, config, data, rows)
-    old = subject.state.memory
+    part = changes.embed(model, data, rows)
+    old = model.state.memory
     memory = memory_bank.empty(*old.features.shape, old.labels.shape[1])
-    batch = min(config.stages[run_data.stage_names(config)[-1]].batch_size, len(rows))
-    write = jax.jit(partial(explain.remember, select=model.select))
+    batch = min(model.settings.stages[model.settings.stage_names[-1]].batch_size, len(rows))
+    write = jax.jit(partial(explain.remember, select=model.network.select))
     selected = 0
     for start in range(0, len(rows), batch):
         taken = min(start, len(rows) - batch) + np.arange(batch)
@@ -64,7 +59,7 @@ def refill(
         "source": data.table.source,
         "simulated": data.table.simulated,
         "patients_known": data.table.patients_known,
-        "rule": config.model.rarity,
+        "rule": model.settings.model.rarity,
         "images": len(rows),
         "images_sha256": splits.part_summary(data.table, rows)["sha256"],
         "selected": selected,

@@ -1,6 +1,7 @@
 """TrainState: everything that a step changes, and how it begins."""
 
 import typing
+from collections.abc import Mapping
 
 import flax
 import jax
@@ -13,7 +14,6 @@ from charm_jax.models.baseline import Plain
 from charm_jax.models.charm import Charm
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
-from charm_jax.train.optim import trainable
 
 
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
@@ -40,6 +40,11 @@ class TrainState:
     opt_state: optax.OptState
     rng: Key[Array, ""]
     average: dict[str, PyTree[Float[Array, "..."]]] | None = None
+
+
+def trainable(params: Mapping[str, PyTree[Array]], *, freeze_trunk: bool) -> dict[str, PyTree]:
+    """The parts of the parameters that a step differentiates and the optimizer sees."""
+    return {part: tree for part, tree in params.items() if not (freeze_trunk and part == "trunk")}
 
 
 def create(

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from charm_jax.inference.predictor import ATTENTION
 from charm_jax.report.overlays import FLAT, attention_overlay, stretched
 from data_pipelines.atomic_files import whole_path
 from data_pipelines.images.decode import read_image
 
 _SIDE = 512  # pixels at least: the image as the file has it, squeezed to a square as the network's
-ATTENTION = "attention"
 
 
 class Overlays:

@@ -7,7 +7,7 @@ _SHOWN = 3  # findings of a case, and contributions, that a line has room for
 UNFAMILIAR = "unlike the images that it was trained on"
 
 
-def text(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) -> str:
+def describe(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) -> str:
     """A few lines on one image.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from charm_jax.config.settings import PHASES
 from charm_jax.report import cases, curves, provenance, tables
 from charm_jax.report.cases import Read
 from charm_jax.report.contents import Bank, Evaluated, shown
@@ -18,7 +19,6 @@ from charm_jax.report.html import (
     percent,
     table,
 )
-from charm_jax.train.loop import STAGES
 
 Json = Mapping[str, Any]
 _DELONG = "those of AUROC by DeLong, which takes images for independent"
@@ -225,7 +225,7 @@ def errors(metrics: Json, evaluated: Evaluated, bank: Bank | None, read: Read) -
 
 def training(log: Sequence[Json], metrics: Json) -> Html | None:
     """Losses, validation AUROC and rates of each stage of the run."""
-    stages = [stage for stage in STAGES if any(entry["stage"] == stage for entry in log)]
+    stages = [stage for stage in PHASES if any(entry["stage"] == stage for entry in log)]
     if not stages:
         return None
     simulated = "SIMULATED images. " if metrics["trained_on_simulated"] else ""

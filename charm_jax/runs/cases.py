@@ -35,32 +35,32 @@ def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class CaseMatch:
     """The cases of another table, as a run knows them.
 
     Attributes:
         case_ids: the run's id of each image; -1 if it has none of that name.
         patient_ids: likewise the run's number of its patient.
-        seen: whether training or validation saw an image of that patient.
-        trained_on: whether training or validation saw the image itself.
+        patient_seen: whether training or validation saw an image of that patient.
+        image_seen: whether training or validation saw the image itself.
     """
 
     case_ids: Int32[np.ndarray, " n"]
     patient_ids: Int32[np.ndarray, " n"]
-    seen: Bool[np.ndarray, " n"]
-    trained_on: Bool[np.ndarray, " n"]
+    patient_seen: Bool[np.ndarray, " n"]
+    image_seen: Bool[np.ndarray, " n"]
 
 
-def unknown_cases(table: CaseTable) -> Known:
+def unknown_cases(table: CaseTable) -> CaseMatch:
     """The cases of a table as weights without a run know them: not at all."""
     n = len(table.images)
     nothing = np.full(n, -1, np.int32)
-    return Known(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
+    return CaseMatch(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
 
 
 def known_cases(
     directory: Path, table: CaseTable, trained: dict[str, Any], *, copies: bool = False
-) -> Known:
+) -> CaseMatch:
     """Looks the images of a table up in a run, by name: numbers mean nothing in another source.
 
     An image is known by its name, in another source by that of its file alone (a folder may have
@@ -95,7 +95,7 @@ def known_cases(
     trained_on = np.isin(case_ids, cases.index[learned].to_numpy())
     # Whoever has a seen image was seen, also where only this table says that it is theirs.
     seen = np.isin(table.patients, table.patients[seen | trained_on])
-    return Known(case_ids, patient_ids, seen, trained_on)
+    return CaseMatch(case_ids, patient_ids, seen, trained_on)
 
 
 def read_cases(directory: Path) -> pd.DataFrame:

@@ -1,17 +1,14 @@
 """The data of a run: read, divided, described, and as streams of batches."""
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh, processes
-from charm_jax.train.loop import STAGES, Plan
 from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.loading import loader, resident
@@ -33,6 +30,7 @@ class Data:
         prevalence: share of the whole training part, abnormal or not, with each finding, among the
             images where it is known.
         notes: lines for the user on these data.
+        settings: that they were loaded with.
     """
 
     table: CaseTable
@@ -41,6 +39,7 @@ class Data:
     refusals: list[tuple[str, str]]
     prevalence: tuple[float, ...]
     notes: tuple[str, ...]
+    settings: DataSettings
 
     @property
     def refused(self) -> int:
@@ -54,16 +53,14 @@ class Data:
         return np.unique(np.concatenate([p[name] for p in parts for name in ("train", "val")]))
 
 
-def load_data(config: ConfigDict) -> Data:
+def load_data(config: Settings) -> Data:
     """Reads the source's table, divides it and looks at the image files.
 
     Raises:
         InputError: whatever is wrong with the data, or a batch that a part cannot fill.
     """
     data = config.data
-    options = data.get(data.source)
-    options = options if isinstance(options, ConfigDict) else {}
-    table = sources.load(data.source, Path(data.dir), data.csv, **options)
+    table = sources.load(data.source, Path(data.dir), data.csv, **data.options)
     table.store.check_size(data.image_size)
     images, note = _stage_images(config, table)
     split = splits.make_split(table, data.split, images, data.split_seed)
@@ -75,19 +72,14 @@ def load_data(config: ConfigDict) -> Data:
         quarantined=quarantined,
         refusals=[entry for entry in quarantined if entry[1] != skipped],
         prevalence=_prevalence(table, data, quarantined),
+        settings=data,
         notes=(*(f"warning: {warning}" for warning in table.warnings), *note),
     )
 
 
-def stage_names(config: ConfigDict) -> list[str]:
-    """The keys of ``config.stages`` that have an epoch, in the order of training."""
-    keys = config.stages
-    return [name for name in keys if keys[name].frozen_epochs + keys[name].epochs]
-
-
-def _stage_images(config: ConfigDict, table: CaseTable) -> tuple[dict[str, str], list[str]]:
+def _stage_images(config: Settings, table: CaseTable) -> tuple[dict[str, str], list[str]]:
     """The kind of images of each stage, and a note where it is not the config's."""
-    images = {name: config.stages[name].images for name in stage_names(config)}
+    images = {name: config.stages[name].images for name in config.stage_names}
     abnormal = [name for name, kind in images.items() if kind == "abnormal"]
     # With one finding the abnormal images are of one class, and nothing could be learned of it.
     if len(table.findings) > 1 or not abnormal:
@@ -100,7 +92,7 @@ def _stage_images(config: ConfigDict, table: CaseTable) -> tuple[dict[str, str],
 
 
 def _prevalence(
-    table: CaseTable, data: ConfigDict, quarantined: list[tuple[str, str]]
+    table: CaseTable, data: DataSettings, quarantined: list[tuple[str, str]]
 ) -> tuple[float, ...]:
     whole = splits.make_split(table, data.split, {"all": "all"}, data.split_seed)
     rows = whole.stages["all"]["train"]
@@ -109,13 +101,13 @@ def _prevalence(
     return tuple(float(share) for share in positive / np.maximum(known, 1))
 
 
-def check_batches(config: ConfigDict, data: Data) -> None:
+def check_batches(config: Settings, data: Data) -> None:
     """Looks whether each stage can fill a batch and has images to validate on.
 
     Raises:
         InputError: with the key or part.
     """
-    for name in stage_names(config):
+    for name in config.stage_names:
         n, batch = len(data.split.rows(name, "train")), config.stages[name].batch_size
         data.split.rows(name, "val")
         processes.check_batch(batch, f"config.stages.{name}.batch_size")
@@ -126,7 +118,7 @@ def check_batches(config: ConfigDict, data: Data) -> None:
             )
 
 
-def describe_split(config: ConfigDict, data: Data, parameters: int) -> dict[str, Any]:
+def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, Any]:
     """The content of ``split.json``: rule, prevalence, leak, counts and hashes of every part."""
     stages = {
         name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
@@ -168,58 +160,9 @@ def describe_leak(data: Data) -> str:
     )
 
 
-def resident_cases(config: ConfigDict, data: Data) -> ResidentCases | None:
+def resident_cases(config: Settings, data: Data) -> ResidentCases | None:
     """All that training and validation see, on the device, if ``config.data.resident`` says so."""
     if not config.data.resident:
         return None
     place = partial(mesh.replicated, over=mesh.mesh())
     return resident.load(data.table, data.seen, config.data.image_size, place)
-
-
-def training_batches(
-    config: ConfigDict, data: Data, stage: Plan, start_step: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The stream of a stage from a step on; its order follows ``config.seed`` and the stage."""
-    case_ids = loader.case_id_batches(
-        data.split.rows(stage.part, "train"),
-        batch_size=stage.batch_size,
-        seed=len(STAGES) * config.seed + STAGES.index(stage.stage),
-        epochs=stage.epochs,
-        batch_key=f"config.stages.{stage.part}.batch_size",
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-    if config.data.resident:
-        return loader.training_ids(case_ids, start_step)
-    return loader.training_batches(
-        data.table,
-        case_ids,
-        image_size=config.data.image_size,
-        workers=config.data.processes,
-        start_step=start_step,
-    )
-
-
-def evaluation_batches(
-    config: ConfigDict, data: Data, rows: np.ndarray, batch_size: int, *, resident: bool = False
-) -> Iterator[dict[str, np.ndarray]]:
-    """The given rows, once and in order; of each batch this process's share.
-
-    With ``resident``, which means that they are on the device, their ids alone.
-    """
-    if resident:
-        return loader.evaluation_ids(
-            rows,
-            batch_size=batch_size,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
-    return loader.evaluation_batches(
-        data.table,
-        rows,
-        image_size=config.data.image_size,
-        batch_size=batch_size,
-        workers=config.data.processes,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )

@@ -4,18 +4,17 @@ import fcntl
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from charm_jax.config.settings import PHASES, Settings
 from charm_jax.models.state import TrainState
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
-from charm_jax.train.loop import STAGES
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
@@ -140,7 +139,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def check_config(directory: Path, config: ConfigDict, *, force: bool) -> None:
+def check_config(directory: Path, config: Settings, *, force: bool) -> None:
     """Compares a config with the one that the run began with; ``force`` accepts any difference.
 
     A run without any checkpoint has not begun.
@@ -165,12 +164,12 @@ def check_config(directory: Path, config: ConfigDict, *, force: bool) -> None:
         )
 
 
-def binding_keys(config: ConfigDict) -> dict[str, Any]:
+def binding_keys(config: Settings) -> dict[str, Any]:
     """The keys that change what is computed, ``a.b.c``, with their values."""
-    return _binding(config.to_dict())
+    return _binding(config.raw)
 
 
-def _binding(config: dict[str, Any]) -> dict[str, Any]:
+def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in _flat(config).items() if not k.startswith(_FREE_KEYS)}
 
 
@@ -263,7 +262,7 @@ def restore(
     Raises:
         InputError: there is no such checkpoint, or it is damaged or of another architecture.
     """
-    checkpoints = Checkpoints(run / "checkpoints", STAGES)
+    checkpoints = Checkpoints(run / "checkpoints", PHASES)
     try:
         stage, step = resolve_checkpoint(checkpoints, name)
         state, _ = checkpoints.restore(stage, step, like(checkpoints.meta(stage, step)))
@@ -274,9 +273,9 @@ def restore(
     return state, f"{stage}/{step}"
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from charm_jax.config import build, cli, validate
 from charm_jax.config.cli import say
+from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Charm
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
 from charm_jax.train.trainer import Training
@@ -65,13 +67,13 @@ def main(argv: list[str]) -> int:
     return 1 if code == 0 and data.refused else code
 
 
-def _described_data(config: ConfigDict) -> tuple[run_data.Data, dict[str, Any]]:
+def _described_data(config: Settings) -> tuple[run_data.Data, dict[str, Any]]:
     data = run_data.load_data(config)
     run_data.check_batches(config, data)
     return data, run_data.describe_split(config, data, _parameters(config, data))
 
 
-def _is_finished(directory: Path, config: ConfigDict) -> bool:
+def _is_finished(directory: Path, config: Settings) -> bool:
     folder.check_config(directory, config, force=config.resume == "force")
     return (directory / "summary.json").exists()
 
@@ -79,7 +81,7 @@ def _is_finished(directory: Path, config: ConfigDict) -> bool:
 def _begin(
     stack: contextlib.ExitStack,
     directory: Path,
-    config: ConfigDict,
+    config: Settings,
     data: run_data.Data,
     description: dict[str, Any],
 ) -> None:
@@ -90,9 +92,9 @@ def _begin(
 
 
 def _write_inputs(
-    directory: Path, config: ConfigDict, data: run_data.Data, description: dict[str, Any]
+    directory: Path, config: Settings, data: run_data.Data, description: dict[str, Any]
 ) -> None:
-    folder.write_json(directory / "config.json", config.to_dict())
+    folder.write_json(directory / "config.json", config.raw)
     folder.write_environment(directory / "environment.json")
     folder.write_json(directory / "split.json", description)
     cases.write_cases(directory, data.table, data.seen)
@@ -123,21 +125,25 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _parameters(config: ConfigDict, data: run_data.Data) -> int:
-    return build.parameters(build.build_model(config, data), config)
+def _network(config: Settings, data: run_data.Data) -> Charm | Plain:
+    return build.build_network(config, len(data.table.findings), data.prevalence)
 
 
-def _check_weights(config: ConfigDict, data: run_data.Data) -> None:
+def _parameters(config: Settings, data: run_data.Data) -> int:
+    return build.parameter_count(_network(config, data), config)
+
+
+def _check_weights(config: Settings, data: run_data.Data) -> None:
     """Loads the weights that a run would begin with, if they come from a file."""
     if config.model.init_from != "random":
-        new = build.new_state(build.build_model(config, data), config)
+        new = build.new_state(_network(config, data), config)
         keys = config.model
         _, file = initial.fill(new, keys.init_from, keys.backbone, whole=False)
         say(initial.sentence(file))
 
 
-def _random_and_frozen(config: ConfigDict) -> list[str]:
-    frozen = [name for name in config.stages if config.stages[name].frozen_epochs]
+def _random_and_frozen(config: Settings) -> list[str]:
+    frozen = [name for name, stage in config.stages.items() if stage.frozen_epochs]
     if config.model.init_from != "random" or not frozen:
         return []
     return [
@@ -153,7 +159,7 @@ def _devices() -> str:
     return kind if count == 1 else f"{count} devices ({kind}){among}"
 
 
-def _announce(config: ConfigDict, data: run_data.Data, description: dict[str, Any]) -> None:
+def _announce(config: Settings, data: run_data.Data, description: dict[str, Any]) -> None:
     say(
         f"{config.model.backbone} {'with' if config.model.charm else 'without'} CHARM, "
         f"{description['parameters']:,} parameters, on "

@@ -13,10 +13,6 @@ import numpy as np
 from charm_jax.distributed.processes import whole
 from charm_jax.models.state import TrainState
 
-# In the order of training; the frozen phase of a stage is one of its own, with its own cycle,
-# optimizer, patience and checkpoints.
-STAGES = ("bce_frozen", "bce", "focal_frozen", "focal")
-
 TrainStep = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]
 
 

@@ -59,11 +59,6 @@ def geometric(first: float, last: float) -> dict[str, float]:
     return {group: first * ratio**i for i, group in enumerate(GROUPS)}
 
 
-def trainable(params: Mapping[str, PyTree[Array]], *, freeze_trunk: bool) -> dict[str, PyTree]:
-    """The parts of the parameters that a step differentiates and the optimizer sees."""
-    return {part: tree for part, tree in params.items() if not (freeze_trunk and part == "trunk")}
-
-
 def adamw(
     rate: float | Schedule,
     b1: float | Schedule,

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from charm_jax.config import build
 from charm_jax.config.cli import say
+from charm_jax.config.settings import Settings
 from charm_jax.distributed import mesh, processes
 from charm_jax.models.baseline import Plain
 from charm_jax.models.charm import Charm
 from charm_jax.models.state import TrainState, begin_stage
-from charm_jax.runs import data as run_data
 from charm_jax.runs import folder
-from charm_jax.train import lr_finder
+from charm_jax.runs.data import Data
+from charm_jax.train import lr_finder, setup
 from charm_jax.train.loop import Plan
 from data_pipelines.errors import InputError
 from data_pipelines.loading.resident import ResidentCases
@@ -34,8 +33,8 @@ class PeakRate:
         title: of the picture.
     """
 
-    config: ConfigDict
-    data: run_data.Data
+    config: Settings
+    data: Data
     model: Charm | Plain
     cases: ResidentCases | None
     directory: Path
@@ -60,11 +59,11 @@ class PeakRate:
         return peak
 
     def _range_test(self, plan: Plan, state: TrainState) -> dict[str, Any]:
-        optimizer = build.range_test_optimizer(self.config, plan)
-        step = build.train_step(self.config, self.model, plan, optimizer, self.cases)
+        optimizer = setup.range_test_optimizer(self.config, plan)
+        step = setup.train_step(self.config, self.model, plan, optimizer, self.cases)
         epochs = -(-lr_finder.STEPS // plan.steps_per_epoch)
         longer = dataclasses.replace(plan, epochs=epochs)
-        batches = run_data.training_batches(self.config, self.data, longer, 0)
+        batches = setup.training_batches(self.config, self.data, longer, 0)
         begun = begin_stage(state, optimizer, state.rng, freeze_trunk=plan.freeze_trunk)
         begun = mesh.replicated(begun, mesh.mesh())
         try:

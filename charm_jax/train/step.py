@@ -1,30 +1,22 @@
-"""The jitted steps: pure functions of a state and a batch."""
+"""The training step: a pure function of a state and a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from charm_jax.distributed import compiler, mesh
+from charm_jax.distributed.compiler import CompiledStep, DeviceCases
+from charm_jax.inference.steps import Batch, cases_of
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.baseline import Plain, PlainOutput
-from charm_jax.models.charm import Cases, Charm, CharmOutput
-from charm_jax.models.state import TrainState
-from charm_jax.train.optim import hyperparams, trainable
+from charm_jax.models.charm import Charm, CharmOutput
+from charm_jax.models.state import TrainState, trainable
+from charm_jax.train.optim import hyperparams
 
-Batch = Mapping[str, Array]
-HostBatch = Mapping[str, Array | np.ndarray]
 Loss = Callable[[Array, Array], Array]
-
-
-def cases_of(batch: Batch) -> Cases:
-    """The part of a batch that is not pixels."""
-    return Cases(batch["labels"], batch["case_id"], batch["patient_id"])
 
 
 def train_step(
@@ -111,74 +103,6 @@ def _average(
     return optax.incremental_update(weights, average, 1 - decay)
 
 
-def eval_step(
-    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
-) -> dict[str, Array]:
-    """``logits`` ``[B, F]`` of a batch and the output's ``evidence``; nothing changes.
-
-    Where the state keeps an average of all weights, that is what is evaluated. ``prepare`` maps
-    uint8 images to normalised float32.
-    """
-    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
-    output = model.apply(
-        variables,
-        prepare(batch["image"]),
-        cases_of(batch),
-        state.momentum,
-        state.memory,
-        train=False,
-    )
-    return {"logits": output.logits, **output.evidence()}
-
-
-@runtime_checkable
-class DeviceCases(Protocol):
-    """Cases in the device's memory: a pytree of arrays."""
-
-    def batch(self, case_ids: Array) -> Batch:
-        """The batch with these case ids."""
-
-
-class CompiledStep:
-    """A step compiled for one device, or for all of a mesh.
-
-    Called with a state, whole on every device, and a batch: this process's share of it, which its
-    devices divide. Where the cases are on the devices, of a batch only ``case_id`` is sent there.
-    """
-
-    def __init__(
-        self, step: Callable, cases: DeviceCases | None, over: Mesh | None, **options: Any
-    ):
-        """Prepares ``step(state, batch)``; ``options`` are those of ``jax.jit``."""
-        self._over, self._cases = over, cases
-        if over is not None:
-            options["out_shardings"] = mesh.everywhere(over)
-
-        # The cases are an argument: as a constant they would be compiled into the program.
-        def gather_and_step(state: TrainState, batch: Batch, cases: DeviceCases) -> object:
-            return step(state, cases.batch(batch["case_id"]))
-
-        function = step if cases is None else gather_and_step
-        self._jitted = jax.jit(function, compiler_options=compiler.options(), **options)
-
-    def __call__(self, state: TrainState, batch: HostBatch) -> Any:
-        """What the step gives."""
-        return self._on_devices(self._jitted, state, batch)
-
-    def lower(self, state: TrainState, batch: HostBatch) -> Any:
-        """The step before compilation, as ``jax.jit`` gives it."""
-        return self._on_devices(self._jitted.lower, state, batch)
-
-    def _on_devices(self, function: Callable, state: TrainState, batch: HostBatch) -> Any:
-        cases = ()
-        if self._cases is not None:
-            batch, cases = {"case_id": batch["case_id"]}, (self._cases,)
-        if self._over is None:
-            return function(state, batch, *cases)
-        with jax.set_mesh(self._over):
-            return function(state, mesh.divided(batch, self._over), *cases)
-
-
 def jit_train_step(
     cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
@@ -188,10 +112,3 @@ def jit_train_step(
     cases are whole ``over`` its devices, and a batch is this process's share, which they divide.
     """
     return CompiledStep(partial(train_step, **parts), cases, over, donate_argnums=0)
-
-
-def jit_eval_step(
-    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
-) -> Callable[[TrainState, Batch], dict[str, Array]]:
-    """``eval_step`` with its keyword arguments bound, compiled; ``cases`` and ``over`` as above."""
-    return CompiledStep(partial(eval_step, **parts), cases, over)

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from charm_jax.config import build
 from charm_jax.config.cli import say
+from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
 from charm_jax.models.state import TrainState, begin_stage
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
-from charm_jax.train import trace
+from charm_jax.train import setup, trace
 from charm_jax.train.log import NoLog, RunLog
 from charm_jax.train.loop import (
-    STAGES,
     Hooks,
     Interrupted,
     NonFiniteLoss,
@@ -41,19 +40,19 @@ class Training:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Settings,
         data: run_data.Data,
         directory: Path,
         description: dict[str, Any],
     ):
         self.config, self.data, self.directory = config, data, directory
-        self.names = build.phases(config)
+        self.names = list(config.phases)
         simulated = " (SIMULATED images)" if data.table.simulated else ""
         self.title = f"{config.name}: {config.model.backbone} on {data.table.source}{simulated}"
-        self.model = build.build_model(config, data)
+        self.model = build.build_network(config, len(data.table.findings), data.prevalence)
         self.cases = run_data.resident_cases(config, data)
         self.peak_rate = PeakRate(config, data, self.model, self.cases, directory, self.title)
-        self.eval_step = build.eval_step(config, self.model, self.cases)
+        self.eval_step = setup.eval_step(config, self.model, self.cases)
         self.checkpoints = Checkpoints(
             directory / "checkpoints", self.names, config.checkpoint.keep
         )
@@ -208,22 +207,22 @@ class Training:
 
     def _begin(self, stage: str, state: TrainState) -> TrainState:
         """The state at the start of a stage. Its optimizer's state has no trace of the peak."""
-        plan = build.plan(self.config, self.data, stage)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + STAGES.index(stage))
+        plan = setup.plan(self.config, self.data, stage)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + PHASES.index(stage))
         peak = self.config.stages[plan.part].peak_lr
-        optimizer = build.optimizer(self.config, plan, peak)
+        optimizer = setup.optimizer(self.config, plan, peak)
         return begin_stage(state, optimizer, key, freeze_trunk=plan.freeze_trunk)
 
     def _stage(
         self, name: str, state: TrainState, progress: Progress, log: RunLog
     ) -> tuple[TrainState, Progress]:
-        plan = build.plan(self.config, self.data, name)
+        plan = setup.plan(self.config, self.data, name)
         if progress.finished:
             return state, progress
         state = mesh.replicated(state, mesh.mesh())
-        optimizer = build.optimizer(self.config, plan, self.peak_rate.of(plan, state))
-        batches = run_data.training_batches(self.config, self.data, plan, int(state.step))
-        step = build.train_step(self.config, self.model, plan, optimizer, self.cases)
+        optimizer = setup.optimizer(self.config, plan, self.peak_rate.of(plan, state))
+        batches = setup.training_batches(self.config, self.data, plan, int(state.step))
+        step = setup.train_step(self.config, self.model, plan, optimizer, self.cases)
         traces = self.config.log.trace_steps if processes.is_first() else 0
         with (
             contextlib.closing(batches),
@@ -232,7 +231,7 @@ class Training:
             hooks = Hooks(
                 train_step=train_step,
                 batches=batches,
-                validate=build.validator(self.config, self.data, plan, self.eval_step),
+                validate=setup.validator(self.config, self.data, plan, self.eval_step),
                 log=log,
                 save=self._save,
                 asked_to_end=self._asked_to_end,
@@ -243,7 +242,7 @@ class Training:
         meta = {
             "progress": dataclasses.asdict(progress),
             "next_index": int(state.step),
-            "config": self.config.to_dict(),
+            "config": self.config.raw,
             "split": self.split,
             "finished": self.finished,
         }

@@ -7,10 +7,10 @@ from weight_states import NANO, new_plain_state, new_state, random_like
 from charm_jax import convert
 from charm_jax.config import recipe
 from charm_jax.config.cli import guarded
+from charm_jax.config.settings import PHASES
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.runs import folder as runs
 from charm_jax.runs.checkpoints import Checkpoints
-from charm_jax.train.loop import STAGES
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
 
@@ -21,7 +21,7 @@ def make_run(folder, state):
     config = recipe.defaults()
     config.model.backbone = NANO
     runs.write_json(run / "config.json", config.to_dict())
-    checkpoints = Checkpoints(run / "checkpoints", STAGES, keep=2)
+    checkpoints = Checkpoints(run / "checkpoints", PHASES, keep=2)
     checkpoints.save("bce", state, {"progress": {"best_step": 0}}, 0)
     checkpoints.close()
     return run

@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 from small_network import BATCH, DECAY, DIM, FINDINGS, OPTIMIZER, SIDE, SLOTS, batch_of, network
 
 from charm_jax.distributed import mesh as devices
+from charm_jax.inference.steps import jit_eval_step
 from charm_jax.models import memory_bank, state
 from charm_jax.models.layers.conv import dense_conv
 from charm_jax.models.losses import focal
@@ -82,7 +83,7 @@ def run(count, cases):
         seed = i % BATCHES
         now, values = step(now, batch_of(seed, first_case=seed * BATCH))
         metrics.append({name: float(value) for name, value in values.items()})
-    evaluate = steps.jit_eval_step(None, mesh, model=MODEL, prepare=evaluation_images)
+    evaluate = jit_eval_step(None, mesh, model=MODEL, prepare=evaluation_images)
     output = evaluate(now, batch_of(9, first_case=900))
     ids = {"case_ids": now.memory.case_ids, "patient_ids": now.memory.patient_ids}
     return {

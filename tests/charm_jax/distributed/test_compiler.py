@@ -2,7 +2,6 @@ import jax
 import pytest
 
 from charm_jax.distributed import compiler
-from charm_jax.train import step as steps
 
 
 @pytest.fixture
@@ -30,6 +29,6 @@ def test_another_backend_gets_none(asked_anew, monkeypatch):
 
 def test_a_step_is_compiled_with_them(monkeypatch):
     monkeypatch.setattr(compiler, "options", lambda: {"xla_of_no_year": True})
-    step = steps.CompiledStep(lambda state, batch: state, None, None)
+    step = compiler.CompiledStep(lambda state, batch: state, None, None)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_of_no_year"):
         step._jitted.lower(1.0, {}).compile()

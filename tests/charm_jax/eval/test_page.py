@@ -10,7 +10,7 @@ from charm_jax.config.recipe import defaults
 from charm_jax.eval import page
 from charm_jax.inference.loaded import Subject
 from charm_jax.models import memory_bank
-from charm_jax.runs.cases import Known
+from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 
 FOREIGN = 2**30  # ids of a bank that came from a file are beyond those of any table
@@ -42,7 +42,7 @@ def written(monkeypatch):
 def _known(case_ids):
     nothing = np.zeros(5, bool)
     ids = np.array(case_ids, np.int32)
-    return Known(ids, ids, nothing, nothing)
+    return CaseMatch(ids, ids, nothing, nothing)
 
 
 def _memory(case_ids):

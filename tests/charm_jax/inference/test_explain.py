@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from small_network import BATCH, DIM, FINDINGS, SIDE, network
 
 from charm_jax.inference import explain as evidence
+from charm_jax.inference.steps import cases_of, jit_eval_step
 from charm_jax.models import forgetting, memory_bank, state
 from charm_jax.models.baseline import Plain
 from charm_jax.models.charm import Charm
-from charm_jax.train import step as steps
 from data_pipelines.loading.augment import evaluation_images
 
 SLOTS, K = 9, 3
@@ -82,7 +82,7 @@ def charm():
     model = variant()
     explain = chex.assert_max_traces(evidence.explain_step, n=1)
     step = jax.jit(functools.partial(explain, model=model, prepare=PREPARE))
-    plain = steps.jit_eval_step(model=model, prepare=PREPARE)
+    plain = jit_eval_step(model=model, prepare=PREPARE)
     return Network(model, a_state(model, a_bank(0)), step, plain)
 
 
@@ -144,7 +144,7 @@ def test_a_case_reads_the_same_in_a_bank_and_in_a_batch(charm):
     read = jax.jit(functools.partial(evidence.read_step, model=model))
     fused = embed(state, batch)["fused"]
     np.testing.assert_allclose(fused, explained["fused"], atol=1e-5)
-    again = read(state, state.memory, fused, steps.cases_of(batch))
+    again = read(state, state.memory, fused, cases_of(batch))
     np.testing.assert_allclose(again["logits"], explained["logits"], atol=1e-5)
     np.testing.assert_array_equal(again["slots"], explained["slots"])
 
@@ -161,7 +161,7 @@ def test_grad_cam_equals_its_formula_image_by_image(charm):
     turned = cams(state, batch, explained, rows[::-1], findings[::-1])
     np.testing.assert_allclose(turned[::-1], got, atol=1e-5)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    everyone = steps.cases_of(batch)
+    everyone = cases_of(batch)
 
     for heat, (row, finding) in zip(np.asarray(got), pairs, strict=True):
         case = jax.tree.map(lambda leaf, row=row: leaf[row][None], everyone)

@@ -10,7 +10,7 @@ from charm_jax.inference.loaded import Subject
 from charm_jax.models import memory_bank
 from charm_jax.models.state import TrainState
 from charm_jax.runs.banks import StoredBank
-from charm_jax.runs.cases import Known
+from charm_jax.runs.cases import CaseMatch
 
 TRAINED = {"source": "nih", "patients_known": True, "stages": {}}
 ROWS = np.array([1, 2, 3])
@@ -36,7 +36,9 @@ def subject(run=Path("run"), description=None, plain=False):
 
 def known(case_ids, patient_ids):
     nothing = np.zeros(4, bool)
-    return Known(np.array(case_ids, np.int32), np.array(patient_ids, np.int32), nothing, nothing)
+    return CaseMatch(
+        np.array(case_ids, np.int32), np.array(patient_ids, np.int32), nothing, nothing
+    )
 
 
 @pytest.mark.parametrize(

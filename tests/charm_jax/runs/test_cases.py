@@ -38,26 +38,26 @@ def test_the_own_table_comes_back_with_its_ids(run):
     found = known(run, table(*OWN))
     assert found.case_ids.tolist() == [0, 1, 2, 3]
     assert found.patient_ids.tolist() == [0, 0, 1, 2]
-    assert found.seen.tolist() == [True, True, True, False]
-    assert found.trained_on.tolist() == [True, False, True, False]
+    assert found.patient_seen.tolist() == [True, True, True, False]
+    assert found.image_seen.tolist() == [True, False, True, False]
 
 
 def test_an_image_of_the_same_name_is_the_same_whoever_its_patient_is(run):
     found = known(run, table(["a/0.png", "a/3.png"], [5, 6], patients_known=False))
     assert found.case_ids.tolist() == [-1, 2]
-    assert found.seen.tolist() == found.trained_on.tolist() == [False, True]
+    assert found.patient_seen.tolist() == found.image_seen.tolist() == [False, True]
 
 
 def test_another_image_of_a_patient_is_told_by_the_patients_name(run):
     found = known(run, table(["new/1.png", "new/2.png"], [0, 1], ("P2", "P9")))
     assert found.case_ids.tolist() == [-1, -1]
     assert found.patient_ids.tolist() == [1, -1]
-    assert found.seen.tolist() == [True, False]
-    assert not found.trained_on.any()
+    assert found.patient_seen.tolist() == [True, False]
+    assert not found.image_seen.any()
 
 
 def test_a_number_of_another_table_means_nothing(run):
-    assert not known(run, table(["new/1.png"], [0], ("Q",))).seen.any()
+    assert not known(run, table(["new/1.png"], [0], ("Q",))).patient_seen.any()
 
 
 def test_patients_that_a_source_numbers_are_told_by_number(tmp_path):
@@ -65,24 +65,24 @@ def test_patients_that_a_source_numbers_are_told_by_number(tmp_path):
     assert not (tmp_path / "patients.csv").exists()
     found = known(tmp_path, table(["b.png", "c.png", "d.png"], [9, 11, 12]))
     assert found.patient_ids.tolist() == [-1, 11, 12]
-    assert found.seen.tolist() == [False, True, False]
+    assert found.patient_seen.tolist() == [False, True, False]
     elsewhere = known(tmp_path, table(["b.png", "c.png"], [9, 11], source="other"))
-    assert not elsewhere.seen.any()
+    assert not elsewhere.patient_seen.any()
 
 
 def test_in_another_source_a_patient_is_told_by_a_known_image(run):
     other = table(["a/1.png", "x.png", "y.png"], [7, 7, 8], source="other")
     found = known(run, other)
     assert found.patient_ids.tolist() == [0, 0, -1]
-    assert found.seen.tolist() == [True, True, False]
-    assert found.trained_on.tolist() == [True, False, False]
+    assert found.patient_seen.tolist() == [True, True, False]
+    assert found.image_seen.tolist() == [True, False, False]
 
 
 def test_in_another_source_a_folder_before_a_name_does_not_hide_it(run):
     other = table(["3.png", "b/4.png", "c/2.png", "d/2.png"], [7, 8, 9, 5], source="other")
     found = known(run, other)
     assert found.case_ids.tolist() == [2, 3, -1, -1]  # there are two files 2.png
-    assert found.seen.tolist() == [True, False, False, False]
+    assert found.patient_seen.tolist() == [True, False, False, False]
     own_folders = known(run, table(["b/1.png"], [0], ("new",)))
     assert own_folders.case_ids.tolist() == [-1]  # folders of one source are told apart
 
@@ -100,14 +100,14 @@ def test_copies_of_a_file_are_all_the_run_s_where_they_are_only_left_out(tmp_pat
 
 def test_simulated_images_are_none_of_the_acquired(run):
     found = known(run, table(*OWN), simulated=True)
-    assert not found.seen.any()
+    assert not found.patient_seen.any()
     assert (found.case_ids == -1).all()
 
 
 def test_where_patients_are_not_known_only_images_tell(tmp_path):
     cases.write_cases(tmp_path, table(OWN[0], [0, 1, 2, 3]), LEARNED)
     found = known(tmp_path, table(["a/1.png", "z.png"], [0, 2]), patients_known=False)
-    assert found.seen.tolist() == [True, False]
+    assert found.patient_seen.tolist() == [True, False]
 
 
 def test_cases_have_the_names_that_the_source_gives(run, tmp_path):
@@ -126,4 +126,4 @@ def test_a_run_without_its_cases_is_refused(run, name):
 def test_weights_without_a_run_know_nothing():
     found = cases.unknown_cases(table(*OWN))
     assert (found.case_ids == -1).all()
-    assert not (found.seen | found.trained_on).any()
+    assert not (found.patient_seen | found.image_seen).any()

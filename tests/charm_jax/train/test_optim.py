@@ -6,6 +6,7 @@ import optax
 import pytest
 from golden import shapes
 
+from charm_jax.models.state import trainable
 from charm_jax.train import optim
 
 PEAK = 2e-4
@@ -157,9 +158,9 @@ def test_a_group_moves_by_its_share_of_the_rate():
 
 
 def test_a_frozen_trunk_is_unknown_to_the_optimizer():
-    rest = optim.trainable(PARAMS, freeze_trunk=True)
+    rest = trainable(PARAMS, freeze_trunk=True)
     assert set(rest) == {"expansion", "fusion", "head"}
-    assert optim.trainable(PARAMS, freeze_trunk=False) == PARAMS
+    assert trainable(PARAMS, freeze_trunk=False) == PARAMS
     state = optim.adamw_one_cycle(optim.geometric(1e-3, 4e-3), 8).init(rest)
     moments = optax.tree.get(state, "mu")
     assert set(moments) == set(rest)

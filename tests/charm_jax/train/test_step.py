@@ -19,6 +19,7 @@ from small_network import (
     network,
 )
 
+from charm_jax.inference.steps import jit_eval_step
 from charm_jax.models import memory_bank, state
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
@@ -55,7 +56,7 @@ def train_step():
 @pytest.fixture(scope="module")
 def eval_step():
     prepare = chex.assert_max_traces(evaluation_images, n=1)
-    return steps.jit_eval_step(model=network(), prepare=prepare)
+    return jit_eval_step(model=network(), prepare=prepare)
 
 
 def copied(tree):
@@ -340,7 +341,7 @@ def test_the_losses_of_bfloat16_follow_those_of_float32(run):
 
 
 def test_bfloat16_gives_float32_logits(eval_step, run):
-    step = steps.jit_eval_step(model=network(jnp.bfloat16), prepare=evaluation_images)
+    step = jit_eval_step(model=network(jnp.bfloat16), prepare=evaluation_images)
     logits = step(run[0][20], batch_of(0))["logits"]
     assert logits.dtype == jnp.float32
     chex.assert_tree_all_finite(logits)
@@ -377,7 +378,7 @@ def test_a_plain_network_trains_without_bank_and_momentum_branch():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert "bank_count" not in metrics
-    outputs = steps.jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
+    outputs = jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
     assert outputs["logits"].shape == (BATCH, FINDINGS)
     assert set(outputs) == {"logits"}
 
@@ -465,7 +466,7 @@ def test_the_average_of_all_weights_follows_them_and_is_evaluated(fresh, eval_st
 
 
 def eval_step_of(network_state, batch):
-    step = steps.jit_eval_step(model=network(), prepare=evaluation_images)
+    step = jit_eval_step(model=network(), prepare=evaluation_images)
     return step(network_state, batch)["logits"]
 
 
@@ -480,11 +481,11 @@ def test_a_network_without_one_of_its_parts_trains(lacks):
     before = state.begin_stage(new, OPTIMIZER, jax.random.key(1))
     after, metrics = jitted(model)(copied(before), batch_of(0))
     assert np.isfinite(metrics["loss"])
-    outputs = steps.jit_eval_step(model=model, prepare=evaluation_images)(after, batch_of(1))
+    outputs = jit_eval_step(model=model, prepare=evaluation_images)(after, batch_of(1))
     assert ("fusion" in after.params) == ("attention" in outputs) == (lacks != "fusion")
     assert ("disagreement" in outputs) == (lacks != "momentum_branch")
     assert (after.momentum is None) == (lacks == "momentum_branch")
     if lacks == "memory":
         emptied = after.replace(memory=memory_bank.empty(SLOTS, DIM, FINDINGS))
-        without = steps.jit_eval_step(model=model, prepare=evaluation_images)(emptied, batch_of(1))
+        without = jit_eval_step(model=model, prepare=evaluation_images)(emptied, batch_of(1))
         np.testing.assert_array_equal(outputs["logits"], without["logits"])

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charm_jax.inference.evaluate import evaluate
+from charm_jax.inference.rows import predict_batches
 from charm_jax.models.state import TrainState
 
 STATE = TrainState(
@@ -32,7 +32,7 @@ def eval_step(state, batch):
 
 
 def run(ids, expected, size=4, on_batch=lambda done: None):
-    outputs = evaluate(STATE, batches(ids, size), eval_step, np.array(expected), on_batch)
+    outputs = predict_batches(STATE, eval_step, batches(ids, size), np.array(expected), on_batch)
     np.testing.assert_array_equal(outputs["ids"], outputs["logits"][:, 0])
     return outputs["logits"]
 
@@ -53,7 +53,7 @@ def test_the_size_of_the_batches_does_not_matter():
 
 def test_a_mask_in_the_middle_leaves_its_row_out():
     batch = {"case_id": np.array([5, 0, 6], np.int32), "mask": np.array([True, False, True])}
-    outputs = evaluate(STATE, [batch], eval_step, np.array([5, 6]), lambda done: None)
+    outputs = predict_batches(STATE, eval_step, [batch], np.array([5, 6]), lambda done: None)
     np.testing.assert_array_equal(outputs["logits"][:, 0], [5, 6])
 
 

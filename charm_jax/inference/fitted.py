@@ -1,0 +1,211 @@
+"""Calibration and out-of-distribution reference of a model, fitted on its validation split."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy.special import expit
+
+from charm_jax.inference import explain
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.metrics import calibration, ood
+from charm_jax.runs import cases, folder
+from charm_jax.runs import data as run_data
+from charm_jax.runs.data import Data
+from charm_jax.runs.digests import network_sha256
+from data_pipelines.atomic_files import whole_file
+from data_pipelines.errors import InputError
+from data_pipelines.tables import splits
+from data_pipelines.tables.case_table import CaseTable
+
+CALIBRATION, REFERENCE = "calibration.json", "novelty.json"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrator:
+    """Turns logits into probabilities and findings, and judges whether an image is familiar.
+
+    Attributes:
+        findings: names of the columns.
+        calibration: content of ``calibration.json``; None where nothing was fitted.
+        reference: content of ``novelty.json``; None where nothing was fitted.
+    """
+
+    findings: tuple[str, ...]
+    calibration: Mapping[str, Any] | None
+    reference: Mapping[str, Any] | None
+
+    def scores(self, logits: Float[np.ndarray, "n findings"]) -> Float[np.ndarray, "n findings"]:
+        """Return calibrated probabilities; sigmoids where a finding has no temperature."""
+        plain = expit(logits.astype(np.float64))
+        if self.calibration is None:
+            return plain
+        fitted = calibration.calibrated(logits, self.calibration)
+        return np.where(np.isnan(fitted), plain, fitted)
+
+    def thresholds(self) -> Float[np.ndarray, " findings"]:
+        """Return thresholds on these; NaN where there is none, so the finding is not reported."""
+        if self.calibration is None:
+            return np.full(len(self.findings), np.nan)
+        return calibration.thresholds(self.calibration)
+
+    def uncalibrated(self) -> list[str]:
+        """Return the findings whose scores are bare sigmoids."""
+        if self.calibration is None:
+            return list(self.findings)
+        entries = self.calibration["findings"].items()
+        return [name for name, entry in entries if entry["temperature"] is None]
+
+
+def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
+    """Load the calibration of a model, fitting it where it is missing or stale.
+
+    It is fitted on the validation split of the model's own data. A warning is logged where these
+    are gone or unreadable.
+
+    Args:
+        model: model to calibrate.
+        given: loaded data, used where their validation split is the model's own.
+
+    Returns:
+        The content of ``calibration.json``, or None.
+    """
+    stored = read_stored(model.folder / CALIBRATION, identity(model, given))
+    if stored is not None and "images" in stored:
+        return stored
+    try:
+        data, rows = validation_rows(model, given)
+        logits = model.predict_rows(data, rows, "calibrating on val")["logits"]
+    except InputError as error:
+        _LOG.warning(
+            "there are no thresholds and temperatures, since the validation split cannot be "
+            f"evaluated: {error}"
+        )
+        return None
+    return _fit_calibration(model, data, rows, logits)
+
+
+def load_calibrator(model: LoadedModel) -> Calibrator:
+    """Load calibration and out-of-distribution reference, fitting both in one pass if needed.
+
+    A warning is logged where the validation images are gone or unreadable.
+    """
+    own = identity(model)
+    fitted, reference = (read_stored(model.folder / name, own) for name in (CALIBRATION, REFERENCE))
+    if fitted is None or reference is None:
+        try:
+            data, rows = validation_rows(model)
+            step = model.compile(explain.familiar_step)
+            outputs = model.predict_rows(data, rows, "looking at validation", step)
+        except InputError as error:
+            _LOG.warning(
+                "without the validation split scores are not calibrated or no image can be judged "
+                f"out-of-distribution: {error}"
+            )
+        else:
+            reference = own | ood.fit(ood.measures(outputs), outputs["thumbnail"])
+            with whole_file(model.folder / REFERENCE) as file:
+                # Not indented: some ten thousand numbers.
+                file.write(json.dumps(reference, allow_nan=False) + "\n")
+            if fitted is None or "images" not in fitted:
+                fitted = _fit_calibration(model, data, rows, outputs["logits"])
+    return Calibrator(model.pathologies, fitted, reference)
+
+
+def _fit_calibration(
+    model: LoadedModel, data: Data, rows: np.ndarray, logits: np.ndarray
+) -> dict[str, Any]:
+    path = model.folder / CALIBRATION
+    fitted = identity(model, data) | calibration.fit(
+        logits, data.table.labels[rows], data.table.findings
+    )
+    fitted["images"] = data.table.images[rows].tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_json(path, fitted)
+    _LOG.info(f"Thresholds and temperatures are fitted on {len(rows):,} validation images: {path}.")
+    return fitted
+
+
+def identity(model: LoadedModel, given: Data | None = None) -> dict[str, str]:
+    """Return digests of the network and the split that a fitted file belongs to.
+
+    Args:
+        model: fitted model.
+        given: data whose validation split counts for weights without a run.
+    """
+    last = model.settings.stage_names[-1]
+    if model.trained is None:
+        sha256 = splits.part_summary(given.table, given.split.stages[last]["val"])["sha256"]
+    else:
+        sha256 = model.trained["stages"][last]["val"]["sha256"]
+    return {
+        "checkpoint": model.checkpoint,
+        "network_sha256": network_sha256(model.state),
+        "split_sha256": sha256,
+    }
+
+
+def read_stored(path: Path, own: dict[str, str]) -> dict[str, Any] | None:
+    """Read a fitted file with these digests; a damaged or other one counts as missing."""
+    if not path.exists():
+        return None
+    try:
+        stored = folder.read_json(path)
+    except InputError:
+        return None
+    return stored if own.items() <= stored.items() else None
+
+
+def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data, np.ndarray]:
+    """Find the images that a model was validated on, in the given data or in its own.
+
+    Args:
+        model: trained model.
+        given: data that may have that split; weights without a run have no other.
+
+    Raises:
+        InputError: the data are gone, or have another validation split than the run recorded, which
+            may hold images that it is tested on.
+    """
+    last = model.settings.stage_names[-1]
+    if model.trained is None:
+        return given, given.split.rows(last, "val")
+    if given is None or not _has_split(model, given, last):
+        given = run_data.load_data(model.settings)
+        folder.check_findings(model.run, model.pathologies, given.table)
+    rows = given.split.rows(last, "val")
+    if not _has_split(model, given, last):
+        data = model.settings.data
+        raise InputError(
+            f"The validation part of {data.source} in {data.dir} ({len(rows):,} images) is "
+            f"not the one in {model.run / 'split.json'}: give the data and split that the run "
+            "was trained with by --config.data.dir and --config.data.csv."
+        )
+    return given, rows
+
+
+def _has_split(model: LoadedModel, data: Data, stage: str) -> bool:
+    """Whether the data have the model's validation split; simulated names prove nothing."""
+    sha256 = splits.part_summary(data.table, data.split.stages[stage]["val"])["sha256"]
+    return (
+        sha256 == model.trained["stages"][stage]["val"]["sha256"]
+        and data.table.simulated == model.trained["simulated"]
+    )
+
+
+def fitted_on(
+    model: LoadedModel, fitted: Mapping[str, Any], table: CaseTable
+) -> Bool[np.ndarray, " images"]:
+    """Whether the thresholds are fitted on each image of a table, by the run's names."""
+    names = pd.Series(table.images)
+    if model.run is not None:
+        match = cases.known_cases(model.run, table, model.trained)
+        names = cases.read_cases(model.run)["image"].reindex(match.case_ids)
+    return names.isin(fitted["images"]).to_numpy()

@@ -1,0 +1,46 @@
+"""The evaluation step: a pure function of a state and a batch."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from charm_jax.distributed.compiler import CompiledStep, DeviceCases
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Cases, Charm
+from charm_jax.models.state import TrainState
+
+Batch = Mapping[str, Array]
+
+
+def cases_of(batch: Batch) -> Cases:
+    """The part of a batch that is not pixels."""
+    return Cases(batch["labels"], batch["case_id"], batch["patient_id"])
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
+) -> dict[str, Array]:
+    """``logits`` ``[B, F]`` of a batch and the output's ``evidence``; nothing changes.
+
+    Where the state keeps an average of all weights, that is what is evaluated. ``prepare`` maps
+    uint8 images to normalised float32.
+    """
+    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
+    output = model.apply(
+        variables,
+        prepare(batch["image"]),
+        cases_of(batch),
+        state.momentum,
+        state.memory,
+        train=False,
+    )
+    return {"logits": output.logits, **output.evidence()}
+
+
+def jit_eval_step(
+    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
+) -> Callable[[TrainState, Batch], dict[str, Array]]:
+    """``eval_step`` with its keyword arguments bound, compiled; ``cases`` and ``over`` as above."""
+    return CompiledStep(partial(eval_step, **parts), cases, over)

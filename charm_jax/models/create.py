@@ -1,0 +1,74 @@
+"""Create a network by the name of its backbone."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from charm_jax.models import memory_bank
+from charm_jax.models.attention import MultiScaleAttention
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Charm, Head
+from charm_jax.models.memory_bank import MemoryBank
+
+
+def compute_type() -> DTypeLike:
+    """Return the type of activations: bfloat16 on a GPU, float32 elsewhere."""
+    return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+
+
+def create_network(
+    backbone: str,
+    *,
+    num_classes: int,
+    charm: bool = True,
+    prevalence: tuple[float, ...] | None = None,
+    fusion: bool = True,
+    retrieval_k: int = 5,
+    rarity: str = "norm_inlier",
+    rarity_threshold: float = -1.0,
+    stochastic_depth: float = 0.2,
+    dtype: DTypeLike = jnp.float32,
+) -> Charm | Plain:
+    """Create the module of a network; its parameters are float32 everywhere.
+
+    Args:
+        backbone: name in ``BACKBONES``.
+        num_classes: number of findings.
+        charm: False for the bare backbone with a linear classifier.
+        prevalence: share of the training images with each finding, for the rule ``rare_finding``.
+        fusion: False for the mean over space in place of multi-scale attention.
+        retrieval_k: cases that a query reads; 0 never reads the bank.
+        rarity: rule that selects what is written to the bank.
+        rarity_threshold: of the rule; -1 for the rule's default.
+        stochastic_depth: drop rate of the last block, rising linearly from 0.
+        dtype: of activations.
+    """
+    parts = BACKBONES[backbone]
+    trunk = parts.trunk(drop_rate=stochastic_depth, dtype=dtype)
+    expansion = parts.expansion(dtype=dtype)
+    if not charm:
+        return Plain(trunk, expansion, parts.final, num_classes)
+    select = partial(
+        memory_bank.select,
+        rule=rarity,
+        threshold=rarity_threshold,
+        prevalence=(0.0,) * num_classes if prevalence is None else prevalence,
+    )
+    return Charm(
+        trunk=trunk,
+        expansion=expansion,
+        fusion=MultiScaleAttention(dtype) if fusion else None,
+        head=Head(num_classes),
+        retrieval_k=retrieval_k,
+        select=select,
+    )
+
+
+def empty_bank(model: Charm | Plain, backbone: str, size: int) -> MemoryBank | None:
+    """Create an empty bank of ``size`` cases for a network; None for one without CHARM."""
+    if not isinstance(model, Charm):
+        return None
+    return memory_bank.empty(size, BACKBONES[backbone].feature_dim, model.head.num_findings)
