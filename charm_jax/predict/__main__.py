@@ -21,6 +21,7 @@ from charm_jax.inference.fitted import Calibrator
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.inference.predictor import Predictor
 from charm_jax.inference.records import Record
+from charm_jax.predict import text
 from charm_jax.predict.overlays import Overlays
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.arguments import define_run_flags, parse_run
