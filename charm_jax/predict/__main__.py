@@ -108,10 +108,10 @@ def _check_out(out: Path, given: list[str]) -> None:
     Raises:
         InputError: the output lies in one of them.
     """
-    for text in given:
-        if Path(text).is_dir() and out.resolve().is_relative_to(Path(text).resolve()):
+    for folder in given:
+        if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
             raise InputError(
-                f"The pictures would be written to {out}, inside the image folder {text}: choose "
+                f"The pictures would be written to {out}, inside the image folder {folder}: choose "
                 "another folder with --out."
             )
 

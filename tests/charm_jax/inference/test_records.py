@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from charm_jax.predict import records
-from charm_jax.predict.text import text
+from charm_jax.inference import records
+from charm_jax.inference.fitted import Calibrator
+from charm_jax.predict.text import describe
 
 FINDINGS = ("Mass", "Rib fracture")
 CALIBRATION = {
@@ -22,7 +23,7 @@ FAMILIAR = {
 }
 CASES = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["P1", "P2"]})
 LABELS = {0: np.array([1, -1], np.int8), 1: np.array([0, 1], np.int8)}
-BANK = records.Remembered(CASES, LABELS)
+BANK = records.StoredCases(CASES, LABELS)
 
 
 def outputs(similarity=0.8):
@@ -39,7 +40,7 @@ def outputs(similarity=0.8):
 
 
 def said(scale=None, **changes):
-    scale = scale or records.Scale(FINDINGS, CALIBRATION, FAMILIAR)
+    scale = scale or Calibrator(FINDINGS, CALIBRATION, FAMILIAR)
     (record,) = records.records(outputs(**changes), scale, BANK)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     return record
@@ -51,11 +52,11 @@ def test_scores_are_calibrated_where_they_can_be():
     assert record["scores"]["Rib fracture"] == pytest.approx(1 / (1 + np.exp(1)), abs=1e-6)
     assert record["findings"] == ["Mass"]
     assert record["without_memory"]["Mass"] == 0.5
-    assert records.Scale(FINDINGS, CALIBRATION, None).uncalibrated() == ["Rib fracture"]
+    assert Calibrator(FINDINGS, CALIBRATION, None).uncalibrated() == ["Rib fracture"]
 
 
 def test_without_calibration_nothing_is_reported():
-    record = said(records.Scale(FINDINGS, None, FAMILIAR))
+    record = said(Calibrator(FINDINGS, None, FAMILIAR))
     assert record["scores"]["Mass"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
     assert record["findings"] == []
 
@@ -80,7 +81,7 @@ def test_an_unfamiliar_image_keeps_its_scores_and_has_no_finding():
 
 def test_a_network_without_memory_has_no_evidence():
     plain = {"logits": outputs()["logits"], "thumbnail": outputs()["thumbnail"]}
-    scale = records.Scale(FINDINGS, CALIBRATION, FAMILIAR)
+    scale = Calibrator(FINDINGS, CALIBRATION, FAMILIAR)
     (record,) = records.records(plain, scale, None)
     assert not {"evidence", "without_memory", "novelty", "disagreement"} & set(record)
     assert record["findings"] == ["Mass"]
@@ -88,11 +89,11 @@ def test_a_network_without_memory_has_no_evidence():
 
 def test_text_names_what_the_record_does():
     thresholds = {"Mass": 0.6, "Rib fracture": None}
-    shown = text({"file": "x.png", **said()}, thresholds)
+    shown = describe({"file": "x.png", **said()}, thresholds)
     assert "Mass 0.731 (from 0.600)" in shown
     assert "leaned on a.png (Mass), cosine 0.800: Mass +0.50" in shown
     assert "without memory: " in shown
     assert "novelty higher than 40.0 % of validation" in shown
-    unfamiliar = text({"file": "x.png", **said(similarity=0.4)}, thresholds)
+    unfamiliar = describe({"file": "x.png", **said(similarity=0.4)}, thresholds)
     assert "unlike the images that it was trained on (novelty)" in unfamiliar
-    assert text({"file": "x.png", "error": "empty"}, thresholds) == "x.png\n  not read: empty"
+    assert describe({"file": "x.png", "error": "empty"}, thresholds) == "x.png\n  not read: empty"

@@ -1,0 +1,194 @@
+"""Thresholds are fitted on the model's own validation images, or there are none."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+from flax import linen as nn
+from running import read
+from tables import small_table
+
+from charm_jax.config import recipe, settings
+from charm_jax.inference import fitted
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.models.baseline import Plain
+from charm_jax.models.state import TrainState
+from charm_jax.runs import cases
+from charm_jax.runs import data as run_data
+from data_pipelines.errors import InputError
+from data_pipelines.tables import splits
+
+N = 24
+SETTINGS = settings.from_dict(recipe.defaults().to_dict())
+
+
+def data(val, **columns):
+    """Two thirds of the table's images have the finding; the validation split is given."""
+    labels = (np.arange(N) % 3 > 0).astype(np.int8)[:, None]
+    table = small_table(N, labels=labels, **columns)
+    rest = np.setdiff1d(np.arange(N), val)
+    parts = {"train": rest[:8], "val": np.array(val), "test": rest[8:]}
+    split = splits.Split("official", 0, {"bce": parts, "focal": parts}, 0, 0)
+    return run_data.Data(table, split, [], [], (0.6,), (), SETTINGS.data)
+
+
+OWN, OTHER = range(0, 8), range(4, 12)
+
+
+class Model(LoadedModel):
+    """A model that is right for two of three images, so that thresholds are defined."""
+
+    def predict_rows(self, data, rows, title, step=None):
+        logits = np.where(rows % 4 > 0, 1.0, -1.0)[:, None].astype(np.float32)
+        thumbnail = np.random.default_rng(0).uniform(size=(len(rows), 4, 4)).astype(np.float32)
+        return {"logits": logits, "thumbnail": thumbnail}
+
+
+class Unreadable(LoadedModel):
+    def predict_rows(self, data, rows, title, step=None):
+        raise InputError("00003.png cannot be read.")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A run that was validated on `OWN`."""
+    first = data(OWN)
+    val = splits.part_summary(first.table, first.split.stages["focal"]["val"])
+    trained = {
+        "source": "test",
+        "findings": ["Mass"],
+        "simulated": False,
+        "patients_known": True,
+        "stages": {"focal": {"val": val}},
+    }
+    cases.write_cases(tmp_path, first.table, first.seen)
+    state = TrainState(0, {"weight": np.ones(2)}, {}, None, None, (), None)
+    return Model(
+        settings=SETTINGS,
+        network=Plain(nn.Dense(1), nn.Dense(1), nn.relu, 1),  # never called
+        state=state,
+        pathologies=("Mass",),
+        description="a run",
+        checkpoint="focal/9",
+        folder=tmp_path,
+        run=tmp_path,
+        trained=trained,
+        provenance={},
+    )
+
+
+def as_kind(model, kind):
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    return kind(**fields)
+
+
+def both(model):
+    calibrator = fitted.load_calibrator(model)
+    return calibrator.calibration, calibrator.reference
+
+
+def reads(monkeypatch, there):
+    """The config's data are these, or gone."""
+
+    def load(config):
+        if there is None:
+            raise InputError("The data folder is gone.")
+        return there
+
+    monkeypatch.setattr(run_data, "load_data", load)
+
+
+def test_given_data_with_the_run_s_part_are_used_and_not_read_again(model, monkeypatch):
+    reads(monkeypatch, None)
+    found = fitted.load_calibration(model, data(OWN))
+    assert found["split_sha256"] == model.trained["stages"]["focal"]["val"]["sha256"]
+    assert found["findings"]["Mass"]["positives"] == 5
+    assert read(model.folder / "calibration.json") == found
+
+
+def test_given_data_with_another_part_give_way_to_the_run_s(model, monkeypatch):
+    reads(monkeypatch, data(OWN))
+    found = fitted.load_calibration(model, data(OTHER))
+    assert found["images"] == data(OWN).table.images[list(OWN)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (data(OTHER), "is not the one in"),
+        (data(OWN, simulated=True), "is not the one in"),
+        (None, "The data folder is gone."),
+    ],
+    ids=["another part", "drawn images of the same names", "gone"],
+)
+def test_no_other_images_pass_for_the_run_s(model, monkeypatch, caplog, found, words):
+    reads(monkeypatch, found)
+    assert fitted.load_calibration(model, data(OTHER)) is None
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "there are no thresholds and temperatures" in caplog.text
+    assert words in caplog.text
+    assert not (model.folder / "calibration.json").exists()
+
+
+def test_predictions_refuse_other_images_likewise(model, monkeypatch, caplog):
+    reads(monkeypatch, data(OTHER))
+    assert both(model) == (None, None)
+    assert "is not the one in" in caplog.text
+
+
+def test_a_stored_file_of_other_images_is_fitted_anew(model):
+    path = model.folder / "calibration.json"
+    first = fitted.load_calibration(model, data(OWN))
+    path.write_text(json.dumps(first | {"split_sha256": "0", "findings": {}}))
+    assert fitted.load_calibration(model, data(OWN)) == first
+    path.write_text(json.dumps(first | {"findings": {}}))
+    again = fitted.load_calibration(model, data(OWN))
+    assert again["findings"] == {}
+
+
+def test_a_stored_reference_of_other_images_is_not_read(model, monkeypatch):
+    reads(monkeypatch, None)
+    own = fitted.identity(model)
+    paths = [model.folder / name for name in ("calibration.json", fitted.REFERENCE)]
+    for path in paths:
+        path.write_text(json.dumps(own))
+    assert both(model) == (own, own)
+    for path in paths:
+        path.write_text(json.dumps(own | {"split_sha256": "0"}))
+    assert both(model) == (None, None)
+
+
+def test_an_unreadable_image_costs_the_thresholds_alone(model, monkeypatch, caplog):
+    model = as_kind(model, Unreadable)
+    assert fitted.load_calibration(model, data(OWN)) is None
+    assert "00003.png cannot be read." in caplog.text
+    caplog.clear()
+    reads(monkeypatch, data(OWN))
+    assert both(model) == (None, None)
+    assert "00003.png cannot be read." in caplog.text
+
+
+def test_images_that_were_fitted_on_are_known_one_by_one(model):
+    found = fitted.load_calibration(model, data(OWN))
+    own = data(OWN).table
+    expected = np.isin(np.arange(N), OWN)
+    np.testing.assert_array_equal(fitted.fitted_on(model, found, own), expected)
+    moved = small_table(
+        3, images=np.array(["a/00007.png", "a/00008.png", "z.png"]), source="another"
+    )
+    assert fitted.fitted_on(model, found, moved).tolist() == [True, False, False]
+    drawn = small_table(N, simulated=True)
+    assert not fitted.fitted_on(model, found, drawn).any()
+
+
+def test_weights_without_a_run_are_fitted_for_each_validation_part(model):
+    alone = dataclasses.replace(model, run=None, trained=None)
+    first = fitted.load_calibration(alone, data(OWN))
+    second = fitted.load_calibration(alone, data(OTHER))
+    assert first["images"] != second["images"]
+    expected = np.isin(np.arange(N), OTHER)
+    found = fitted.fitted_on(alone, second, data(OTHER).table)
+    np.testing.assert_array_equal(found, expected)
