@@ -42,13 +42,13 @@ class Predictor:
             images: found files.
             heat_maps: whether to compute attention and a Grad-CAM for each reported finding.
         """
-        ids = self._match(images)
+        ids = self.match(images)
         start = 0
         for pixels, faults in given.batches(images.paths, image_size=self.size, batch_size=BATCH):
             rows = slice(start, start + len(faults))
             some = {name: values[rows] for name, values in ids.items()}
             batch, explained, outputs = self.explain(pixels, some)
-            made = records.records(outputs, self.calibrator, self._bank)
+            made = self.records(outputs)
             heats: list[Heats] = [{} for _ in made]
             if heat_maps:
                 pairs = [
@@ -107,6 +107,10 @@ class Predictor:
         outputs = {name: value[:n] for name, value in jax.device_get(light).items()}
         return batch, explained, outputs
 
+    def records(self, outputs: Outputs) -> list[Record]:
+        """Turn the outputs of images into records, ready for JSON."""
+        return records.records(outputs, self.calibrator, self._bank)
+
     def grad_cams(
         self,
         batch: Mapping[str, np.ndarray],
@@ -122,7 +126,7 @@ class Predictor:
             maps |= dict(zip(some, np.asarray(heats), strict=False))
         return maps
 
-    def _match(self, images: GivenImages) -> dict[str, np.ndarray]:
+    def match(self, images: GivenImages) -> dict[str, np.ndarray]:
         """Match files with the bank and with training."""
         n, model = len(images.names), self.model
         ids = {

@@ -26,6 +26,7 @@ from charm_jax.config import cli, validate
 from charm_jax.config.cli import say
 from charm_jax.config.settings import Settings
 from charm_jax.inference import loaded
+from charm_jax.inference.classifier import Memory
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.memory import changes, refill
 from charm_jax.models import forgetting
@@ -56,9 +57,9 @@ class _Opened:
 
     Attributes:
         run: its folder.
-        config: its config, with overrides of the data.
+        config: its settings, with overrides of the data.
         model: its network, weights and bank.
-        cases: ``image``, ``number`` and ``patient`` of the case ids in the bank, a row each.
+        cases: ``image``, ``patient`` and ``labels`` of the case ids in the bank.
     """
 
     run: Path
@@ -67,11 +68,8 @@ class _Opened:
     cases: pd.DataFrame
 
     def labels(self, case: int) -> str:
-        """The findings of a stored case, as text."""
-        bank = self.model.state.memory
-        row = np.asarray(bank.labels)[np.asarray(bank.case_ids) == case][0]
-        names = [n for n, v in zip(self.model.pathologies, row, strict=True) if v == 1]
-        return "; ".join(names) or "no finding"
+        """Return the findings of a stored case as text."""
+        return "; ".join(self.cases.loc[case, "labels"]) or "no finding"
 
 
 def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
@@ -99,7 +97,7 @@ def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
 
 def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Prints what the bank knows of some cases."""
-    chosen = _cases(opened, words, "")
+    chosen = Memory(opened.model).find(words)
     part, data = _part(opened, values.split)
     outputs = changes.read(opened.model, opened.model.state.memory, part)
     ids = np.asarray(opened.model.state.memory.case_ids)
@@ -119,7 +117,7 @@ def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
 def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Makes a bank without some cases and prints what that changes."""
     banks.check_label(opened.run, values.label)
-    chosen = _cases(opened, words, values.patients)
+    chosen = Memory(opened.model).find(words, values.patients.split(",") if values.patients else [])
     model = opened.model
     memory = forgetting.forget(model.state.memory, jnp.asarray(chosen, jnp.int32))
     part, data = _part(opened, values.split)
@@ -214,26 +212,6 @@ def _part(opened: _Opened, name: str) -> tuple[changes.Embedded, run_data.Data]:
     return changes.embed(opened.model, data, rows), data
 
 
-def _cases(opened: _Opened, images: list[str], patients: str) -> list[int]:
-    """Ids of the named cases and of all cases of the named patients.
-
-    Raises:
-        InputError: nothing is named, or the bank has no such case or patient.
-    """
-    chosen = []
-    for column, names in (("image", images), ("patient", patients.split(",") if patients else [])):
-        for name in names:
-            found = opened.cases.index[opened.cases[column] == name.strip()]
-            if not len(found):
-                known = sorted(set(opened.cases[column]))
-                near = did_you_mean(name, known).split(" (known", 1)[0]
-                raise InputError(f"The memory has no case of {column} {name!r}: {near}")
-            chosen += found.tolist()
-    if not chosen:
-        raise InputError("No case is named: give image names as `list` has them, or --patients.")
-    return sorted(set(chosen))
-
-
 def _kind(data: run_data.Data) -> str:
     return "SIMULATED images" if data.table.simulated else "images"
 
@@ -270,9 +248,7 @@ def _open(run: Path, config: Settings, values: flags.FlagValues) -> _Opened:
     if not config.model.charm:
         raise InputError(f"The run {run} is a plain network, without memory: name another.")
     model = loaded.load_run(run, values.checkpoint, values.memory)
-    ids = np.unique(np.asarray(model.state.memory.case_ids))
-    cases = model.bank_cases().reindex(ids[ids >= 0])
-    return _Opened(run, config, model, cases)
+    return _Opened(run, config, model, Memory(model).cases)
 
 
 def _define_flags(values: flags.FlagValues) -> None:

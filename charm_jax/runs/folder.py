@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -262,6 +263,8 @@ def restore(
     Raises:
         InputError: there is no such checkpoint, or it is damaged or of another architecture.
     """
+    # Orbax warns that a folder which is opened to read is read-only.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     checkpoints = Checkpoints(run / "checkpoints", PHASES)
     try:
         stage, step = resolve_checkpoint(checkpoints, name)

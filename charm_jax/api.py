@@ -1,0 +1,165 @@
+"""Create networks, move weights in and out, and load data sets, without a config file."""
+
+import functools
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from charm_jax.config import recipe, settings
+from charm_jax.models import state as states
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.baseline import Plain
+from charm_jax.models.charm import Charm
+from charm_jax.models.create import create_network, empty_bank
+from charm_jax.models.state import TrainState
+from charm_jax.runs.data import Data, load_data
+from charm_jax.weights import files, initial, load
+from data_pipelines.errors import InputError, did_you_mean
+
+
+def list_models() -> list[str]:
+    """Return the names of all backbones."""
+    return sorted(BACKBONES)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 14,
+    in_chans: int = 3,
+    charm: bool = True,
+    weights: str = "random",
+    image_size: int = 224,
+    bank_size: int = 512,
+    seed: int = 0,
+) -> tuple[Charm | Plain, TrainState]:
+    """Create a network and its state.
+
+    Args:
+        name: one of ``list_models()``.
+        num_classes: number of findings.
+        in_chans: channels of the images, 3 or 1.
+        charm: False for the bare backbone with a linear classifier.
+        weights: ``random``, ``imagenet`` (torchvision's; needs the extra ``torch`` and a network)
+            or the path of a weight file.
+        image_size: side of the images in pixels.
+        bank_size: slots of the memory bank.
+        seed: seed of random parameters.
+
+    Returns:
+        The Linen module and its state, whose ``params`` and ``batch_stats`` are
+        ``module.apply``'s variables.
+
+    Raises:
+        InputError: there is no such backbone, or the weight file does not fit.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"There is no model {name!r}: {did_you_mean(name, BACKBONES)}")
+    network = create_network(name, num_classes=num_classes, charm=charm)
+
+    def create(key: jax.Array) -> TrainState:
+        images = jnp.zeros((1, image_size, image_size, in_chans))
+        return states.create(network, key, images, empty_bank(network, name, bank_size))
+
+    # It runs once: optimising hundreds of random draws would take longer than the draws.
+    options = {"xla_backend_optimization_level": 0}
+    state = jax.jit(create, compiler_options=options)(jax.random.key(seed))
+    return network, initial.fill(state, weights, name, whole=False)[0]
+
+
+def load_weights(state: TrainState, path: str | Path, *, name: str | None = None) -> TrainState:
+    """Return a state with the weights of a safetensors or PyTorch file.
+
+    A file of a plain network fills trunk and expansion block; one of the reference's CHARM network
+    fills everything, the memory bank included.
+
+    Args:
+        state: state of a network from ``create_model``.
+        path: file with the names of torchvision, timm or the reference.
+        name: backbone; by default the one that the parameters of ``state`` belong to.
+
+    Raises:
+        InputError: the file is missing, unreadable or does not fit; every fault is listed.
+    """
+    return initial.fill(state, str(path), name or _backbone_of(state), whole=False)[0]
+
+
+def save_weights(state: TrainState, path: str | Path, *, name: str | None = None) -> None:
+    """Write the weights of a state as a safetensors or PyTorch file, by its ending.
+
+    The names and layouts are the reference's, or torchvision's for a bare backbone.
+
+    Args:
+        state: state of a network.
+        path: new file, ending in ``.safetensors``, ``.pth`` or ``.pt``.
+        name: backbone; by default the one that the parameters of ``state`` belong to.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    files.write(Path(path), load.to_reference(state, BACKBONES[name or _backbone_of(state)]))
+
+
+def _backbone_of(state: TrainState) -> str:
+    """Find the backbone with these parameters.
+
+    Raises:
+        InputError: no registered backbone has them.
+    """
+    shapes = jax.tree.map(lambda leaf: leaf.shape, state.params["trunk"])
+
+    def params(name: str, channels: int) -> PyTree[jax.ShapeDtypeStruct]:
+        trunk = BACKBONES[name].trunk(drop_rate=0.0, dtype=jnp.float32)
+        images = jnp.zeros((1, 64, 64, channels))
+        create = functools.partial(trunk.init, train=False)
+        return jax.eval_shape(create, jax.random.key(0), images)["params"]
+
+    for name, channels in itertools.product(BACKBONES, (3, 1)):
+        if jax.tree.map(lambda leaf: leaf.shape, params(name, channels)) == shapes:
+            return name
+    raise InputError("The state belongs to no registered backbone: give its name with `name`.")
+
+
+def load_dataset(
+    source: str,
+    root: str | Path,
+    *,
+    split_rule: str = "official",
+    split_seed: int = 0,
+    csv: str = "",
+    image_size: int = 224,
+    missing: str = "error",
+) -> Data:
+    """Load a data set: its table, its splits and where its images are.
+
+    Args:
+        source: ``nih_chest_xray14``, ``csv_folder``, ``chestmnist``, ``pneumoniamnist`` or
+            ``phantom``.
+        root: folder of the data, raw or prepared.
+        split_rule: ``official``, ``patient`` or ``notebook``.
+        split_seed: seed of random splits.
+        csv: file to read in place of the source's own table.
+        image_size: side of the images in pixels.
+        missing: ``skip`` uses the images that are there.
+
+    Returns:
+        The data; ``table`` holds images, labels and patients, and
+        ``split.rows("focal", "test")`` the rows of a split of all images.
+
+    Raises:
+        InputError: an unknown source, or the first fault of the data.
+    """
+    raw = recipe.defaults().to_dict()
+    raw["data"] |= {
+        "source": source,
+        "dir": str(root),
+        "split": split_rule,
+        "split_seed": split_seed,
+        "csv": csv,
+        "image_size": image_size,
+        "missing": missing,
+    }
+    return load_data(settings.from_dict(raw))

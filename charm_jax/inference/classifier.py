@@ -1,0 +1,284 @@
+"""A trained model for Python: predict images, look into the network, edit its memory."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from charm_jax.inference import fitted, loaded, records
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.inference.predictor import ATTENTION, BATCH, Predictor
+from charm_jax.inference.records import Record
+from charm_jax.models import forgetting
+from charm_jax.runs import folder
+from charm_jax.runs.banks import TRAINED
+from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.images import given
+from data_pipelines.images.decode import read_image, to_square
+
+Images = UInt8[np.ndarray, "batch height width"] | str | Path | Sequence[str | Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of n images.
+
+    Attributes:
+        pathologies: names of the F columns.
+        files: path of each image, or its number where arrays were given.
+        probs: calibrated probabilities, 0 ... 1; bare sigmoids for ``uncalibrated`` findings.
+        logits: outputs of the network.
+        positive: whether a probability reaches the finding's threshold and the image is not
+            out-of-distribution; never for a finding without a threshold.
+        is_ood: whether an image is unlike those that the model was validated on.
+        evidence: for each image the cases that its prediction read from the memory, the most
+            similar first, with their labels, cosine and contributions to the logits.
+        attention: fusion maps, 0 ... 1; None for a network without fusion.
+        uncalibrated: findings without a temperature.
+    """
+
+    pathologies: tuple[str, ...]
+    files: tuple[str, ...]
+    probs: Float[np.ndarray, "n findings"]
+    logits: Float[np.ndarray, "n findings"]
+    positive: Bool[np.ndarray, "n findings"]
+    is_ood: Bool[np.ndarray, " n"]
+    evidence: tuple[list[Record], ...]
+    attention: Float[np.ndarray, "n h w"] | None
+    uncalibrated: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the probabilities as a table with ``is_ood``, a row an image."""
+        frame = pd.DataFrame(self.probs, columns=list(self.pathologies))
+        frame.insert(0, "is_ood", self.is_ood)
+        frame.index = pd.Index(self.files, name="image")
+        return frame
+
+
+class Classifier:
+    """A loaded model. It is immutable: editing the memory returns another classifier.
+
+    Research software, not a medical device.
+
+    Attributes:
+        model: weights, bank and provenance.
+    """
+
+    def __init__(self, model: LoadedModel):
+        self.model = model
+
+    @property
+    def pathologies(self) -> tuple[str, ...]:
+        """Names of the findings, in the order of the outputs."""
+        return self.model.pathologies
+
+    @property
+    def image_size(self) -> int:
+        """Side of the squares that images are resized to, in pixels."""
+        return self.model.settings.data.image_size
+
+    @functools.cached_property
+    def thresholds(self) -> dict[str, float | None]:
+        """Thresholds on the probabilities, from validation; None where there is none."""
+        limits = self._predictor.calibrator.thresholds()
+        values = [None if np.isnan(limit) else float(limit) for limit in limits]
+        return dict(zip(self.pathologies, values, strict=True))
+
+    @property
+    def memory(self) -> "Memory":
+        """The memory bank.
+
+        Raises:
+            InputError: the network has none.
+        """
+        if self.model.state.memory is None:
+            raise InputError(f"{self.model.description} has no memory: load a model with CHARM.")
+        return Memory(self.model)
+
+    def predict(self, images: Images) -> Predictions:
+        """Predict images.
+
+        The thresholds and the out-of-distribution reference come from the validation split; they
+        are fitted at the first call where the run does not keep them yet.
+
+        Args:
+            images: one or more paths of PNG, JPEG, TIFF or DICOM files, or uint8 grey levels
+                ``[n, height, width]`` of any size.
+
+        Raises:
+            InputError: a file is missing or cannot be read.
+            ValueError: an array is not uint8 of three dimensions.
+        """
+        predictor, parts = self._predictor, []
+        names, squares = self._read(images)
+        ids = None
+        if not isinstance(images, np.ndarray):
+            # A file that the model knows by name does not read its own patient's cases.
+            paths = tuple(Path(name) for name in names)
+            named = given.GivenImages(tuple(path.name for path in paths), paths, 0)
+            ids = predictor.match(named)
+        for start in range(0, len(squares), BATCH):
+            some = slice(start, start + BATCH)
+            mine = None if ids is None else {key: value[some] for key, value in ids.items()}
+            _, _, outputs = predictor.explain(squares[some], mine)
+            parts.append((outputs, predictor.records(outputs)))
+        calibrator = predictor.calibrator
+        made = [record for _, entries in parts for record in entries]
+        logits = np.concatenate([outputs["logits"] for outputs, _ in parts])
+        positive = [[name in record["findings"] for name in self.pathologies] for record in made]
+        maps = [outputs[ATTENTION] for outputs, _ in parts if ATTENTION in outputs]
+        return Predictions(
+            pathologies=self.pathologies,
+            files=names,
+            probs=calibrator.scores(logits),
+            logits=logits,
+            positive=np.array(positive, bool),
+            is_ood=np.array([record["unfamiliar"] for record in made], bool),
+            evidence=tuple(record.get("evidence", []) for record in made),
+            attention=np.concatenate(maps) if maps else None,
+            uncalibrated=tuple(calibrator.uncalibrated()),
+        )
+
+    def features(self, images: Images) -> Float[np.ndarray, "n dim"]:
+        """Compute the fused feature q of each image; for a bare backbone the pooled features."""
+        _, squares = self._read(images)
+        made = []
+        for start in range(0, len(squares), BATCH):
+            some = squares[start : start + BATCH]
+            _, explained, _ = self._explain(some)
+            pooled = explained.get("fused")
+            if pooled is None:
+                pooled = self.model.network.final(explained["main"]).mean((1, 2))
+            made.append(np.asarray(pooled, np.float32)[: len(some)])
+        return np.concatenate(made)
+
+    def grad_cam(self, images: Images, pathology: str) -> Float[np.ndarray, "n h w"]:
+        """Compute Grad-CAM heat maps, 0 ... 1, of a finding.
+
+        Raises:
+            InputError: the model has no such finding.
+        """
+        if pathology not in self.pathologies:
+            raise InputError(
+                f"The model has no finding {pathology!r}: "
+                f"{did_you_mean(pathology, self.pathologies)}"
+            )
+        finding = self.pathologies.index(pathology)
+        _, squares = self._read(images)
+        made = []
+        for start in range(0, len(squares), BATCH):
+            some = squares[start : start + BATCH]
+            batch, explained, _ = self._explain(some)
+            pairs = [(row, finding) for row in range(len(some))]
+            made += self._uncalibrated.grad_cams(batch, explained, pairs).values()
+        return np.stack(made)
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model, fitted.load_calibrator(self.model))
+
+    @functools.cached_property
+    def _uncalibrated(self) -> Predictor:
+        """What needs no calibration does not wait for it."""
+        return Predictor(self.model, fitted.Calibrator(self.pathologies, None, None))
+
+    @property
+    def _explain(self):
+        return self._uncalibrated.explain
+
+    def _read(self, images: Images) -> tuple[tuple[str, ...], UInt8[np.ndarray, "n side side 1"]]:
+        """Return names and squares of images."""
+        size = self.image_size
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim != 3:
+                raise ValueError(
+                    f"the images are {images.dtype} of shape {images.shape}: give uint8 grey "
+                    "levels [n, height, width]"
+                )
+            squares = [to_square(Image.fromarray(image), size) for image in images]
+            names = tuple(map(str, range(len(images))))
+        else:
+            paths = [images] if isinstance(images, str | Path) else list(images)
+            squares = [read_image(Path(path), size) for path in paths]
+            names = tuple(str(path) for path in paths)
+        if not squares:
+            raise InputError("No image is given: name at least one.")
+        return names, np.stack(squares)
+
+
+class Memory:
+    """The memory bank of a classifier."""
+
+    def __init__(self, model: LoadedModel):
+        self.model = model
+
+    def __len__(self) -> int:
+        """Return the number of filled slots."""
+        return int(self.model.state.memory.count)
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """The stored cases: ``image``, ``patient`` and ``labels`` by case id."""
+        bank = self.model.state.memory
+        stored = records.stored_cases(bank, self.model.bank_cases())
+        ids = sorted(stored.labels)
+        frame = stored.cases.reindex(ids)[["image", "patient"]].copy()
+        frame["labels"] = [
+            [n for n, v in zip(self.model.pathologies, stored.labels[i], strict=True) if v == 1]
+            for i in ids
+        ]
+        return frame
+
+    def find(self, images: Iterable[str] = (), patients: Iterable[str] = ()) -> list[int]:
+        """Return the ids of named cases and of all cases of named patients.
+
+        Raises:
+            InputError: the memory has no such case, or none is named.
+        """
+        cases, chosen = self.cases, []
+        for column, names in (("image", images), ("patient", patients)):
+            for name in map(str, names):
+                found = cases.index[cases[column] == name.strip()]
+                if not len(found):
+                    near = did_you_mean(name, sorted(set(cases[column]))).split(" (known", 1)[0]
+                    raise InputError(f"The memory has no case of {column} {name!r}: {near}")
+                chosen += found.tolist()
+        if not chosen:
+            raise InputError("No case is named: give names of stored images or patients.")
+        return sorted(set(chosen))
+
+    def forget(self, images: Iterable[str] = (), patients: Iterable[str] = ()) -> Classifier:
+        """Return a classifier whose memory lacks some cases; its weights stay as they are.
+
+        Args:
+            images: names of stored images.
+            patients: names of patients, all of whose cases are forgotten.
+
+        Raises:
+            InputError: the memory has no such case, or none is named.
+        """
+        ids = jnp.asarray(self.find(images, patients), jnp.int32)
+        state = self.model.state
+        bank = forgetting.forget(state.memory, ids)
+        return Classifier(dataclasses.replace(self.model, state=state.replace(memory=bank)))
+
+
+def load(run: str | Path, checkpoint: str = "best", memory: str = TRAINED) -> Classifier:
+    """Load a trained classifier.
+
+    Args:
+        run: folder of a run, such as ``runs/demo``.
+        checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
+        memory: label of a memory bank of the run; ``trained`` for the checkpoint's own.
+
+    Raises:
+        InputError: there is no such run, checkpoint or memory, or it is damaged.
+    """
+    run = Path(run)
+    return Classifier(loaded.load_run(folder.find(run.parent, run.name), checkpoint, memory))
