@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import scanned
 
-from charm_jax.models import memory_bank, state
+from charm_jax.models import memory_bank, selection, state
 from charm_jax.models.attention import MultiScaleAttention
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases, Charm, Head
 from charm_jax.models.losses import LOSSES
 from charm_jax.train import optim
@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def network(name: str, charm: bool, variant: str) -> Charm | Plain | None:
+def network(name: str, charm: bool, variant: str) -> Charm | Baseline | None:
     """The network; None where there is nothing to scan."""
     scan, frozen = variant == "scanned", variant == "frozen"
     backbone = BACKBONES[name]
@@ -53,23 +53,23 @@ def network(name: str, charm: bool, variant: str) -> Charm | Plain | None:
     if trunk is None:
         return None
     if not charm:
-        return Plain(trunk, backbone.expansion(), backbone.final, FINDINGS, frozen)
+        return Baseline(trunk, backbone.expansion(), backbone.final, FINDINGS, frozen)
     select = partial(
-        memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * FINDINGS
+        selection.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * FINDINGS
     )
     return Charm(
         trunk, backbone.expansion(), MultiScaleAttention(), Head(FINDINGS), 5, select, frozen
     )
 
 
-def new_state(name: str, model: Charm | Plain, side: int) -> state.TrainState:
+def new_state(name: str, model: Charm | Baseline, side: int) -> state.TrainState:
     bank = None
     if isinstance(model, Charm):
         bank = memory_bank.empty(512, BACKBONES[name].feature_dim, FINDINGS)
     return state.create(model, jax.random.key(0), jnp.zeros((1, side, side, 3)), bank)
 
 
-def forward_gflops(name: str, model: Charm | Plain) -> float:
+def forward_gflops(name: str, model: Charm | Baseline) -> float:
     """10⁹ multiplications and additions of one image's forward pass, by XLA's count."""
     shapes = jax.eval_shape(partial(new_state, name, model, FLOPS_SIDE))
     images = jax.ShapeDtypeStruct((1, FLOPS_SIDE, FLOPS_SIDE, 3), jnp.float32)
@@ -90,7 +90,9 @@ def state_cases(n: int) -> Cases:
     return Cases(jnp.zeros((n, FINDINGS), jnp.int8), ids, ids)
 
 
-def prepared(name: str, model: Charm | Plain, args: argparse.Namespace) -> tuple[Any, Any, float]:
+def prepared(
+    name: str, model: Charm | Baseline, args: argparse.Namespace
+) -> tuple[Any, Any, float]:
     """State, compiled step and the seconds that compiling took."""
     optimizer = optim.adamw_one_cycle(optim.geometric(1e-4, 1e-4), 1000)
 

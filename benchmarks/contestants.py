@@ -52,10 +52,10 @@ class Ours:
         import jax.numpy as jnp
 
         from charm_jax.config.build import compute_type
-        from charm_jax.models import memory_bank, state
+        from charm_jax.models import memory_bank, selection, state
         from charm_jax.models.attention import MultiScaleAttention
         from charm_jax.models.backbones import BACKBONES
-        from charm_jax.models.baseline import Plain
+        from charm_jax.models.baseline import Baseline
         from charm_jax.models.charm import Charm, Head
         from charm_jax.train import optim
 
@@ -66,12 +66,12 @@ class Ours:
             backbone.expansion(dtype=dtype),
         )
         prevalence = (0.1,) * 14
-        rule = partial(memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=prevalence)
+        rule = partial(selection.select, rule="norm_inlier", threshold=0.2, prevalence=prevalence)
         if case["charm"]:
             fusion, head = MultiScaleAttention(dtype), Head(14)
             model = Charm(trunk, expansion, fusion, head, 5, rule, case["frozen"])
         else:
-            model = Plain(trunk, expansion, backbone.final, 14, case["frozen"])
+            model = Baseline(trunk, expansion, backbone.final, 14, case["frozen"])
         self.optimizer = optim.adamw_one_cycle(optim.geometric(1e-4, 1e-4), 1000)
 
         def create() -> state.TrainState:
@@ -151,7 +151,7 @@ class Ours:
         """Write, retrieve and the gradient that reaches the queries; the bank is full."""
         import jax.numpy as jnp
 
-        from charm_jax.models import memory_bank
+        from charm_jax.models import memory_bank, selection
 
         jax, case = self.jax, self.case
         keys = jax.random.split(jax.random.key(0), 2)
@@ -170,7 +170,7 @@ class Ours:
 
         def write_and_read(bank: Any, queries: Any) -> Any:
             rule = {"rule": "norm_inlier", "threshold": 0.2, "prevalence": (0.1,) * 14}
-            keep = memory_bank.select(queries, labels, **rule)
+            keep = selection.select(queries, labels, **rule)
             bank = memory_bank.write(bank, queries, labels, ids, ids, keep)
 
             def total(queries: Any) -> Any:

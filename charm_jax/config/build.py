@@ -10,13 +10,15 @@ from jaxtyping import Array
 
 from charm_jax.config.settings import Settings
 from charm_jax.models import state
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.create import compute_type, create_network, empty_bank
 from charm_jax.models.state import TrainState
 
 
-def build_network(config: Settings, findings: int, prevalence: tuple[float, ...]) -> Charm | Plain:
+def build_network(
+    config: Settings, findings: int, prevalence: tuple[float, ...]
+) -> Charm | Baseline:
     """Build the network for some findings, given the prevalence of each in training."""
     keys = config.model
     return create_network(
@@ -33,7 +35,7 @@ def build_network(config: Settings, findings: int, prevalence: tuple[float, ...]
     )
 
 
-def new_state(model: Charm | Plain, config: Settings) -> TrainState:
+def new_state(model: Charm | Baseline, config: Settings) -> TrainState:
     """Return a state before the first stage."""
     # It runs once: optimising hundreds of random draws would take longer than the draws.
     options = {"xla_backend_optimization_level": 0}
@@ -41,12 +43,12 @@ def new_state(model: Charm | Plain, config: Settings) -> TrainState:
     return create(jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
-def state_shapes(model: Charm | Plain, config: Settings) -> TrainState:
+def state_shapes(model: Charm | Baseline, config: Settings) -> TrainState:
     """Return a state's shapes and types."""
     return jax.eval_shape(_creation(model, config), jax.random.key(0))
 
 
-def _creation(model: Charm | Plain, config: Settings) -> Callable[[Array], TrainState]:
+def _creation(model: Charm | Baseline, config: Settings) -> Callable[[Array], TrainState]:
     side, keys = config.data.image_size, config.model
     return partial(
         state.create,
@@ -58,7 +60,7 @@ def _creation(model: Charm | Plain, config: Settings) -> Callable[[Array], Train
     )
 
 
-def parameter_count(model: Charm | Plain, config: Settings) -> int:
+def parameter_count(model: Charm | Baseline, config: Settings) -> int:
     """Count the numbers that training changes by gradients."""
     params = state_shapes(model, config).params
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from charm_jax.config.settings import ModelSettings, Settings, StageSettings
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.losses import LOSSES
-from charm_jax.models.memory_bank import SELECTION_RULES, resolve_threshold
+from charm_jax.models.selection import SELECTION_RULES, resolve_threshold
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables import splits
 

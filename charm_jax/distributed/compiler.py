@@ -60,7 +60,7 @@ class CompiledStep:
         """Prepares ``step(state, batch)``; ``jit_options`` are those of ``jax.jit``."""
         self._over, self._cases = over, cases
         if over is not None:
-            jit_options["out_shardings"] = mesh.everywhere(over)
+            jit_options["out_shardings"] = mesh.replicated_sharding(over)
 
         # The cases are an argument: as a constant they would be compiled into the program.
         def gather_and_step(
@@ -88,4 +88,4 @@ class CompiledStep:
         if self._over is None:
             return function(state, batch, *cases)
         with jax.set_mesh(self._over):
-            return function(state, mesh.divided(batch, self._over), *cases)
+            return function(state, mesh.shard_batch(batch, self._over), *cases)

@@ -21,12 +21,12 @@ def mesh() -> Mesh | None:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def everywhere(over: Mesh) -> NamedSharding:
+def replicated_sharding(over: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(over, PartitionSpec())
 
 
-def divided(batch: Mapping[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Mapping[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch as arrays of the whole one, its rows on their devices."""
     by_rows = NamedSharding(over, PartitionSpec(AXIS))
     return {
@@ -39,7 +39,7 @@ def replicated(tree: PyTree, over: Mesh | None) -> PyTree[jax.Array]:
     """Arrays that every process has alike, whole on every device."""
     if over is None:
         return jax.device_put(tree)
-    sharding = everywhere(over)
+    sharding = replicated_sharding(over)
 
     def place(leaf: jax.Array | np.ndarray) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:

@@ -83,17 +83,17 @@ def check_batch(batch_size: int, key: str) -> None:
         )
 
 
-def whole(rows: np.ndarray) -> np.ndarray:
+def all_gather(rows: np.ndarray) -> np.ndarray:
     """The rows of all processes together, in their order; every process has to ask."""
     return rows if jax.process_count() == 1 else multihost_utils.process_allgather(rows, tiled=True)
 
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process; every process has to ask."""
-    return bool(whole(np.array([flag])).any())
+    return bool(all_gather(np.array([flag])).any())
 
 
-def together(work: Callable[[], T]) -> T:
+def all_succeed(work: Callable[[], T]) -> T:
     """What each process gets from ``work``, if all of them succeed.
 
     Raises:
@@ -117,7 +117,7 @@ def check_alike(values: Mapping[str, Any]) -> None:
     """
     digests = [hashlib.sha256(json.dumps(value).encode()).digest() for value in values.values()]
     mine = np.frombuffer(b"".join(digests), np.uint8).reshape(1, len(digests), -1)
-    every = whole(mine)
+    every = all_gather(mine)
     unlike = (every != every[:1]).any((0, 2))
     if unlike.any():
         key = list(values)[int(unlike.argmax())]
@@ -127,7 +127,7 @@ def check_alike(values: Mapping[str, Any]) -> None:
         )
 
 
-def from_first(work: Callable[[], Any]) -> Any:
+def broadcast_from_first(work: Callable[[], Any]) -> Any:
     """What the first process gets from ``work``, which it alone does; it must be JSON.
 
     Raises:
@@ -152,7 +152,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
-def arrays_from_first(
+def broadcast_arrays_from_first(
     work: Callable[[], tuple[PyTree, Any]], like: Callable[[Any], PyTree]
 ) -> tuple[PyTree, Any]:
     """A tree of arrays and the JSON beside it that the first process gets from ``work``.
@@ -171,7 +171,7 @@ def arrays_from_first(
         kept.append(tree)
         return beside, tree is None
 
-    beside, none = from_first(first)
+    beside, none = broadcast_from_first(first)
     if none or jax.process_count() == 1:
         return (None if none else kept[0]), beside
     tree = kept[0] if kept else like(beside)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
 
 from charm_jax.inference.steps import Batch, cases_of, eval_step
-from charm_jax.models import forgetting, memory_bank
-from charm_jax.models.baseline import Plain
+from charm_jax.models import memory_bank
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases, Charm
 from charm_jax.models.memory_bank import MemoryBank, Retrieved
 from charm_jax.models.state import TrainState
@@ -19,7 +19,7 @@ Read = Callable[[Array, Cases, MemoryBank], Float[Array, "batch findings"]]
 
 
 def explain_step(
-    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
     """``eval_step`` with the share of every retrieved case; the heavy part is computed once.
 
@@ -49,14 +49,14 @@ def explain_step(
     if state.memory is None:
         return kept
     if output.momentum_features is not None:
-        kept["anchor"] = output.momentum_features
+        kept["momentum_features"] = output.momentum_features
 
     def read(fused: Array, cases: Cases, memory: MemoryBank) -> Array:
         return model.apply(variables, fused, cases, memory, train=False, method="read")[-1]
 
     retrieved = output.retrieved
     ids = jnp.where(retrieved.valid, state.memory.case_ids[retrieved.indices], -1)
-    empty = forgetting.overlook_all(state.memory)
+    empty = memory_bank.mask_all(state.memory)
     return kept | {
         "fused": output.fused,
         "cases": ids,
@@ -68,7 +68,7 @@ def explain_step(
 
 
 def familiar_step(
-    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
     """``eval_step``, and the ``thumbnail`` ``[B, 32, 32]`` of each image."""
     outputs = eval_step(state, batch, model=model, prepare=prepare)
@@ -109,7 +109,7 @@ def contributions(
     ids = jnp.where(retrieved.valid, memory.case_ids[retrieved.indices], -1)
 
     def without(query: Array, case: Cases, forgotten: Array) -> Array:
-        bank = forgetting.overlook(memory, forgotten)
+        bank = memory_bank.mask_case(memory, forgotten)
         alone = jax.tree.map(lambda leaf: leaf[None], (query, case))
         return read(*alone, bank)[0]
 
@@ -125,7 +125,7 @@ def grad_cams(
     rows: Int32[Array, " pairs"],
     findings: Int32[Array, " pairs"],
     *,
-    model: Charm | Plain,
+    model: Charm | Baseline,
 ) -> Float[Array, "pairs h w"]:
     """Grad-CAM of pairs of an image and a finding, over the expansion block's features.
 
@@ -146,10 +146,14 @@ def grad_cams(
     variables = _variables(state)
     cases = jax.tree.map(lambda leaf: leaf[rows], cases_of(batch))
     main = explained["main"][rows].astype(jnp.float32)
-    anchor = explained["anchor"][rows] if "anchor" in explained else None
+    momentum_features = explained.get("momentum_features")
+    if momentum_features is not None:
+        momentum_features = momentum_features[rows]
 
     def chosen(main: Array) -> Array:
-        logits = model.apply(variables, main, anchor, cases, state.memory, method="classify")
+        logits = model.apply(
+            variables, main, momentum_features, cases, state.memory, method="classify"
+        )
         # Images do not meet in evaluation, so the gradient of the sum is that of each.
         return jnp.take_along_axis(logits, findings[:, None], axis=1).sum()
 
@@ -194,7 +198,7 @@ def read_step(
     }
 
 
-def remember(
+def write_selected(
     memory: MemoryBank,
     fused: Float[Array, "batch dim"],
     cases: Cases,

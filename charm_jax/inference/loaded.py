@@ -17,7 +17,7 @@ from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import eval_step
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.state import TrainState
 from charm_jax.runs import banks, folder
@@ -54,7 +54,7 @@ class LoadedModel:
     """
 
     settings: Settings
-    network: Charm | Plain
+    network: Charm | Baseline
     state: TrainState
     pathologies: tuple[str, ...]
     description: str

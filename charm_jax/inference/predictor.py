@@ -18,7 +18,7 @@ BATCH = 16
 ATTENTION = "attention"
 Outputs = dict[str, np.ndarray]
 Heats = dict[str, np.ndarray]
-_ON_DEVICE = ("main", "anchor", "momentum_features", "fused")  # large, and of no use to a reader
+_ON_DEVICE = ("main", "momentum_features", "fused")  # large, and of no use to a reader
 
 
 class Predictor:

@@ -93,11 +93,11 @@ def predict_batches(
     """
     outputs, seen = [], []
     for batch in batches:
-        mask = processes.whole(batch["mask"])
+        mask = processes.all_gather(batch["mask"])
         images = {name: value for name, value in batch.items() if name != "mask"}
         output = jax.device_get(step(state, images))
         outputs.append({name: value[mask] for name, value in output.items()})
-        seen.append(processes.whole(batch["case_id"])[mask])
+        seen.append(processes.all_gather(batch["case_id"])[mask])
         on_batch(int(mask.sum()))
     if not np.array_equal(np.concatenate(seen), case_ids):
         raise RuntimeError("the images that were evaluated are not those of the part, each once")

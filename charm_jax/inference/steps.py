@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from charm_jax.distributed.compiler import CompiledStep, DeviceCases
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases, Charm
 from charm_jax.models.state import TrainState
 
@@ -20,7 +20,7 @@ def cases_of(batch: Batch) -> Cases:
 
 
 def eval_step(
-    state: TrainState, batch: Batch, *, model: Charm | Plain, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
     """``logits`` ``[B, F]`` of a batch and the output's ``evidence``; nothing changes.
 

@@ -29,7 +29,7 @@ from charm_jax.inference import loaded
 from charm_jax.inference.classifier import Memory
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.memory import changes, refill
-from charm_jax.models import forgetting
+from charm_jax.models import memory_bank
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs import banks
 from charm_jax.runs import data as run_data
@@ -119,7 +119,7 @@ def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     banks.check_label(opened.run, values.label)
     chosen = Memory(opened.model).find(words, values.patients.split(",") if values.patients else [])
     model = opened.model
-    memory = forgetting.forget(model.state.memory, jnp.asarray(chosen, jnp.int32))
+    memory = memory_bank.forget(model.state.memory, jnp.asarray(chosen, jnp.int32))
     part, data = _part(opened, values.split)
     readings = [changes.read(model, bank, part) for bank in (model.state.memory, memory)]
     changed = changes.changes(*readings, part)

@@ -14,7 +14,7 @@ from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
 
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
-class PlainOutput:
+class BaselineOutput:
     """What a forward pass makes; named as in ``CharmOutput``.
 
     Attributes:
@@ -38,7 +38,7 @@ class PlainOutput:
         return {}
 
 
-class Plain(nn.Module):
+class Baseline(nn.Module):
     """Backbone, global mean, linear layer; it is called as ``Charm`` is.
 
     Attributes:
@@ -63,17 +63,17 @@ class Plain(nn.Module):
         memory: None,
         *,
         train: bool,
-    ) -> PlainOutput:
+    ) -> BaselineOutput:
         """One pass over a batch of normalised images; ``cases`` do not matter."""
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
-        return PlainOutput(logits=self.classify(main, None, cases, memory), main=main)
+        return BaselineOutput(logits=self.classify(main, None, cases, memory), main=main)
 
     @nn.compact
     def classify(
         self,
         main: Float[Array, "batch height width dim"],
-        anchor: None,
+        momentum_features: None,
         cases: Cases | None,
         memory: None,
     ) -> Float[Array, "batch findings"]:

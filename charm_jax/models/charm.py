@@ -96,8 +96,8 @@ class CharmOutput:
             kept["attention"] = self.attention[..., 0]
         if self.momentum_features is not None:
             main = self.main.astype(jnp.float32).mean((1, 2))
-            anchor = self.momentum_features.astype(jnp.float32).mean((1, 2))
-            cosine = optax.losses.cosine_similarity(main, anchor, epsilon=1e-12)
+            average = self.momentum_features.astype(jnp.float32).mean((1, 2))
+            cosine = optax.losses.cosine_similarity(main, average, epsilon=1e-12)
             kept["disagreement"] = 1 - cosine
         return kept
 
@@ -170,10 +170,12 @@ class Charm(nn.Module):
         """
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
-        anchor = None
+        momentum_features = None
         if momentum is not None:
-            anchor, momentum = momentum_branch.apply(self.expansion, momentum, trunk, train=train)
-        attention, fused = self.fuse(main, anchor)
+            momentum_features, momentum = momentum_branch.apply(
+                self.expansion, momentum, trunk, train=train
+            )
+        attention, fused = self.fuse(main, momentum_features)
 
         stored = jax.lax.stop_gradient(fused)
         if train:
@@ -187,7 +189,7 @@ class Charm(nn.Module):
         return CharmOutput(
             logits=logits,
             main=main,
-            momentum_features=anchor,
+            momentum_features=momentum_features,
             attention=attention,
             fused=fused,
             retrieved=retrieved,
@@ -200,7 +202,7 @@ class Charm(nn.Module):
     def fuse(
         self,
         main: Float[Array, "batch height width dim"],
-        anchor: Float[Array, "batch height width dim"] | None,
+        momentum_features: Float[Array, "batch height width dim"] | None,
     ) -> tuple[Float[Array, "batch height width 1"] | None, Float[Array, "batch dim"]]:
         """From f and f̄ to a and q; each is None, or left out of q, in a network without it."""
         attention, weighed = None, main.astype(jnp.float32)
@@ -208,8 +210,8 @@ class Charm(nn.Module):
             attention = self.fusion(main)
             weighed = weighed * attention
         fused = weighed.mean((1, 2))
-        if anchor is not None:
-            fused = fused + anchor.astype(jnp.float32).mean((1, 2))
+        if momentum_features is not None:
+            fused = fused + momentum_features.astype(jnp.float32).mean((1, 2))
         return attention, fused
 
     def read(
@@ -232,12 +234,12 @@ class Charm(nn.Module):
     def classify(
         self,
         main: Float[Array, "batch height width dim"],
-        anchor: Float[Array, "batch height width dim"] | None,
+        momentum_features: Float[Array, "batch height width dim"] | None,
         cases: Cases,
         memory: MemoryBank,
     ) -> Float[Array, "batch findings"]:
         """From f to the logits of an evaluation, all that lies behind the expansion block."""
-        _, fused = self.fuse(main, anchor)
+        _, fused = self.fuse(main, momentum_features)
         return self.read(fused, cases, memory, train=False)[-1]
 
     def initialise(self, images: Float[Array, "batch height width channels"]) -> None:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from charm_jax.models import memory_bank
+from charm_jax.models import memory_bank, selection
 from charm_jax.models.attention import MultiScaleAttention
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm, Head
 from charm_jax.models.memory_bank import MemoryBank
 
@@ -31,7 +31,7 @@ def create_network(
     rarity_threshold: float = -1.0,
     stochastic_depth: float = 0.2,
     dtype: DTypeLike = jnp.float32,
-) -> Charm | Plain:
+) -> Charm | Baseline:
     """Create the module of a network; its parameters are float32 everywhere.
 
     Args:
@@ -50,9 +50,9 @@ def create_network(
     trunk = parts.trunk(drop_rate=stochastic_depth, dtype=dtype)
     expansion = parts.expansion(dtype=dtype)
     if not charm:
-        return Plain(trunk, expansion, parts.final, num_classes)
+        return Baseline(trunk, expansion, parts.final, num_classes)
     select = partial(
-        memory_bank.select,
+        selection.select,
         rule=rarity,
         threshold=rarity_threshold,
         prevalence=(0.0,) * num_classes if prevalence is None else prevalence,
@@ -67,7 +67,7 @@ def create_network(
     )
 
 
-def empty_bank(model: Charm | Plain, backbone: str, size: int) -> MemoryBank | None:
+def empty_bank(model: Charm | Baseline, backbone: str, size: int) -> MemoryBank | None:
     """Create an empty bank of ``size`` cases for a network; None for one without CHARM."""
     if not isinstance(model, Charm):
         return None

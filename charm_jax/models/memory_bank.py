@@ -1,6 +1,5 @@
 """The memory bank: stored feature vectors, written first-in-first-out and read by cosine top-k."""
 
-from collections.abc import Callable
 from typing import no_type_check
 
 import jax
@@ -10,7 +9,6 @@ from jaxtyping import Array, Bool, Float, Int8, Int32
 
 _NORM_EPS = 1e-12  # torch.nn.functional.normalize divides by max(norm, eps)
 _NO_ID = -1
-_DEFAULT = -1.0  # configs have fixed types: "the rule's default" has to be a number too
 
 
 # JAX rebuilds these with other leaves (batched arrays, shapes, booleans), which a type checker at
@@ -55,11 +53,6 @@ class Retrieved:
     valid: Bool[Array, "batch k"]
 
 
-Threshold = float | Float[Array, ""]
-Prevalence = Float[Array, " findings"] | tuple[float, ...]
-Rule = Callable[..., Bool[Array, " batch"]]
-
-
 def empty(size: int, dim: int, num_findings: int) -> MemoryBank:
     """Makes a bank of `size` empty slots for features of length `dim`.
 
@@ -80,132 +73,6 @@ def empty(size: int, dim: int, num_findings: int) -> MemoryBank:
         cursor=jnp.zeros((), jnp.int32),
         count=jnp.zeros((), jnp.int32),
     )
-
-
-def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
-    """Computes abs(‖q‖ - μ) / μ, μ the batch mean of ‖q‖: the reference's "rarity score".
-
-    Differs: 0 where the reference divides 0 by 0 (a batch of zero vectors).
-    """
-    norms = jnp.linalg.norm(jax.lax.stop_gradient(features), axis=-1)
-    mean = jnp.mean(norms)
-    return jnp.abs(norms - mean) / jnp.where(mean > 0, mean, 1.0)
-
-
-def norm_inlier(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
-) -> Bool[Array, " batch"]:
-    """Keeps features whose norm is *near* the batch mean: relative deviation below `threshold`.
-
-    Source: the published notebook, with which the published AUC table was made. It keeps the
-    common features, not the rare ones. Zero vectors are never kept in a batch of zero vectors
-    (the reference compares NaN there, with the same outcome).
-    """
-    del labels, prevalence
-    return (norm_deviation(features) < threshold) & jnp.any(features != 0)
-
-
-def norm_outlier(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
-) -> Bool[Array, " batch"]:
-    """Keeps features whose norm is *far* from the batch mean: deviation above `threshold`.
-
-    Source: the paper's text.
-    """
-    del labels, prevalence
-    return norm_deviation(features) > threshold
-
-
-def angle_outlier(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
-) -> Bool[Array, " batch"]:
-    """Keeps features with 1 - cos(q, mean vector of the batch) above `threshold` (range 0 … 2).
-
-    Source: the paper's overview figure. A zero vector has cosine 0 with everything.
-    """
-    del labels, prevalence
-    mean = jnp.mean(features, axis=0, keepdims=True)
-    return 1.0 - jnp.sum(_normalise(features) * _normalise(mean), axis=-1) > threshold
-
-
-def rare_finding(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
-) -> Bool[Array, " batch"]:
-    """Keeps cases that carry a finding whose `prevalence` (0 … 1) is below `threshold`.
-
-    Differs: not in the reference. Labels are known in training, so 'rare' can mean rare.
-    """
-    del features
-    rare = jnp.asarray(prevalence, jnp.float32) < threshold
-    return jnp.any((labels == 1) & rare[None, :], axis=-1)
-
-
-SELECTION_RULES: dict[str, Rule] = {
-    "norm_inlier": norm_inlier,
-    "norm_outlier": norm_outlier,
-    "angle_outlier": angle_outlier,
-    "rare_finding": rare_finding,
-}
-
-DEFAULT_THRESHOLD: dict[str, float] = {
-    "norm_inlier": 0.2,
-    "norm_outlier": 0.2,
-    "angle_outlier": 0.2,
-    "rare_finding": 0.02,
-}
-
-
-def resolve_threshold(rule: str, threshold: float) -> float:
-    """Gives the threshold to run `rule` with: `threshold` itself, or for -1.0 the rule's default.
-
-    Raises:
-        ValueError: If the rule is unknown, or the threshold is negative (but for -1.0) or NaN.
-    """
-    if rule not in SELECTION_RULES:
-        raise ValueError(
-            f"unknown selection rule {rule!r}; choose one of {', '.join(SELECTION_RULES)}"
-        )
-    if threshold == _DEFAULT:
-        return DEFAULT_THRESHOLD[rule]
-    if not threshold >= 0:
-        raise ValueError(
-            f"the threshold of rule {rule!r} is {threshold}; "
-            f"use a number from 0 up, or {_DEFAULT} for the default {DEFAULT_THRESHOLD[rule]}"
-        )
-    return threshold
-
-
-def select(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    rule: str,
-    threshold: float,
-    prevalence: Prevalence,
-) -> Bool[Array, " batch"]:
-    """Says which rows of a batch the named rule stores; `threshold` -1.0 is the rule's default.
-
-    Raises:
-        ValueError: If the rule is unknown, or the threshold is negative (but for -1.0) or NaN.
-    """
-    tau = resolve_threshold(rule, threshold)
-    return SELECTION_RULES[rule](features, labels, threshold=tau, prevalence=prevalence)
 
 
 def write(
@@ -271,7 +138,7 @@ def retrieve(
     if k < 0:
         raise ValueError(f"k is {k}; the number of cases to retrieve is 0 or more")
     stored = jax.lax.stop_gradient(bank.features)
-    unit_queries = _normalise(queries.astype(stored.dtype))
+    unit_queries = normalise(queries.astype(stored.dtype))
     usable = _usable(bank, exclude_case_ids, exclude_patient_ids)
 
     # HIGHEST: TF32 is off by about 1e-3, enough to swap neighbours.
@@ -285,7 +152,7 @@ def retrieve(
 
     # Taking the k cosines anew keeps the [batch, N] matrix out of the backward pass.
     nearest = stored[indices]
-    cosine = jnp.sum(unit_queries[:, None, :] * _normalise(nearest), axis=-1)
+    cosine = jnp.sum(unit_queries[:, None, :] * normalise(nearest), axis=-1)
     cosine = jnp.where(valid, cosine, 0.0)
     return Retrieved(
         features=jnp.sum(cosine[:, :, None] * nearest, axis=1),
@@ -293,6 +160,56 @@ def retrieve(
         similarities=cosine,
         valid=valid,
     )
+
+
+def forget(bank: MemoryBank, case_ids: Int32[Array, " forgotten"]) -> MemoryBank:
+    """The bank without the given cases, each with every slot that it has.
+
+    The remaining slots close up, the oldest first, from slot 0 on; the cursor stands behind the
+    youngest. So the bank is the one that would be if only the remaining rows had ever been
+    written: later writes fill the empty slots before they take the place of the oldest. (Holes
+    in the ring would be skipped by the cursor while remembered cases are overwritten.)
+
+    Args:
+        bank: as it is.
+        case_ids: any number, in the bank or not; -1 forgets nothing.
+    """
+    size, dim = bank.features.shape
+    kept = (bank.case_ids != _NO_ID) & ~jnp.isin(bank.case_ids, case_ids)
+    # In a ring that has gone round, the slot under the cursor is the oldest.
+    age = (jnp.arange(size, dtype=jnp.int32) - bank.cursor) % size
+    order = jnp.argsort(jnp.where(kept, age, size), stable=True)
+    count = jnp.sum(kept, dtype=jnp.int32)
+    filled = jnp.arange(size) < count
+
+    def closed_up(stored: Array, nothing: Array) -> Array:
+        rows = filled.reshape(-1, *[1] * (stored.ndim - 1))
+        return jnp.where(rows, stored[order], nothing)
+
+    nothing = empty(size, dim, bank.labels.shape[1])
+    return MemoryBank(
+        features=closed_up(bank.features, nothing.features),
+        labels=closed_up(bank.labels, nothing.labels),
+        case_ids=closed_up(bank.case_ids, nothing.case_ids),
+        patient_ids=closed_up(bank.patient_ids, nothing.patient_ids),
+        cursor=count % size,
+        count=count,
+    )
+
+
+def mask_case(bank: MemoryBank, case_id: Int32[Array, ""]) -> MemoryBank:
+    """The bank to a reader that may not see one case: its slots read as empty, where they are.
+
+    Reading gives what reading after ``forget`` does, and nothing is moved, so that a vmap over
+    many cases shares one copy of the features. It is for reading only. A case id of -1 changes
+    nothing.
+    """
+    return bank.replace(case_ids=jnp.where(bank.case_ids == case_id, _NO_ID, bank.case_ids))
+
+
+def mask_all(bank: MemoryBank) -> MemoryBank:
+    """The bank to a reader that may see no case; for reading only."""
+    return bank.replace(case_ids=jnp.full_like(bank.case_ids, _NO_ID))
 
 
 def _usable(
@@ -309,7 +226,8 @@ def _usable(
     return usable & ~(same_patient & (patient_ids != _NO_ID)[:, None])
 
 
-def _normalise(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+def normalise(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+    """Scale vectors to length 1; zero vectors stay zero and have finite gradients."""
     return x / _norms(x)
 
 

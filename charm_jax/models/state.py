@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int32, Key, PyTree
 
 from charm_jax.models import momentum
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
@@ -48,7 +48,7 @@ def trainable(params: Mapping[str, PyTree[Array]], *, freeze_trunk: bool) -> dic
 
 
 def create(
-    model: Charm | Plain,
+    model: Charm | Baseline,
     key: Key[Array, ""],
     images: Float[Array, "batch height width channels"],
     memory: MemoryBank | None,

@@ -13,7 +13,7 @@ from charm_jax.config import build, cli, validate
 from charm_jax.config.cli import say
 from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
@@ -40,10 +40,13 @@ def main(argv: list[str]) -> int:
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
     directory = Path(config.runs_dir) / config.name
-    if processes.from_first(lambda: _is_finished(directory, config)) and not values.dry_run:
+    if (
+        processes.broadcast_from_first(lambda: _is_finished(directory, config))
+        and not values.dry_run
+    ):
         say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
         return 0
-    data, description = processes.together(lambda: _described_data(config))
+    data, description = processes.all_succeed(lambda: _described_data(config))
     processes.check_alike(
         {
             **{f"config.{key}": value for key, value in folder.binding_keys(config).items()},
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> int:
         return 1 if data.refused else 0
     _announce(config, data, description)
     with contextlib.ExitStack() as stack:
-        processes.from_first(lambda: _begin(stack, directory, config, data, description))
+        processes.broadcast_from_first(lambda: _begin(stack, directory, config, data, description))
         code = Training(config, data, directory, description).run()
     return 1 if code == 0 and data.refused else code
 
@@ -125,7 +128,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _network(config: Settings, data: run_data.Data) -> Charm | Plain:
+def _network(config: Settings, data: run_data.Data) -> Charm | Baseline:
     return build.build_network(config, len(data.table.findings), data.prevalence)
 
 

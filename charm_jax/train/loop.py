@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from charm_jax.distributed.processes import whole
+from charm_jax.distributed.processes import all_gather
 from charm_jax.models.state import TrainState
 
 TrainStep = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]
@@ -218,7 +218,7 @@ def _settle(
         if bad:
             raise NonFiniteLoss(
                 f"The {bad[0]} of step {step} of stage {plan.stage} is {values[bad[0]]}; its "
-                f"batch holds the case ids {', '.join(map(str, whole(case_ids)))}"
+                f"batch holds the case ids {', '.join(map(str, all_gather(case_ids)))}"
             )
         log.step(plan, step, values)
         progress = dataclasses.replace(progress, loss_sum=progress.loss_sum + values["loss"])

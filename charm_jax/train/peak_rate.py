@@ -9,7 +9,7 @@ import numpy as np
 from charm_jax.config.cli import say
 from charm_jax.config.settings import Settings
 from charm_jax.distributed import mesh, processes
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.state import TrainState, begin_stage
 from charm_jax.runs import folder
@@ -35,7 +35,7 @@ class PeakRate:
 
     config: Settings
     data: Data
-    model: Charm | Plain
+    model: Charm | Baseline
     cases: ResidentCases | None
     directory: Path
     title: str
@@ -50,11 +50,11 @@ class PeakRate:
         if not keys.find_lr:
             return keys.peak_lr
         path = self.directory / f"range_test_{plan.stage}.json"
-        if not processes.from_first(path.exists):
+        if not processes.broadcast_from_first(path.exists):
             say(f"Range test of stage {plan.stage}: {lr_finder.STEPS} steps on a copy.")
             result = self._range_test(plan, state)
-            processes.from_first(lambda: self._write(path, plan, result))
-        peak = processes.from_first(lambda: folder.read_json(path)["peak_lr"])
+            processes.broadcast_from_first(lambda: self._write(path, plan, result))
+        peak = processes.broadcast_from_first(lambda: folder.read_json(path)["peak_lr"])
         say(f"Peak rate of stage {plan.stage} by its range test: {peak:.2e} ({path}).")
         return peak
 

@@ -16,7 +16,7 @@ from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import jit_eval_step
 from charm_jax.metrics.classification import summarise
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.losses import LOSSES
 from charm_jax.models.state import TrainState
@@ -67,7 +67,7 @@ def range_test_optimizer(config: Settings, stage: Plan) -> optax.GradientTransfo
 
 def train_step(
     config: Settings,
-    model: Charm | Plain,
+    model: Charm | Baseline,
     stage: Plan,
     optimizer: optax.GradientTransformation,
     cases: ResidentCases | None,
@@ -132,7 +132,7 @@ def validator(
 
 
 def eval_step(
-    config: Settings, model: Charm | Plain, cases: ResidentCases | None = None
+    config: Settings, model: Charm | Baseline, cases: ResidentCases | None = None
 ) -> CompiledStep:
     """Compile the evaluation step that validation runs."""
     prepare = partial(augment.evaluation_images, channels=config.model.channels)

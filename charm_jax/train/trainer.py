@@ -80,7 +80,7 @@ class Training:
             say(f"Asked to end: {self._last_good()} The same command continues from there.")
             return 128 + (self.ending or signal.SIGTERM)
         else:
-            processes.from_first(lambda: self._finish(state))
+            processes.broadcast_from_first(lambda: self._finish(state))
             return 0
         finally:
             self.checkpoints.close()
@@ -115,7 +115,7 @@ class Training:
     def _where_it_stands(self) -> tuple[TrainState, Progress]:
         """The newest state that can be read, or a new one."""
         new = build.new_state(self.model, self.config)
-        state, found = processes.arrays_from_first(
+        state, found = processes.broadcast_arrays_from_first(
             lambda: self._newest(new), lambda found: self._begin(found["progress"]["stage"], new)
         )
         if state is None:
@@ -203,7 +203,7 @@ class Training:
                 "it again under another --config.name."
             )
 
-        return processes.arrays_from_first(read, lambda _: like)[0]
+        return processes.broadcast_arrays_from_first(read, lambda _: like)[0]
 
     def _begin(self, stage: str, state: TrainState) -> TrainState:
         """The state at the start of a stage. Its optimizer's state has no trace of the peak."""
@@ -247,10 +247,10 @@ class Training:
             "finished": self.finished,
         }
         saving = (progress.stage, state, meta, progress.best_step)
-        processes.from_first(lambda: self.checkpoints.save(*saving))
+        processes.broadcast_from_first(lambda: self.checkpoints.save(*saving))
 
     def _last_good(self) -> str:
-        last = processes.from_first(self._newest_on_disk)
+        last = processes.broadcast_from_first(self._newest_on_disk)
         if last is None:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."

@@ -25,7 +25,7 @@ from torch_networks import (
 from charm_jax.models import memory_bank, state
 from charm_jax.models.backbones import BACKBONES, densenet, resnet, vgg_lka
 from charm_jax.models.backbones.backbone import without_stochastic_depth
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases
 from charm_jax.weights import files
 from charm_jax.weights import load as pretrained
@@ -103,7 +103,7 @@ def in_torch(module):
 @functools.cache
 def plain_network(name):
     ours = OURS[name]
-    return Plain(ours.trunk(drop_rate=0.0), ours.expansion(), ours.final, FINDINGS)
+    return Baseline(ours.trunk(drop_rate=0.0), ours.expansion(), ours.final, FINDINGS)
 
 
 @functools.cache

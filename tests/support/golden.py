@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charm_jax.models import memory_bank
+from charm_jax.models import memory_bank, selection
 from charm_jax.models.attention import MultiScaleAttention
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.charm import Cases, Charm, Head
@@ -87,7 +87,7 @@ def charm(backbone, dropout=0.0):
         head=Head(14, dropout),
         retrieval_k=RETRIEVAL_K,
         select=functools.partial(
-            memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * 14
+            selection.select, rule="norm_inlier", threshold=0.2, prevalence=(0.5,) * 14
         ),
     )
 

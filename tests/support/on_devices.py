@@ -16,7 +16,7 @@ from small_network import BATCH, DECAY, DIM, FINDINGS, OPTIMIZER, SIDE, SLOTS, b
 
 from charm_jax.distributed import mesh as devices
 from charm_jax.inference.steps import jit_eval_step
-from charm_jax.models import memory_bank, state
+from charm_jax.models import memory_bank, selection, state
 from charm_jax.models.layers.conv import dense_conv
 from charm_jax.models.losses import focal
 from charm_jax.runs.checkpoints import tree_sha256
@@ -28,7 +28,7 @@ STEPS, BATCHES = 20, 3
 # A rule that looks at the whole batch: the mean norm of a device's share is another one.
 MODEL = network().clone(
     select=functools.partial(
-        memory_bank.select, rule="norm_inlier", threshold=0.2, prevalence=(0.1,) * FINDINGS
+        selection.select, rule="norm_inlier", threshold=0.2, prevalence=(0.1,) * FINDINGS
     )
 )
 
@@ -112,7 +112,7 @@ def convolution_gradients(count, side, channels, features):
     if mesh is None:
         return {"gradients": [v.tolist() for v in gradients(images, kernel)]}
     with jax.set_mesh(mesh):
-        images = devices.divided({"image": images}, mesh)["image"]
+        images = devices.shard_batch({"image": images}, mesh)["image"]
         shapes = gathered(gradients.lower(images, kernel).compile())
         return {"gradients": [v.tolist() for v in gradients(images, kernel)], "gathered": shapes}
 

@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from charm_jax.models import memory_bank
+from charm_jax.models import selection
 from charm_jax.models.attention import MultiScaleAttention
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
 from charm_jax.models.charm import Charm, Head
@@ -30,7 +30,7 @@ def network(dtype=jnp.float32):
         retrieval_k=2,
         # The labels alone decide what is written: whoever has the first finding.
         select=functools.partial(
-            memory_bank.select, rule="rare_finding", threshold=0.02, prevalence=(0.01, 0.5, 0.5)
+            selection.select, rule="rare_finding", threshold=0.02, prevalence=(0.01, 0.5, 0.5)
         ),
     )
 

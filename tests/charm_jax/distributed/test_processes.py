@@ -23,20 +23,20 @@ def failing():
 
 def test_a_process_of_its_own_asks_nobody():
     assert processes.is_first()
-    assert processes.from_first(lambda: {"a": 1}) == {"a": 1}
+    assert processes.broadcast_from_first(lambda: {"a": 1}) == {"a": 1}
     with pytest.raises(InputError, match="no such thing"):
-        processes.from_first(failing)
+        processes.broadcast_from_first(failing)
     rows = np.arange(3)
-    assert processes.whole(rows) is rows
+    assert processes.all_gather(rows) is rows
     assert processes.any_of(True)
     assert not processes.any_of(False)
-    tree, beside = processes.arrays_from_first(lambda: ({"a": rows}, 5), failing)
+    tree, beside = processes.broadcast_arrays_from_first(lambda: ({"a": rows}, 5), failing)
     assert tree["a"] is rows
     assert beside == 5
-    assert processes.arrays_from_first(lambda: (None, {}), failing) == (None, {})
-    assert processes.together(lambda: 3) == 3
+    assert processes.broadcast_arrays_from_first(lambda: (None, {}), failing) == (None, {})
+    assert processes.all_succeed(lambda: 3) == 3
     with pytest.raises(InputError, match="no such thing"):
-        processes.together(failing)
+        processes.all_succeed(failing)
     processes.check_alike({"config.seed": 0})
 
 
@@ -46,7 +46,7 @@ def test_processes_that_differ_are_told_in_what(monkeypatch):
         theirs[0, 1, 0] ^= 1
         return np.concatenate([mine, theirs])
 
-    monkeypatch.setattr(processes, "whole", also_of_another)
+    monkeypatch.setattr(processes, "all_gather", also_of_another)
     with pytest.raises(InputError, match=r"config\.seed is not the same in all processes"):
         processes.check_alike({"config.name": "a", "config.seed": 0, "rule": "official"})
 
@@ -54,7 +54,7 @@ def test_processes_that_differ_are_told_in_what(monkeypatch):
 def test_one_that_cannot_go_on_ends_all(monkeypatch):
     monkeypatch.setattr(processes, "any_of", lambda flag: True)
     with pytest.raises(InputError, match="Another process cannot go on"):
-        processes.together(lambda: 3)
+        processes.all_succeed(lambda: 3)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from small_network import BATCH, DIM, FINDINGS, SIDE, network
 
 from charm_jax.inference import explain as evidence
 from charm_jax.inference.steps import cases_of, jit_eval_step
-from charm_jax.models import forgetting, memory_bank, state
-from charm_jax.models.baseline import Plain
+from charm_jax.models import memory_bank, state
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from data_pipelines.loading.augment import evaluation_images
 
@@ -96,7 +96,7 @@ def test_forgetting_a_case_changes_the_logits_by_its_contribution(charm, seed, c
     explained = jax.device_get(step(state, batch))
     np.testing.assert_allclose(explained["logits"], plain(state, batch)["logits"], atol=1e-5)
     for case in range(6):
-        bank = forgetting.forget(state.memory, jnp.asarray([case], jnp.int32))
+        bank = memory_bank.forget(state.memory, jnp.asarray([case], jnp.int32))
         after = np.asarray(plain(state.replace(memory=bank), batch)["logits"])
         change = explained["logits"] - after
         read = explained["cases"] == case
@@ -165,11 +165,14 @@ def test_grad_cam_equals_its_formula_image_by_image(charm):
 
     for heat, (row, finding) in zip(np.asarray(got), pairs, strict=True):
         case = jax.tree.map(lambda leaf, row=row: leaf[row][None], everyone)
-        anchor, main = explained["anchor"][row][None], explained["main"][row][None]
+        momentum_features, main = (
+            explained["momentum_features"][row][None],
+            explained["main"][row][None],
+        )
 
         @jax.jit
-        def logit(main, anchor=anchor, case=case, finding=finding):
-            args = (main, anchor, case, state.memory)
+        def logit(main, momentum_features=momentum_features, case=case, finding=finding):
+            args = (main, momentum_features, case, state.memory)
             return model.apply(variables, *args, method="classify")[0, finding]
 
         assert float(logit(main)) == pytest.approx(
@@ -188,7 +191,7 @@ def test_a_network_gives_what_it_has(lacking):
         "fusion": variant(fusion=None),
         "momentum": variant(),
         "retrieval": variant().clone(retrieval_k=0),
-        "everything": Plain(network().trunk, network().expansion, jax.nn.identity, FINDINGS),
+        "everything": Baseline(network().trunk, network().expansion, jax.nn.identity, FINDINGS),
     }[lacking]
     bank = a_bank(0) if isinstance(model, Charm) else None
     network_state = a_state(model, bank, momentum_branch=lacking != "momentum")

@@ -13,7 +13,7 @@ from tables import small_table
 from charm_jax.config import recipe, settings
 from charm_jax.inference import fitted
 from charm_jax.inference.loaded import LoadedModel
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.state import TrainState
 from charm_jax.runs import cases
 from charm_jax.runs import data as run_data
@@ -67,7 +67,7 @@ def model(tmp_path):
     state = TrainState(0, {"weight": np.ones(2)}, {}, None, None, (), None)
     return Model(
         settings=SETTINGS,
-        network=Plain(nn.Dense(1), nn.Dense(1), nn.relu, 1),  # never called
+        network=Baseline(nn.Dense(1), nn.Dense(1), nn.relu, 1),  # never called
         state=state,
         pathologies=("Mass",),
         description="a run",

@@ -10,7 +10,7 @@ from flax import linen as nn
 from charm_jax.config import recipe, settings
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.models import memory_bank
-from charm_jax.models.baseline import Plain as Baseline
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.state import TrainState
 from charm_jax.runs.banks import StoredBank
 from charm_jax.runs.cases import CaseMatch

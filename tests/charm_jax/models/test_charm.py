@@ -24,7 +24,7 @@ from golden import (
     variables,
 )
 
-from charm_jax.models import memory_bank
+from charm_jax.models import memory_bank, selection
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.losses import select_loss
 from charm_jax.weights import torch_names
@@ -200,7 +200,7 @@ def test_training_writes_the_bank_as_the_original(train_pass, arch):
     output, stored = train_pass(0)[2], numbers("charm", arch)
     np.testing.assert_array_equal(output.selected, stored["train64/tol/rarity_keep"])
     close(
-        memory_bank.norm_deviation(output.fused),
+        selection.norm_deviation(output.fused),
         stored["train64/tol/rarity_scores"],
         arch,
         "charm/train/tol/rarity_scores",

@@ -16,10 +16,14 @@ from charm_jax.models import memory_bank as mb
 GOLDEN = Path(__file__).parents[2] / "golden" / "memory_unit.npz"
 
 retrieve = jax.jit(mb.retrieve, static_argnums=2)
+forget = jax.jit(mb.forget)
 masks = st.lists(
     st.lists(st.booleans(), min_size=BATCH, max_size=BATCH).map(np.array), min_size=1, max_size=5
 )
 seeds = st.integers(0, 2**32 - 1)
+cases = st.lists(st.integers(-1, 12), min_size=2, max_size=2).map(
+    lambda ids: jnp.asarray(ids, jnp.int32)
+)
 quick = settings(max_examples=40)
 
 
@@ -276,79 +280,65 @@ def test_golden_sequence():
             np.testing.assert_allclose(got.features, expected, atol=2e-6)
 
 
-PREVALENCE = (0.5, 0.01)
+def replayed(ring, forgotten):
+    """A ring into which only what remains of another was written, the oldest first."""
+    order = (np.arange(SIZE) + ring.cursor) % SIZE
+    keep = (ring.case_ids[order] >= 0) & ~np.isin(ring.case_ids[order], forgotten)
+    new = Ring(SIZE, DIM, FINDINGS)
+    new.write({name: getattr(ring, name)[order] for name in FIELDS}, keep)
+    return new
 
 
-def keep_by(rule, features, labels=None, threshold=-1.0, prevalence=PREVALENCE):
-    features = jnp.asarray(features, jnp.float32)
-    if labels is None:
-        labels = np.zeros((len(features), FINDINGS), np.int8)
-
-    @jax.jit
-    def chosen(features, labels):
-        return mb.select(features, labels, rule=rule, threshold=threshold, prevalence=prevalence)
-
-    return np.asarray(chosen(features, jnp.asarray(labels, jnp.int8)))
+def assert_equal(bank, ring):
+    for name in (*FIELDS, "cursor", "count"):
+        np.testing.assert_array_equal(getattr(bank, name), getattr(ring, name))
 
 
-@pytest.mark.parametrize("threshold", [-1.0, 0.05, 0.6])
-def test_norm_rules_follow_the_formula(threshold):
-    features = np.random.default_rng(0).normal(size=(32, DIM))
-    norms = np.linalg.norm(features, axis=1)
-    deviation = np.abs(norms - norms.mean()) / norms.mean()
-    tau = 0.2 if threshold == -1.0 else threshold
-    inlier = keep_by("norm_inlier", features, threshold=threshold)
-    np.testing.assert_array_equal(inlier, deviation < tau)
-    assert 0 < inlier.sum() < 32
-    outlier = keep_by("norm_outlier", features, threshold=threshold)
-    np.testing.assert_array_equal(outlier, deviation > tau)
+@quick
+@given(seed=seeds, keeps=masks, forgotten=cases)
+def test_a_bank_that_forgot_is_one_that_never_knew(seed, keeps, forgotten):
+    bank, ring, _ = filled(seed, keeps)
+    assert_equal(forget(bank, forgotten), replayed(ring, forgotten))
 
 
-@pytest.mark.parametrize("threshold", [-1.0, 0.9, 1.5])
-def test_angle_outlier_follows_the_formula(threshold):
-    features = np.random.default_rng(1).normal(size=(32, DIM)) + 0.3
-    mean = features.mean(axis=0)
-    cosine = features @ mean / np.linalg.norm(features, axis=1) / np.linalg.norm(mean)
-    tau = 0.2 if threshold == -1.0 else threshold
-    kept = keep_by("angle_outlier", features, threshold=threshold)
-    np.testing.assert_array_equal(kept, 1 - cosine > tau)
-    assert 0 < kept.sum() < 32
+@quick
+@given(seed=seeds, keeps=masks, forgotten=cases, later=masks)
+def test_later_writes_fill_the_gaps_before_they_replace_the_oldest(seed, keeps, forgotten, later):
+    bank, ring, rng = filled(seed, keeps)
+    bank, ring = forget(bank, forgotten), replayed(ring, forgotten)
+    for keep in later:
+        rows = draw_rows(rng)
+        bank = put(bank, rows, keep)
+        ring.write(rows, keep)
+        assert_equal(bank, ring)
 
 
-def test_rare_finding_reads_positive_labels_only():
-    labels = [[1, 0], [0, 1], [1, 1], [-1, -1], [0, 0]]
-    features = np.ones((5, DIM))
-    expected = [False, True, True, False, False]
-    np.testing.assert_array_equal(keep_by("rare_finding", features, labels), expected)
-    as_array = keep_by("rare_finding", features, labels, prevalence=jnp.array(PREVALENCE))
-    np.testing.assert_array_equal(as_array, expected)
-    every = keep_by("rare_finding", features, labels, threshold=0.6)
-    np.testing.assert_array_equal(every, [True, True, True, False, False])
+@quick
+@given(seed=seeds, keeps=masks, forgotten=st.integers(-1, 12))
+def test_reading_with_a_case_masked_equals_reading_after_forgetting_it(seed, keeps, forgotten):
+    bank, _, rng = filled(seed, keeps)
+    queries = jnp.asarray(draw_rows(rng)["features"])
+    nobody = jnp.full((BATCH,), -1, jnp.int32)
+    case = jnp.asarray(forgotten, jnp.int32)
+    seen = retrieve(mb.mask_case(bank, case), queries, 3, exclude_case_ids=nobody)
+    known = retrieve(forget(bank, case[None]), queries, 3, exclude_case_ids=nobody)
+    np.testing.assert_allclose(seen.features, known.features, atol=3e-6)
+    np.testing.assert_allclose(seen.similarities, known.similarities, atol=1e-6)
 
 
-def test_rules_stay_finite_on_zero_vectors():
-    zeros = np.zeros((4, DIM))
-    np.testing.assert_array_equal(mb.norm_deviation(jnp.asarray(zeros, jnp.float32)), 0)
-    assert not keep_by("norm_inlier", zeros).any()
-    assert not keep_by("norm_outlier", zeros).any()
-    assert keep_by("angle_outlier", zeros).all()  # cosine 0 with everything, as torch has it
+def test_nothing_is_read_of_a_masked_bank():
+    bank, _, rng = filled(0, [np.ones(BATCH, bool)])
+    queries = jnp.asarray(draw_rows(rng)["features"])
+    nobody = jnp.full((BATCH,), -1, jnp.int32)
+    got = mb.retrieve(mb.mask_all(bank), queries, 3, exclude_case_ids=nobody)
+    np.testing.assert_array_equal(got.features, 0)
+    assert not np.any(got.valid)
 
 
-def test_every_rule_has_a_default_and_minus_one_means_it():
-    assert mb.DEFAULT_THRESHOLD.keys() == mb.SELECTION_RULES.keys()
-    for rule, default in mb.DEFAULT_THRESHOLD.items():
-        assert mb.resolve_threshold(rule, -1.0) == default
-        assert mb.resolve_threshold(rule, 0.07) == 0.07
-
-
-@pytest.mark.parametrize(
-    ("rule", "threshold", "message"),
-    [
-        ("norm", 0.2, "norm_inlier, norm_outlier"),
-        ("norm_inlier", -0.2, "-1.0 for the default 0.2"),
-        ("norm_inlier", float("nan"), "threshold"),
-    ],
-)
-def test_resolve_threshold_refuses(rule, threshold, message):
-    with pytest.raises(ValueError, match=message):
-        mb.resolve_threshold(rule, threshold)
+def test_forget_traces_once():
+    chex.clear_trace_counter()
+    once = jax.jit(chex.assert_max_traces(mb.forget, n=1))
+    bank, _, _ = filled(1, [np.ones(BATCH, bool)])
+    for case in (-1, 3, int(bank.case_ids[0])):
+        bank = once(bank, jnp.asarray([case], jnp.int32))
+    assert int(bank.count) < SIZE

@@ -23,7 +23,7 @@ from charm_jax.inference.steps import jit_eval_step
 from charm_jax.models import memory_bank, state
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm, CharmOutput
 from charm_jax.models.losses import binary_cross_entropy
 from charm_jax.models.memory_bank import Retrieved
@@ -357,7 +357,7 @@ def test_the_gradient_norm_is_that_before_the_optimizer(run):
 
 
 def test_a_plain_network_trains_without_bank_and_momentum_branch():
-    network = Plain(
+    network = Baseline(
         Trunk(8, (Stage(True, 1, 2, 8, 1),), drop_rate=0.0), ConvNormAct(DIM, 1), nn.relu, FINDINGS
     )
     images = jnp.zeros((1, SIDE, SIDE, 3))

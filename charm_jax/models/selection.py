@@ -1,0 +1,141 @@
+"""Selection rules: which features of a training batch the memory bank stores."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int8
+
+from charm_jax.models.memory_bank import normalise
+
+_DEFAULT = -1.0  # configs have fixed types: "the rule's default" has to be a number too
+
+Threshold = float | Float[Array, ""]
+Prevalence = Float[Array, " findings"] | tuple[float, ...]
+Rule = Callable[..., Bool[Array, " batch"]]
+
+
+def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
+    """Computes abs(‖q‖ - μ) / μ, μ the batch mean of ‖q‖: the reference's "rarity score".
+
+    Differs: 0 where the reference divides 0 by 0 (a batch of zero vectors).
+    """
+    norms = jnp.linalg.norm(jax.lax.stop_gradient(features), axis=-1)
+    mean = jnp.mean(norms)
+    return jnp.abs(norms - mean) / jnp.where(mean > 0, mean, 1.0)
+
+
+def norm_inlier(
+    features: Float[Array, "batch dim"],
+    labels: Int8[Array, "batch findings"],
+    *,
+    threshold: Threshold,
+    prevalence: Prevalence,
+) -> Bool[Array, " batch"]:
+    """Keeps features whose norm is *near* the batch mean: relative deviation below `threshold`.
+
+    Source: the published notebook, with which the published AUC table was made. It keeps the
+    common features, not the rare ones. Zero vectors are never kept in a batch of zero vectors
+    (the reference compares NaN there, with the same outcome).
+    """
+    del labels, prevalence
+    return (norm_deviation(features) < threshold) & jnp.any(features != 0)
+
+
+def norm_outlier(
+    features: Float[Array, "batch dim"],
+    labels: Int8[Array, "batch findings"],
+    *,
+    threshold: Threshold,
+    prevalence: Prevalence,
+) -> Bool[Array, " batch"]:
+    """Keeps features whose norm is *far* from the batch mean: deviation above `threshold`.
+
+    Source: the paper's text.
+    """
+    del labels, prevalence
+    return norm_deviation(features) > threshold
+
+
+def angle_outlier(
+    features: Float[Array, "batch dim"],
+    labels: Int8[Array, "batch findings"],
+    *,
+    threshold: Threshold,
+    prevalence: Prevalence,
+) -> Bool[Array, " batch"]:
+    """Keeps features with 1 - cos(q, mean vector of the batch) above `threshold` (range 0 … 2).
+
+    Source: the paper's overview figure. A zero vector has cosine 0 with everything.
+    """
+    del labels, prevalence
+    mean = jnp.mean(features, axis=0, keepdims=True)
+    return 1.0 - jnp.sum(normalise(features) * normalise(mean), axis=-1) > threshold
+
+
+def rare_finding(
+    features: Float[Array, "batch dim"],
+    labels: Int8[Array, "batch findings"],
+    *,
+    threshold: Threshold,
+    prevalence: Prevalence,
+) -> Bool[Array, " batch"]:
+    """Keeps cases that carry a finding whose `prevalence` (0 … 1) is below `threshold`.
+
+    Differs: not in the reference. Labels are known in training, so 'rare' can mean rare.
+    """
+    del features
+    rare = jnp.asarray(prevalence, jnp.float32) < threshold
+    return jnp.any((labels == 1) & rare[None, :], axis=-1)
+
+
+SELECTION_RULES: dict[str, Rule] = {
+    "norm_inlier": norm_inlier,
+    "norm_outlier": norm_outlier,
+    "angle_outlier": angle_outlier,
+    "rare_finding": rare_finding,
+}
+
+DEFAULT_THRESHOLD: dict[str, float] = {
+    "norm_inlier": 0.2,
+    "norm_outlier": 0.2,
+    "angle_outlier": 0.2,
+    "rare_finding": 0.02,
+}
+
+
+def resolve_threshold(rule: str, threshold: float) -> float:
+    """Gives the threshold to run `rule` with: `threshold` itself, or for -1.0 the rule's default.
+
+    Raises:
+        ValueError: If the rule is unknown, or the threshold is negative (but for -1.0) or NaN.
+    """
+    if rule not in SELECTION_RULES:
+        raise ValueError(
+            f"unknown selection rule {rule!r}; choose one of {', '.join(SELECTION_RULES)}"
+        )
+    if threshold == _DEFAULT:
+        return DEFAULT_THRESHOLD[rule]
+    if not threshold >= 0:
+        raise ValueError(
+            f"the threshold of rule {rule!r} is {threshold}; "
+            f"use a number from 0 up, or {_DEFAULT} for the default {DEFAULT_THRESHOLD[rule]}"
+        )
+    return threshold
+
+
+def select(
+    features: Float[Array, "batch dim"],
+    labels: Int8[Array, "batch findings"],
+    *,
+    rule: str,
+    threshold: float,
+    prevalence: Prevalence,
+) -> Bool[Array, " batch"]:
+    """Says which rows of a batch the named rule stores; `threshold` -1.0 is the rule's default.
+
+    Raises:
+        ValueError: If the rule is unknown, or the threshold is negative (but for -1.0) or NaN.
+    """
+    tau = resolve_threshold(rule, threshold)
+    return SELECTION_RULES[rule](features, labels, threshold=tau, prevalence=prevalence)
