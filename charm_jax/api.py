@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from charm_jax.config import recipe, settings
 from charm_jax.models import state as states
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.models.baseline import Plain
+from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.create import create_network, empty_bank
 from charm_jax.models.state import TrainState
@@ -35,7 +35,7 @@ def create_model(
     image_size: int = 224,
     bank_size: int = 512,
     seed: int = 0,
-) -> tuple[Charm | Plain, TrainState]:
+) -> tuple[Charm | Baseline, TrainState]:
     """Create a network and its state.
 
     Args:

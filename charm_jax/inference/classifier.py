@@ -15,7 +15,7 @@ from charm_jax.inference import fitted, loaded, records
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.inference.predictor import ATTENTION, BATCH, Predictor
 from charm_jax.inference.records import Record
-from charm_jax.models import forgetting
+from charm_jax.models import memory_bank
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
@@ -265,7 +265,7 @@ class Memory:
         """
         ids = jnp.asarray(self.find(images, patients), jnp.int32)
         state = self.model.state
-        bank = forgetting.forget(state.memory, ids)
+        bank = memory_bank.forget(state.memory, ids)
         return Classifier(dataclasses.replace(self.model, state=state.replace(memory=bank)))
 
 
