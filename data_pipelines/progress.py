@@ -12,6 +12,7 @@ _Item = TypeVar("_Item")
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BEFORE_BAR = 1.0
 _LINE = "{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def progress(
@@ -82,7 +83,7 @@ class _Lines(tqdm):
             prefix=self.desc,
             unit=_spaced(self.unit),
             unit_scale=self.unit == "B",
-            bar_format=_LINE,
+            bar_format=_LINE if self.total else _LINE_WITHOUT_TOTAL,
             postfix=self.postfix,
         )
         print(line, file=sys.stderr, flush=True)

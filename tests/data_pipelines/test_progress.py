@@ -44,7 +44,7 @@ def test_lines_name_the_postfix_and_scale_bytes(capsys, clock):
         bar.set_postfix(loss=0.5)
         clock[0] += 60.0
         bar.update(12_000_000)
-    assert capsys.readouterr().err == "a.pth: 12.0M/?B [01:00<?, 200kB/s, loss=0.5]\n"
+    assert capsys.readouterr().err == "a.pth: 12.0MB [01:00, 200kB/s, loss=0.5]\n"
 
 
 def test_a_write_beside_the_lines_adds_no_carriage_return(capsys, clock):
