@@ -134,7 +134,7 @@ def _renamed(
     in_file: dict[str, str] = {}
     faults = []
     for name, value in tensors.items():
-        plain = backbone.plain_name(name.removeprefix(_BASE))
+        plain = backbone.torchvision_name(name.removeprefix(_BASE))
         if plain in renamed and not np.array_equal(renamed[plain], value, equal_nan=True):
             faults.append(f"{name} contradicts {in_file[plain]}")
         renamed.setdefault(plain, value)

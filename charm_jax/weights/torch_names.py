@@ -47,7 +47,7 @@ def of(variables: Variables, backbone: Backbone) -> dict[tuple[str, ...], str]:
 def _name(path: tuple[str, ...], backbone: Backbone) -> str:
     collection, *layers, leaf = path
     if collection.startswith("momentum"):
-        stem = backbone.momentum_torch_name(tuple(layers))
+        stem = backbone.torch_name(("momentum", *layers))
     elif layers[0] in ("trunk", "expansion"):
         stem = backbone.torch_name(tuple(layers))
     elif layers[0] == "classifier":

@@ -1,4 +1,4 @@
-"""The registry of backbones: a new family is one file and one line here."""
+"""Register the backbones: a new family is one file and one line here."""
 
 from charm_jax.models.backbones import densenet, efficientnet_v2, resnet, vgg_lka
 from charm_jax.models.backbones.backbone import Backbone

@@ -1,4 +1,4 @@
-"""What every backbone offers to the model."""
+"""Define the interface between a backbone and the networks built on it."""
 
 import dataclasses
 import re
@@ -10,58 +10,70 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+Renames = tuple[tuple[str, str], ...]  # regular expressions and replacements, applied in order
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A network cut in two before its last block.
+    """Describe a network that is cut in two before its last block.
 
     Attributes:
-        trunk: ``trunk(drop_rate=..., dtype=...)`` makes the module up to the cut;
+        trunk: ``trunk(drop_rate=..., dtype=...)`` creates the module up to the cut;
             ``[B, H, W, 3] -> [B, h, w, C]``.
-        expansion: ``expansion(dtype=...)`` makes the last block; ``[B, h, w, C] -> [B, h, w, D]``.
+        expansion: ``expansion(dtype=...)`` creates the last block;
+            ``[B, h, w, C] -> [B, h, w, D]``.
         feature_dim: D.
-        torch_name: path of a layer in trunk or expansion block to its torchvision name, e.g.
-            ``("expansion", "norm")`` to ``features.7.1``.
-        momentum_torch_name: path of a layer in the momentum branch to its name in the reference.
-        classifier: torchvision's name of the plain network's linear classifier.
-        duplicates: (prefix, torchvision's prefix) of the names under which the reference's files
-            hold trunk and last block a second time.
-        renames: (pattern of a name's beginning, replacement) from other files' names to
-            torchvision's.
-        not_in_files: beginnings of names that no ImageNet file has.
-        final: what the plain network, not CHARM, does between the last block and pooling.
+        torch_names: from a layer's path, such as ``trunk.stem.conv``, to its torchvision name; for
+            the momentum branch, ``momentum.conv``, to its name in the reference.
+        classifier: torchvision's name of the linear classifier.
+        duplicates: (prefix, torchvision's prefix) of the second names that the reference's files
+            give to trunk and last block.
+        file_names: from the names in other files to torchvision's.
+        not_in_files: prefixes of the names that no ImageNet file has.
+        final: what the baseline, not CHARM, applies between last block and pooling.
     """
 
     trunk: Callable[..., nn.Module]
     expansion: Callable[..., nn.Module]
     feature_dim: int
-    torch_name: Callable[[tuple[str, ...]], str]
-    momentum_torch_name: Callable[[tuple[str, ...]], str]
+    torch_names: Renames
     classifier: str
     duplicates: tuple[tuple[str, str], ...]
-    renames: tuple[tuple[str, str], ...] = ()
+    file_names: Renames = ()
     not_in_files: tuple[str, ...] = ()
     final: Callable[[Array], Array] = jax.nn.identity
 
-    def plain_name(self, name: str) -> str:
-        """Torchvision's name of a tensor that a file names in any way known here."""
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """Return torch's name of a layer; ``path`` begins with trunk, expansion or momentum."""
+        return _renamed(".".join(path), self.torch_names)
+
+    def torchvision_name(self, name: str) -> str:
+        """Return torchvision's name of a tensor under any name that files give it."""
         for prefix, plain in self.duplicates:
             if name.startswith(prefix):
                 return plain + name.removeprefix(prefix)
-        for pattern, replacement in self.renames:
-            name = re.sub(f"^{pattern}", replacement, name)
-        return name
+        return _renamed(name, self.file_names)
 
     def reference_name(self, name: str) -> str:
-        """The second name that a tensor, here by torchvision's, has in the reference's files."""
+        """Return the reference's second name of a tensor, given torchvision's.
+
+        Raises:
+            ValueError: the tensor is of neither trunk nor last block.
+        """
         for prefix, plain in self.duplicates:
             if name.startswith(plain):
                 return prefix + name.removeprefix(plain)
         raise ValueError(f"{name} is of neither trunk nor last block")
 
 
+def _renamed(name: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def without_stochastic_depth(trunk: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The ``trunk`` of a family that has no stochastic depth: a drop rate changes nothing."""
+    """Let a trunk without stochastic depth ignore a drop rate."""
 
     def make(*, drop_rate: float, dtype: DTypeLike = jnp.float32) -> nn.Module:
         del drop_rate

@@ -1,4 +1,4 @@
-"""DenseNet (Huang et al., arXiv 1608.06993), as torchvision lays it out."""
+"""Define DenseNet (Huang et al., arXiv 1608.06993) as torchvision does."""
 
 from functools import partial
 
@@ -14,17 +14,12 @@ from charm_jax.models.layers.conv import fan_in_kernel_init
 
 _BOTTLENECK = 4  # width of the 1x1 convolution as a multiple of the growth
 
-# torchvision's, which differs from its other families': N(0, 2/fan_in).
+# Torchvision draws DenseNet's kernels from N(0, 2/fan_in), unlike those of its other families.
 Conv = partial(PaddedConv, kernel_init=fan_in_kernel_init)
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, ReLU, 1x1 convolution; batch norm, ReLU, 3x3 convolution.
-
-    Attributes:
-        growth: channels that it makes.
-        dtype: type that it computes in.
-    """
+    """Apply batch norm, ReLU, 1x1 convolution; batch norm, ReLU, 3x3 convolution."""
 
     growth: int
     dtype: DTypeLike = jnp.float32
@@ -33,7 +28,7 @@ class DenseLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height width growth"]:
-        """Makes new channels out of all that there are."""
+        """Return ``growth`` new channels."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
         x = nn.relu(norm(name="norm1")(x, train=train))
@@ -43,7 +38,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Layers that each read what the block was given and what all layers before made."""
+    """Apply layers that each read the block's input and the outputs of all layers before."""
 
     layers: int
     growth: int
@@ -53,7 +48,7 @@ class DenseBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height width features"]:
-        """Appends ``layers`` times ``growth`` channels."""
+        """Append ``layers`` times ``growth`` channels."""
         for i in range(1, self.layers + 1):
             new = DenseLayer(self.growth, self.dtype, name=f"layer{i}")(x, train=train)
             x = jnp.concatenate([x, new], axis=-1)
@@ -61,7 +56,7 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Module):
-    """Batch norm, ReLU, a 1x1 convolution to half the channels and 2x2 mean pooling."""
+    """Apply batch norm, ReLU, a 1x1 convolution to half the channels and 2x2 mean pooling."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -69,22 +64,21 @@ class Transition(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Halves channels and sides (rounded down)."""
+        """Halve channels and sides (rounded down)."""
         y = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
         y = Conv(x.shape[-1] // 2, 1, dtype=self.dtype, name="conv")(y)
         return nn.avg_pool(y, (2, 2), (2, 2))
 
 
 class Trunk(nn.Module):
-    """All of ``features`` but the last batch norm.
+    """Apply stem and dense blocks, all of torchvision's ``features`` but the last batch norm.
 
     The outputs of stem, blocks and transitions are sown as intermediates by their torchvision
     names.
 
     Attributes:
-        layers: of each dense block.
-        growth: channels that a layer makes.
-        dtype: type that it computes in.
+        layers: number of layers in each dense block.
+        growth: channels that a layer adds.
     """
 
     layers: tuple[int, ...]
@@ -95,7 +89,7 @@ class Trunk(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Maps normalised images to the trunk's features, a thirty-second of the side."""
+        """Map normalised images to features with a thirty-second of their sides."""
         x = Conv(2 * self.growth, 7, 2, dtype=self.dtype, name="stem_conv")(images)
         self.sow("intermediates", "conv0", x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
@@ -110,24 +104,13 @@ class Trunk(nn.Module):
         return x
 
 
-_STEM = {"stem_conv": "conv0", "stem_norm": "norm0"}
-
-
-def _torch_name(path: tuple[str, ...]) -> str:
-    if path[0] == "expansion":
-        return "features.norm5"
-    _, part, *rest = path
-    if part in _STEM:
-        return f"features.{_STEM[part]}"
-    if part.startswith("shrink"):
-        return f"features.transition{part.removeprefix('shrink')}.{rest[0]}"
-    return f"features.dense{part}.dense{rest[0]}.{rest[1]}"
-
-
-def _momentum_torch_name(path: tuple[str, ...]) -> str:
-    return ".".join(("momentum_final_block.final_block.0", *path))
-
-
+_TORCH_NAMES = (
+    (r"^momentum", "momentum_final_block.final_block.0"),
+    (r"^expansion", "features.norm5"),
+    (r"^trunk\.stem_(conv|norm)$", r"features.\g<1>0"),
+    (r"^trunk\.shrink", "features.transition"),
+    (r"^trunk\.block(\d)\.layer", r"features.denseblock\1.denselayer"),
+)
 _CHILDREN = (
     *("conv0", "norm0", "relu0", "pool0", "denseblock1", "transition1", "denseblock2"),
     *("transition2", "denseblock3", "transition3", "denseblock4"),
@@ -136,19 +119,18 @@ _DUPLICATES = (
     *((f"backbone.{i}.", f"features.{child}.") for i, child in enumerate(_CHILDREN)),
     ("final_block.0.", "features.norm5."),
 )
-# Torchvision's files, its ImageNet file among them, keep the names of its first version.
-_RENAMES = ((r"(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
+# Torchvision's ImageNet file keeps the names of its first version.
+_FILE_NAMES = ((r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
 
 MEMBERS = {
     "densenet121": Backbone(
         trunk=without_stochastic_depth(partial(Trunk, (6, 12, 24, 16), 32)),
         expansion=BatchNorm,
         feature_dim=1024,
-        torch_name=_torch_name,
-        momentum_torch_name=_momentum_torch_name,
+        torch_names=_TORCH_NAMES,
         classifier="classifier",
         duplicates=_DUPLICATES,
-        renames=_RENAMES,
+        file_names=_FILE_NAMES,
         final=nn.relu,
     ),
 }

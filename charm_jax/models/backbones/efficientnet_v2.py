@@ -1,4 +1,4 @@
-"""EfficientNetV2 (Tan & Le, arXiv 2104.00298), as torchvision lays it out."""
+"""Define EfficientNetV2 (Tan & Le, arXiv 2104.00298) as torchvision does."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charm_jax.models.backbones.backbone import Backbone
+from charm_jax.models.backbones.backbone import Backbone, Renames
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv
 
@@ -20,14 +20,14 @@ _SQUEEZE = 4  # the squeeze has a quarter of the block's input channels
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A row of the paper's table 4.
+    """Hold a row of the paper's table 4.
 
     Attributes:
         fused: Fused-MBConv rather than MBConv.
         expand: width of the hidden layer as a multiple of the input's.
         strides: of the first block; the others have 1.
         features: output channels.
-        blocks: how many.
+        blocks: number of blocks.
     """
 
     fused: bool
@@ -38,7 +38,7 @@ class Stage:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch norm and (unless it projects) SiLU."""
+    """Apply convolution, batch norm and (if ``activate``) SiLU."""
 
     features: int
     kernel_size: int
@@ -51,7 +51,7 @@ class ConvNormAct(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Applies the three in this order."""
+        """Apply the three in this order."""
         conv = Conv(
             self.features,
             self.kernel_size,
@@ -65,7 +65,7 @@ class ConvNormAct(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention by two 1x1 convolutions of the mean (Hu et al., arXiv 1709.01507)."""
+    """Weigh channels by two 1x1 convolutions of the mean (Hu et al., arXiv 1709.01507)."""
 
     squeeze: int
     dtype: DTypeLike = jnp.float32
@@ -74,7 +74,7 @@ class SqueezeExcite(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Weighs each channel by a number in (0, 1)."""
+        """Multiply each channel by a number in (0, 1)."""
         conv = partial(Conv, kernel_size=1, use_bias=True, dtype=self.dtype)
         s = x.mean((1, 2), keepdims=True)
         s = nn.silu(conv(self.squeeze, name="reduce")(s))
@@ -82,13 +82,10 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """MBConv or Fused-MBConv with its residual connection and stochastic depth.
+    """Apply MBConv or Fused-MBConv with its residual connection and stochastic depth.
 
     Attributes:
-        stage: the row that it belongs to.
-        strides: step of its spatial convolution.
         drop_rate: probability in [0, 1) that a row of the batch skips the block while training.
-        dtype: type that it computes in.
     """
 
     stage: Stage
@@ -100,7 +97,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Applies the block; the residual is added where the shapes allow it."""
+        """Apply the block, adding the residual where the shapes allow it."""
         stage, channels = self.stage, x.shape[-1]
         hidden = channels * stage.expand
         layer = partial(ConvNormAct, dtype=self.dtype)
@@ -125,7 +122,7 @@ class Block(nn.Module):
 def stochastic_depth(
     key: Array, x: Float[Array, "batch height width channels"], rate: float
 ) -> Float[Array, "batch height width channels"]:
-    """Zeroes rows of the batch with probability ``rate``; scales the others by 1/(1 - rate).
+    """Zero rows of the batch with probability ``rate``, scale the others by 1/(1 - rate).
 
     Source: Huang et al., arXiv 1603.09382, in torchvision's mode "row".
     """
@@ -134,16 +131,13 @@ def stochastic_depth(
 
 
 class Trunk(nn.Module):
-    """Stem and all blocks: torchvision's ``features[:-1]``.
+    """Apply stem and all blocks, torchvision's ``features[:-1]``.
 
     Each stage's output is sown as the intermediate ``features.<i>``, torchvision's name for it.
 
     Attributes:
         stem: channels of the stem.
-        stages: rows of the table.
-        drop_rate: stochastic depth of a block beyond the last; it rises linearly from 0 at the
-            first.
-        dtype: type that it computes in.
+        drop_rate: stochastic depth of a block beyond the last, rising linearly from 0 at the first.
     """
 
     stem: int
@@ -155,7 +149,7 @@ class Trunk(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Maps normalised images to the trunk's features; each stride of 2 halves the side."""
+        """Map normalised images to features; each stride of 2 halves the sides."""
         x = ConvNormAct(self.stem, 3, 2, dtype=self.dtype, name="stem")(images, train=train)
         self.sow("intermediates", "features.0", x)
         total, done = sum(stage.blocks for stage in self.stages), 0
@@ -187,7 +181,7 @@ _MEDIUM = (
     Stage(False, 6, 2, 304, 18),
     Stage(False, 6, 1, 512, 5),
 )
-# Not of the paper: narrow and shallow, for demonstrations and tests on a CPU.
+# Not in the paper: narrow and shallow, for demonstrations and tests on a CPU.
 _NANO = (
     Stage(True, 1, 1, 16, 1),
     Stage(True, 4, 2, 24, 1),
@@ -197,31 +191,26 @@ _NANO = (
 )
 
 
-_LAYERS = {"conv": "0", "norm": "1"}
-_SQUEEZE_LAYERS = {"reduce": "fc1", "expand": "fc2"}
-_FUSED_PARTS = {"fused": 0, "project": 1}
-_PARTS = {"expand": 0, "depthwise": 1, "squeeze_excite": 2, "project": 3}
+def _torch_names(stages: tuple[Stage, ...]) -> Renames:
+    return (
+        (r"^momentum\.", "momentum_final_block.final_block.0."),
+        (r"^expansion\.", f"features.{len(stages) + 1}."),
+        (r"^trunk\.stem\.", "features.0."),
+        (r"^trunk\.stage(\d)_block(\d+)\.", r"features.\1.\2.block."),
+        *(
+            (rf"^(features\.{i}\.\d+\.block)\.project\.", rf"\1.{1 if stage.fused else 3}.")
+            for i, stage in enumerate(stages, start=1)
+        ),
+        (r"\.(fused|expand)\.", ".0."),
+        (r"\.depthwise\.", ".1."),
+        (r"\.squeeze_excite\.reduce$", ".2.fc1"),
+        (r"\.squeeze_excite\.expand$", ".2.fc2"),
+        (r"\.conv$", ".0"),
+        (r"\.norm$", ".1"),
+    )
 
 
-def _torch_name(path: tuple[str, ...], stages: tuple[Stage, ...]) -> str:
-    """Name of a layer in torchvision."""
-    if path[0] == "expansion":
-        return f"features.{len(stages) + 1}.{_LAYERS[path[1]]}"
-    _, block, *rest = path
-    if block == "stem":
-        return f"features.0.{_LAYERS[rest[0]]}"
-    i, j = block.removeprefix("stage").split("_block")
-    part, layer = rest
-    number = (_FUSED_PARTS if stages[int(i) - 1].fused else _PARTS)[part]
-    layer = (_SQUEEZE_LAYERS if part == "squeeze_excite" else _LAYERS)[layer]
-    return f"features.{i}.{j}.block.{number}.{layer}"
-
-
-def _momentum_torch_name(path: tuple[str, ...]) -> str:
-    return f"momentum_final_block.final_block.0.{_LAYERS[path[0]]}"
-
-
-# timm's layers of each kind of block, and torchvision's.
+# From timm's layers of each kind of block to torchvision's.
 _TIMM_NARROW = {"conv": "0.0", "bn1": "0.1"}
 _TIMM_FUSED = {"conv_exp": "0.0", "bn1": "0.1", "conv_pwl": "1.0", "bn2": "1.1"}
 _TIMM_MBCONV = {
@@ -236,8 +225,8 @@ _TIMM_MBCONV = {
 }
 
 
-def _timm_renames(stages: tuple[Stage, ...]) -> tuple[tuple[str, str], ...]:
-    """From timm's names of EfficientNetV2 to torchvision's.
+def _timm_names(stages: tuple[Stage, ...]) -> Renames:
+    """Return the renames from timm's EfficientNetV2 to torchvision's.
 
     Differs: timm's ``tf_efficientnetv2_*`` weights were trained with TensorFlow's padding "SAME"
     and load into a network that pads symmetrically, as torchvision's does, so that their features
@@ -245,17 +234,17 @@ def _timm_renames(stages: tuple[Stage, ...]) -> tuple[tuple[str, str], ...]:
     """
     last = len(stages) + 1
     renames = [
-        (r"conv_stem\.", "features.0.0."),
-        (r"bn1\.", "features.0.1."),
-        (r"conv_head\.", f"features.{last}.0."),
-        (r"bn2\.", f"features.{last}.1."),
+        (r"^conv_stem\.", "features.0.0."),
+        (r"^bn1\.", "features.0.1."),
+        (r"^conv_head\.", f"features.{last}.0."),
+        (r"^bn2\.", f"features.{last}.1."),
     ]
     for i, stage in enumerate(stages):
         layers = _TIMM_MBCONV
         if stage.fused:
             layers = _TIMM_NARROW if stage.expand == 1 else _TIMM_FUSED
         renames += [
-            (rf"blocks\.{i}\.(\d+)\.{re.escape(timm)}\.", rf"features.{i + 1}.\1.block.{ours}.")
+            (rf"^blocks\.{i}\.(\d+)\.{re.escape(timm)}\.", rf"features.{i + 1}.\1.block.{ours}.")
             for timm, ours in layers.items()
         ]
     return tuple(renames)
@@ -267,14 +256,13 @@ def _member(stem: int, stages: tuple[Stage, ...], feature_dim: int) -> Backbone:
         trunk=partial(Trunk, stem, stages),
         expansion=partial(ConvNormAct, feature_dim, 1),
         feature_dim=feature_dim,
-        torch_name=partial(_torch_name, stages=stages),
-        momentum_torch_name=_momentum_torch_name,
+        torch_names=_torch_names(stages),
         classifier="classifier.1",
         duplicates=(
             *((f"backbone.{i}.", f"features.{i}.") for i in range(last)),
             ("final_block.0.", f"features.{last}."),
         ),
-        renames=_timm_renames(stages),
+        file_names=_timm_names(stages),
     )
 
 

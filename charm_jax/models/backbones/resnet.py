@@ -1,4 +1,4 @@
-"""ResNet (He et al., arXiv 1512.03385) in the form "v1.5", as torchvision lays it out."""
+"""Define ResNet (He et al., arXiv 1512.03385) as torchvision does, in the form "v1.5"."""
 
 from functools import partial
 
@@ -15,14 +15,13 @@ _EXPANSION = 4  # a bottleneck's output is this many times as wide as its inside
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1x1, 3x3 and 1x1 around which the input is added.
+    """Add the input to its convolutions 1x1, 3x3 and 1x1.
 
     Differs: the paper strides in the first 1x1 convolution, version 1.5 in the 3x3.
 
     Attributes:
         features: channels of the inner convolutions.
         strides: step of the 3x3 convolution.
-        dtype: type that it computes in.
     """
 
     features: int
@@ -33,7 +32,7 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Applies the block; the input is projected where it has another shape."""
+        """Apply the block, projecting the input where it has another shape."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
         width = self.features * _EXPANSION
@@ -49,7 +48,7 @@ class Bottleneck(nn.Module):
 
 
 class Layer(nn.Module):
-    """Bottlenecks of one width; the first one strides."""
+    """Apply bottlenecks of one width, the first one with strides."""
 
     features: int
     blocks: int
@@ -60,7 +59,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Applies the blocks in a row."""
+        """Apply the blocks in a row."""
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
             x = Bottleneck(self.features, strides, self.dtype, name=f"block{i}")(x, train=train)
@@ -68,13 +67,9 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stem and all layers but the last.
+    """Apply stem and all layers but the last, of ``blocks`` bottlenecks each.
 
     The outputs of stem and layers are sown as the intermediates ``stem``, ``layer1``, ...
-
-    Attributes:
-        blocks: of each layer.
-        dtype: type that it computes in.
     """
 
     blocks: tuple[int, ...]
@@ -84,7 +79,7 @@ class Trunk(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Maps normalised images to the trunk's features, a sixteenth of the side."""
+        """Map normalised images to features with a sixteenth of their sides."""
         x = Conv(64, 7, 2, dtype=self.dtype, name="stem_conv")(images)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
         self.sow("intermediates", "stem", x)
@@ -97,36 +92,17 @@ class Trunk(nn.Module):
         return x
 
 
-_PARTS = {
-    "conv1": "conv1",
-    "norm1": "bn1",
-    "conv2": "conv2",
-    "norm2": "bn2",
-    "conv3": "conv3",
-    "norm3": "bn3",
-    "shortcut_conv": "downsample.0",
-    "shortcut_norm": "downsample.1",
-}
-_STEM = {"stem_conv": "conv1", "stem_norm": "bn1"}
-
-
-def _block_name(block: str, part: str) -> str:
-    return f"{block.removeprefix('block')}.{_PARTS[part]}"
-
-
-def _torch_name(path: tuple[str, ...]) -> str:
-    if path[0] == "expansion":
-        return f"layer4.{_block_name(*path[1:])}"
-    if path[1] in _STEM:
-        return _STEM[path[1]]
-    return f"{path[1].replace('stage', 'layer')}.{_block_name(*path[2:])}"
-
-
-def _momentum_torch_name(path: tuple[str, ...]) -> str:
-    return f"momentum_final_block.final_block.{_block_name(*path)}"
-
-
-# The reference numbers the children of the network, of which two (ReLU, pooling) hold no tensors.
+_TORCH_NAMES = (
+    (r"^momentum\.block", "momentum_final_block.final_block."),
+    (r"^expansion\.block", "layer4."),
+    (r"^trunk\.stem_conv$", "conv1"),
+    (r"^trunk\.stem_norm$", "bn1"),
+    (r"^trunk\.stage(\d)\.block", r"layer\1."),
+    (r"\.norm(\d)$", r".bn\1"),
+    (r"\.shortcut_conv$", ".downsample.0"),
+    (r"\.shortcut_norm$", ".downsample.1"),
+)
+# The reference numbers the children of the network; two (ReLU, pooling) hold no tensors.
 _DUPLICATES = (
     ("backbone.0.", "conv1."),
     ("backbone.1.", "bn1."),
@@ -141,8 +117,7 @@ MEMBERS = {
         trunk=without_stochastic_depth(partial(Trunk, (3, 4, 6))),
         expansion=partial(Layer, 512, 3, 2),
         feature_dim=2048,
-        torch_name=_torch_name,
-        momentum_torch_name=_momentum_torch_name,
+        torch_names=_TORCH_NAMES,
         classifier="fc",
         duplicates=_DUPLICATES,
     ),

@@ -1,4 +1,4 @@
-"""VGG-16 with batch norm (Simonyan & Zisserman, arXiv 1409.1556) and large-kernel attention."""
+"""Define VGG-16 (Simonyan & Zisserman, arXiv 1409.1556) with large-kernel attention."""
 
 from functools import partial
 
@@ -11,17 +11,11 @@ from charm_jax.models.backbones.backbone import Backbone, without_stochastic_dep
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv, fan_in_kernel_init
 
-_FIRST_ATTENDED = 3  # block whose output attention weighs, as that of all later ones
+_FIRST_ATTENDED = 3  # block; attention weighs its output and those of later blocks
 
 
 class Block(nn.Module):
-    """Convolutions 3x3, each with batch norm and ReLU.
-
-    Attributes:
-        features: output channels.
-        convs: how many.
-        dtype: type that it computes in.
-    """
+    """Apply ``convs`` convolutions 3x3, each with batch norm and ReLU."""
 
     features: int
     convs: int
@@ -31,22 +25,17 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height width features"]:
-        """Applies the convolutions in a row."""
+        """Apply the convolutions in a row."""
+        zeros = nn.initializers.zeros
+        conv = partial(Conv, use_bias=True, bias_init=zeros, dtype=self.dtype)
         for i in range(1, self.convs + 1):
-            conv = Conv(
-                self.features,
-                3,
-                use_bias=True,
-                bias_init=nn.initializers.zeros,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"norm{i}")(conv(x), train=train))
+            x = conv(self.features, 3, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"norm{i}")(x, train=train))
         return x
 
 
 class LargeKernelAttention(nn.Module):
-    """Weighs each value by three convolutions that together see 23x23 pixels.
+    """Weigh each value by three convolutions with a joint field of 23x23 pixels.
 
     Source: Guo et al., arXiv 2202.09741, for convolutions and initialisation.
     """
@@ -57,7 +46,7 @@ class LargeKernelAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Multiplies ``x`` by the attention, which is not bounded."""
+        """Multiply ``x`` by the attention, which is not bounded."""
         conv = partial(
             Conv,
             x.shape[-1],
@@ -72,13 +61,12 @@ class LargeKernelAttention(nn.Module):
 
 
 class Trunk(nn.Module):
-    """All blocks but the last, each with its attention and 2x2 max-pooling.
+    """Apply all blocks but the last, each with its attention and 2x2 max-pooling.
 
     The outputs of blocks and attentions are sown as intermediates ``block1``, ..., ``lka4``.
 
     Attributes:
         blocks: (features, convs) of each block.
-        dtype: type that it computes in.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -88,7 +76,7 @@ class Trunk(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Maps normalised images to the trunk's features; each block halves the side."""
+        """Map normalised images to features; each block halves the sides."""
         x = images
         for i, (features, convs) in enumerate(self.blocks, start=1):
             x = Block(features, convs, self.dtype, name=f"convs{i}")(x, train=train)
@@ -101,7 +89,7 @@ class Trunk(nn.Module):
 
 
 class Expansion(nn.Module):
-    """The fifth block with its attention and pooling."""
+    """Apply the fifth block with its attention and pooling."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -109,7 +97,7 @@ class Expansion(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Halves the side and keeps the channels."""
+        """Halve the sides and keep the channels."""
         x = Block(512, 3, self.dtype, name="block")(x, train=train)
         self.sow("intermediates", "block5", x)
         x = LargeKernelAttention(self.dtype, name="lka")(x)
@@ -117,31 +105,19 @@ class Expansion(nn.Module):
         return nn.max_pool(x, (2, 2), (2, 2))
 
 
-_ATTENTION = {"local": "dw_conv1", "dilated": "dw_conv2", "pointwise": "pw_conv"}
-
-
-def _layer_name(layer: str) -> str:
-    """Name of a layer within its block: there, torch numbers convolution, norm and ReLU alike."""
-    if layer in _ATTENTION:
-        return _ATTENTION[layer]
-    kind, number = layer[:-1], int(layer[-1])
-    return str(3 * (number - 1) + {"conv": 0, "norm": 1}[kind])
-
-
-def _torch_name(path: tuple[str, ...]) -> str:
-    part, block, layer = path
-    if part == "expansion":
-        block = f"{block}5"
-    block = block.replace("convs", "block").replace("attention", "lka")
-    return f"{block}.{_layer_name(layer)}"
-
-
-def _momentum_torch_name(path: tuple[str, ...]) -> str:
-    block, layer = path
-    number = {"block": 0, "lka": 1}[block]
-    return f"momentum_final_block.final_block.{number}.{_layer_name(layer)}"
-
-
+_TORCH_NAMES = (
+    (r"^momentum\.block", "momentum_final_block.final_block.0"),
+    (r"^momentum\.lka", "momentum_final_block.final_block.1"),
+    (r"^expansion\.(block|lka)", r"\g<1>5"),
+    (r"^trunk\.convs", "block"),
+    (r"^trunk\.attention", "lka"),
+    # Torch counts convolution, batch norm and ReLU within a block.
+    *((rf"\.conv{i}$", f".{3 * i - 3}") for i in (1, 2, 3)),
+    *((rf"\.norm{i}$", f".{3 * i - 2}") for i in (1, 2, 3)),
+    (r"\.local$", ".dw_conv1"),
+    (r"\.dilated$", ".dw_conv2"),
+    (r"\.pointwise$", ".pw_conv"),
+)
 # The reference numbers blocks, attentions and poolings in a row.
 _DUPLICATES = (
     ("backbone.0.", "block1."),
@@ -153,10 +129,10 @@ _DUPLICATES = (
     ("final_block.0.", "block5."),
     ("final_block.1.", "lka5."),
 )
-# Where each block begins and ends in the row of all layers of torchvision's vgg16_bn.
+# First layer of each block, and the one after its last, in torchvision's vgg16_bn.
 _SPANS = ((0, 6), (7, 13), (14, 23), (24, 33), (34, 43))
-_RENAMES = tuple(
-    (rf"features\.{layer}\.", f"block{block}.{layer - start}.")
+_FILE_NAMES = tuple(
+    (rf"^features\.{layer}\.", f"block{block}.{layer - start}.")
     for block, (start, end) in enumerate(_SPANS, start=1)
     for layer in range(start, end)
 )
@@ -166,11 +142,10 @@ MEMBERS = {
         trunk=without_stochastic_depth(partial(Trunk, ((64, 2), (128, 2), (256, 3), (512, 3)))),
         expansion=Expansion,
         feature_dim=512,
-        torch_name=_torch_name,
-        momentum_torch_name=_momentum_torch_name,
+        torch_names=_TORCH_NAMES,
         classifier="classifier",
         duplicates=_DUPLICATES,
-        renames=_RENAMES,
+        file_names=_FILE_NAMES,
         not_in_files=("lka",),
     ),
 }

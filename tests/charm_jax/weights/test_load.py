@@ -463,7 +463,7 @@ def test_a_colour_stem_does_not_load_into_a_stem_of_one_channel():
 @pytest.mark.parametrize("arch", ORIGINALS)
 def test_the_references_second_names_are_the_listed_ones(arch):
     for alias, name in spec(arch)["charm_alias"].items():
-        assert BACKBONES[arch].plain_name(alias) == name
+        assert BACKBONES[arch].torchvision_name(alias) == name
         assert BACKBONES[arch].reference_name(name) == alias
 
 
