@@ -11,8 +11,8 @@ from charm_jax.inference import explain, records
 from charm_jax.inference.fitted import Calibrator
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.inference.records import Record
-from data_pipelines.images import given
-from data_pipelines.images.given import GivenImages
+from data_pipelines.loading import given
+from data_pipelines.loading.given import GivenImages
 
 BATCH = 16
 ATTENTION = "attention"

@@ -27,8 +27,8 @@ from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.arguments import define_run_flags, parse_run
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError
-from data_pipelines.images import given as given_images
-from data_pipelines.images.given import GivenImages
+from data_pipelines.loading import given as given_images
+from data_pipelines.loading.given import GivenImages
 
 
 def main(argv: list[str]) -> int:

@@ -11,8 +11,7 @@ from PIL import Image, TiffImagePlugin
 
 from data_pipelines.errors import InputError
 from data_pipelines.images import dicom
-from data_pipelines.images.limits import check_size
-from data_pipelines.images.quiet_decoders import quiet_decoders
+from data_pipelines.images.decoders import check_size, quiet_decoders
 
 # Pillow reads more, and for some of it starts other programs.
 _FORMATS = ("PNG", "JPEG", "TIFF")

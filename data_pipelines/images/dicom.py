@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Integer
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.dicom_frame import check_frame
+from data_pipelines.images.decoders import MAX_PIXELS, check_size, quiet_decoders
 from data_pipelines.images.dicom_grey import grey_of_stored_values
-from data_pipelines.images.limits import MAX_PIXELS, check_size
-from data_pipelines.images.quiet_decoders import quiet_decoders
 
 if TYPE_CHECKING:
     import pydicom
@@ -28,6 +26,11 @@ _RLE_HEADER = 64
 # The first that can is taken: for RLE pydicom's own, as pylibjpeg's panics at damage; GDCM last, as
 # it accepts frames that are cut short.
 _PLUGINS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
+# SOF0 to SOF15 without the three markers among them that start no frame, and JPEG-LS' SOF55.
+_START_OF_FRAME = (set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}) | {0xFFF7}
+_JPEG = b"\xff\xd8"
+_JPEG2000 = b"\xff\x4f\xff\x51"
+_END = b"\xff\xd9"
 _INSTALL = 'pip install "charm-jax[dicom]"'
 
 
@@ -186,7 +189,7 @@ def _stored_values(
         return pydicom.pixels.pixel_array(dataset).astype(np.int32)
     frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax != _RLE:
-        check_frame(frame, *shape)
+        _check_frame(frame, *shape)
     elif len(frame) > 2 * shape[0] * shape[1] * dataset.BitsAllocated // 8 + _RLE_HEADER:
         raise ValueError(f"its compressed frame has {len(frame)} bytes, more than its pixels")
     plugin = _plugin(pydicom, dataset)
@@ -201,3 +204,52 @@ def _check_length(n_bytes: int, shape: tuple[int, int], bits: int) -> None:
             f"its PixelData has {n_bytes} bytes, but {shape[0]} x {shape[1]} pixels of {bits} bits "
             f"are {expected}"
         )
+
+
+def _check_frame(frame: bytes, rows: int, columns: int) -> None:
+    """Refuses a JPEG, JPEG-LS or JPEG 2000 frame that is cut short or not of the object's size.
+
+    Args:
+        frame: one frame, its fragments joined.
+        rows: of the DICOM object.
+        columns: of the DICOM object.
+
+    Raises:
+        ValueError: the frame is not whole, of another size, or of several channels.
+        struct.error: the frame ends within its header.
+    """
+    width, height, channels = (
+        _jpeg2000_size(frame) if _JPEG2000 in frame[:256] else _jpeg_size(frame)
+    )
+    if (height, width) != (rows, columns):
+        raise ValueError(
+            f"its compressed frame is {height} x {width}, but its Rows x Columns are "
+            f"{rows} x {columns}"
+        )
+    if channels != 1:
+        raise ValueError(f"its compressed frame has {channels} channels, not one")
+    if not frame.rstrip(b"\0").endswith(_END):
+        raise ValueError("its compressed frame is cut short")
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
+    """ITU-T T.81 B.2.2; JPEG-LS (T.87 C.2.2) has the same layout."""
+    if not frame.startswith(_JPEG):
+        raise ValueError("its compressed frame is neither JPEG, JPEG-LS nor JPEG 2000")
+    at = len(_JPEG)
+    while True:
+        marker, length = struct.unpack_from(">HH", frame, at)
+        if marker in _START_OF_FRAME:
+            _, height, width, channels = struct.unpack_from(">BHHB", frame, at + 4)
+            return width, height, channels
+        if marker < 0xFF00:
+            raise ValueError("the header of its compressed frame is damaged")
+        at += 1 if marker == 0xFFFF else 2 + length
+
+
+def _jpeg2000_size(frame: bytes) -> tuple[int, int, int]:
+    """ITU-T T.800 A.5.1: the size is the grid's end less the image's offset in it."""
+    at = frame.index(_JPEG2000) + len(_JPEG2000) + 4
+    right, bottom, left, top = struct.unpack_from(">4I", frame, at)
+    (channels,) = struct.unpack_from(">H", frame, at + 32)
+    return right - left, bottom - top, channels

@@ -1,267 +1,91 @@
-"""What a careful person looks at before training: counts, pictures, leaks, duplicates.
+"""``python -m data_pipelines.inspect``: describe a data set before training on it."""
 
-``python -m data_pipelines.inspect DIR`` prints a summary and writes it with pictures.
-"""
-
-import argparse
-import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from jaxtyping import Int
-
 from data_pipelines import sources
 from data_pipelines.atomic_files import whole_file
+from data_pipelines.command_line import CommandParser
 from data_pipelines.errors import InputError
-from data_pipelines.inspect import pictures
-from data_pipelines.inspect.image_statistics import (
-    LEAST_SIZE,
-    ImageStatistics,
-    duplicates,
-    measure_images,
-    read_each,
-)
-from data_pipelines.inspect.table_statistics import (
-    co_occurrence,
-    images_per_patient,
-    named_parts,
-    part_statistics,
-    parts_of_images,
-)
+from data_pipelines.inspect.inspection import inspect
 from data_pipelines.inspect.text import summary_text
 from data_pipelines.prepared.dataset import is_prepared, read_identity
-from data_pipelines.tables import splits
-from data_pipelines.tables.case_table import CaseTable
-from data_pipelines.tables.findings import NO_FINDING
-from data_pipelines.tables.quarantine import Entry, verify_files, write_quarantine
-
-# The stages of the published recipe, which are those of every config here.
-STAGES = {"bce": "abnormal", "focal": "all"}
-SEED = 0  # of the split, the sample and the contact sheet
-EXAMPLES = 8  # of each finding on the contact sheet
+from data_pipelines.tables.splits import RULES
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """What is looked at.
-
-    Attributes:
-        table: the source's table.
-        whole: the split of the full table.
-        used: the split of the images that can be used.
-        rows: ``[m]`` case ids of the images that can be used: present and not refused.
-        refused: image and reason of those that are present and damaged.
-    """
-
-    table: CaseTable
-    whole: splits.Split
-    used: splits.Split
-    rows: np.ndarray
-    refused: list[Entry]
-
-
-def inspect(table: CaseTable, rule: str, *, size: int, sample: int, out: Path) -> dict:
-    """Looks at a table and its images, and writes what it finds.
-
-    Args:
-        table: the source's table.
-        rule: split rule, a key of ``splits.RULES``.
-        size: side of the squares to read, in pixels, at least 16.
-        sample: most images to read for statistics and duplicates, a random choice; 0 for all.
-        out: folder for ``summary.json``, ``duplicates.csv``, ``quarantine.csv`` and the pictures;
-            made if need be.
-
-    Returns:
-        The content of ``summary.json``.
-
-    Raises:
-        InputError: a number out of range, a table that the rule cannot divide, no image that can be
-            read, or a folder that cannot be written to.
-    """
-    for name, value, least in (("size", size, LEAST_SIZE), ("sample", sample, 0)):
-        if value < least:
-            raise InputError(f"--{name} is {value}: give {least} or more.")
-    found = _usable(table, rule)
-    statistics = measure_images(table, _sample(found.rows, sample), size)
-    found = dataclasses.replace(found, refused=_merged(found.refused, statistics.refused))
-    doubles = duplicates(table, statistics, parts_of_images(table, found.used))
-    summary = _summary(found, statistics) | {"duplicates": _doubles_summary(doubles)}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _draw(found, statistics, out)
-        write_quarantine(out / "quarantine.csv", found.refused)
-        with whole_file(out / "duplicates.csv") as file:
-            doubles.to_csv(file, index=False, lineterminator="\n")
-        with whole_file(out / "summary.json") as file:
-            json.dump(summary, file, indent=1)
-    except OSError as error:
-        raise InputError(
-            f"The inspection cannot be written to {out} ({error.strerror}): name a folder that can "
-            "be written to with --out."
-        ) from error
-    return summary
-
-
-def _usable(table: CaseTable, rule: str) -> Inspection:
-    whole = splits.make_split(table, rule, STAGES, SEED)
-    present = np.flatnonzero(table.present)
-    if not present.size:
-        raise InputError(
-            f"Not one of the {len(table.images)} images of the table is in the data folder: name "
-            "the folder that holds them."
-        )
-    refused = verify_files(table, present)
-    usable = table.present & ~np.isin(table.images, [name for name, _ in refused])
-    if not usable.any():
-        name, reason = refused[0]
-        raise InputError(
-            f"Not one of the {len(refused)} images that are present can be read ({name}: "
-            f"{reason}): fetch them again."
-        )
-    used = splits.keep_rows(table, whole, usable)
-    return Inspection(table, whole, used, np.flatnonzero(usable), refused)
-
-
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
-    if not most or most >= len(rows):
-        return rows
-    generator = np.random.Generator(np.random.PCG64(SEED))
-    return np.sort(generator.choice(rows, most, replace=False))
-
-
-def _merged(*refused: list[Entry]) -> list[Entry]:
-    return sorted(dict(entry for entries in refused for entry in entries).items())
-
-
-def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
-    table, images = found.table, statistics.images
-    present = int(table.present.sum())
-    listed = named_parts(found.whole)
-    parts = {
-        # Two parts may differ in the full table only, so the names are those of the full table.
-        name: {"listed": len(rows), **part_statistics(table, rows[np.isin(rows, found.rows)])}
-        for name, rows in listed.items()
-    }
-    return {
-        "source": table.source,
-        "simulated": table.simulated,
-        "rule": found.whole.rule,
-        "split_seed": SEED,
-        "images": {
-            "table": len(table.images),
-            "present": present,
-            "missing": len(table.images) - present,
-            "refused": len(found.refused),
-        },
-        "patients": images_per_patient(table, found.rows),
-        "parts": parts,
-        "leak": {
-            name: {"images": split.leak_images, "of": split.leak_of}
-            for name, split in (("table", found.whole), ("used", found.used))
-        },
-        "pixels": {
-            "size": statistics.size,
-            "read": len(images),
-            "of": len(found.rows),
-            "mean": statistics.mean,
-            "sd": statistics.sd,
-            "black": float(images.black.mean()),
-            "saturated": float(images.saturated.mean()),
-            "outliers": {
-                kind: table.images[rows].tolist() for kind, rows in statistics.outliers.items()
-            },
-        },
-    }
-
-
-def _doubles_summary(doubles: pd.DataFrame) -> dict[str, int]:
-    groups = doubles.drop_duplicates("group")
-    flags = ("across_parts", "across_patients", "findings_differ")
-    return {
-        "images": len(doubles),
-        "groups": len(groups),
-        **{flag: int(groups[flag].sum()) for flag in flags},
-    }
-
-
-def _draw(found: Inspection, statistics: ImageStatistics, out: Path) -> None:
-    table, simulated = found.table, found.table.simulated
-    stages = {
-        f"stage {stage}: {STAGES[stage]} images": {
-            part: part_statistics(table, rows) for part, rows in parts.items()
-        }
-        for stage, parts in found.used.stages.items()
-    }
-    pictures.draw_prevalence(out / "prevalence.png", stages, simulated=simulated)
-    shares, alone, counts = co_occurrence(table, found.rows)
-    pictures.draw_co_occurrence(
-        out / "co_occurrence.png", table.findings, shares, alone, counts, simulated=simulated
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "data_pipelines.inspect",
+        "Count, measure and picture a data set before training, and report leakage and duplicates.",
+        "data/nih --split official --sample 5000 --out inspection/nih",
+        "A prepared folder is read as the source and at the size that it was prepared with.\n\n"
+        "exit codes: 0 done; 1 done, with some images refused (quarantine.csv); 2 bad input",
     )
-    groups = {}
-    for title, rows in choose_examples(table, found.rows, EXAMPLES).items():
-        ids, images, _ = read_each(table, rows, statistics.size)
-        groups[title] = list(zip(table.images[ids].tolist(), images, strict=True))
-    pictures.draw_contact_sheet(out / "contact_sheet.png", groups, simulated=simulated)
-    pictures.draw_image_statistics(out / "image_statistics.png", statistics, simulated=simulated)
-
-
-def choose_examples(
-    table: CaseTable, rows: Int[np.ndarray, " m"], most: int
-) -> dict[str, np.ndarray]:
-    """Images of each finding and, last, of none: a seeded choice.
-
-    Args:
-        table: the source's table.
-        rows: case ids to choose from.
-        most: images of a group at most.
-
-    Returns:
-        Case ids by finding and for ``No Finding`` (every label known and absent), each of another
-        patient; fewer, or none, where there are no more.
-    """
-    order = np.random.Generator(np.random.PCG64(SEED)).permutation(rows)
-    with_finding = [order[table.labels[order, f] == 1] for f in range(len(table.findings))]
-    without = order[(table.labels[order] == 0).all(axis=1)]
-    groups = zip((*table.findings, NO_FINDING), (*with_finding, without), strict=True)
-    return {title: _one_a_patient(table, members)[:most] for title, members in groups}
-
-
-def _one_a_patient(table: CaseTable, rows: np.ndarray) -> np.ndarray:
-    first = np.unique(table.patients[rows], return_index=True)[1]
-    return rows[np.sort(first)]
+    add = parser.add_argument
+    # The sources' messages name the keys of a config, so those work here, too.
+    add("dir", type=Path, metavar="DIR", help="folder of the data")
+    add(
+        "--source",
+        "--config.data.source",
+        metavar="NAME",
+        help=f"kind of data set: {', '.join(sources.SOURCES)} (default: nih_chest_xray14)",
+    )
+    add(
+        "--csv",
+        "--config.data.csv",
+        metavar="FILE",
+        default="",
+        help="table to read in place of the source's own (default: the source's own)",
+    )
+    add(
+        "--split",
+        "--config.data.split",
+        metavar="RULE",
+        default="official",
+        help=f"split rule: {', '.join(RULES)} (default: official)",
+    )
+    add(
+        "--size",
+        "--config.data.image_size",
+        type=int,
+        metavar="S",
+        help="height and width at which images are read, in pixels, at least 16 (default: 64)",
+    )
+    add(
+        "--sample",
+        type=int,
+        metavar="N",
+        default=5000,
+        help="maximum number of images to measure, chosen at random; 0 for all (default: 5000)",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (default: inspection/<name of the data folder>)",
+    )
+    return parser
 
 
 def _defaults(directory: Path) -> dict[str, Any]:
-    """Source and size to read; those of a prepared folder are its own."""
+    """Return the source and size to read a folder with; a prepared one has its own."""
     if is_prepared(directory):
         return read_identity(directory)
     return {"source": "nih_chest_xray14", "size": 64}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code: 1 where images were refused."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.inspect", description=__doc__)
-    add = parser.add_argument
-    # Messages of the sources name the keys of a config, so those work here, too.
-    add("dir", type=Path, metavar="DIR", help="folder of the data")
-    add("--source", "--config.data.source", metavar="NAME", help="of the registry; default: NIH's")
-    add("--csv", "--config.data.csv", metavar="FILE", default="", help="in place of the table")
-    add("--split", "--config.data.split", metavar="RULE", default="official", help="split rule")
-    add("--size", "--config.data.image_size", type=int, metavar="S", help="pixels; default: 64")
-    add("--sample", type=int, metavar="N", default=5000, help="most images to read; 0 for all")
-    add("--out", type=Path, help="folder to write; default: inspection/<name of DIR>")
-    options = parser.parse_args(arguments)
-    defaults = _defaults(options.dir)
-    source, size = options.source or defaults["source"], options.size or defaults["size"]
-    out = options.out or Path("inspection", options.dir.resolve().name)
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 1 where images were refused."""
     try:
+        options = _parser().parse_args(argv)
+        defaults = _defaults(options.dir)
+        source, size = options.source or defaults["source"], options.size or defaults["size"]
+        out = options.out or Path("inspection", options.dir.resolve().name)
         if source == "phantom" and not is_prepared(options.dir):  # its loader would draw it
             raise InputError(
-                "A simulated set that is drawn is read with --source nih_chest_xray14."
+                "--source phantom draws images: read a simulated folder with "
+                "--source nih_chest_xray14."
             )
         table = sources.load(source, options.dir, options.csv)
         table.store.check_size(size)

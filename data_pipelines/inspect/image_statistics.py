@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, UInt8
-from tqdm import tqdm
 
 from data_pipelines.errors import InputError
+from data_pipelines.progress import progress
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.quarantine import Entry
 
@@ -104,7 +104,7 @@ def measure_images(table: CaseTable, rows: Int[np.ndarray, " m"], size: int) -> 
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
         measured = pool.map(lambda batch: _measure(table, batch, size), batches)
-        with tqdm(total=len(rows), desc="reading images", unit="image") as bar:
+        with progress(total=len(rows), desc="reading images", unit="images") as bar:
             for batch, (frame, counts, summed, bad) in zip(batches, measured, strict=True):
                 frames.append(frame)
                 histogram += counts

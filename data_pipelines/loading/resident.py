@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int8, Int32, UInt8
-from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from data_pipelines.loading.loader import evaluation_batches
+from data_pipelines.progress import progress
 from data_pipelines.tables.case_table import CaseTable
 
 _READ_BATCH = 256
@@ -69,7 +69,7 @@ def load(
     _check_memory(len(rows) * image_size**2)
     images = np.empty((len(rows), image_size, image_size, 1), np.uint8)
     done = 0
-    with tqdm(total=len(rows), desc="loading images", unit="image", dynamic_ncols=True) as bar:
+    with progress(total=len(rows), desc="loading images", unit="images") as bar:
         for batch in evaluation_batches(table, rows, image_size=image_size, batch_size=_READ_BATCH):
             count = int(batch["mask"].sum())
             images[done : done + count] = batch["image"][:count]

@@ -1,34 +1,60 @@
 """``python -m data_pipelines.phantom``: draw simulated chest X-rays."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from data_pipelines.command_line import CommandParser
 from data_pipelines.errors import InputError
 from data_pipelines.phantom.draw import contact_sheet, ensure_phantoms
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.phantom", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "data_pipelines.phantom",
+        "Draw simulated chest X-rays in the layout of ChestX-ray14, for use without patient data.",
+        "--out data/phantom --train_images 2400 --test_images 800 --image_size 64",
+        "The same options give the same images. A folder that holds exactly this set is kept.\n\n"
+        "exit codes: 0 done; 2 bad input",
+    )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--contact_sheet", type=Path, help="PNG file for an overview of all signs")
-    target.add_argument("--out", type=Path, help="folder for a simulated set")
-    parser.add_argument("--train_images", type=int, default=2400)
-    parser.add_argument("--test_images", type=int, default=800)
-    parser.add_argument("--image_size", type=int, default=64, help="pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--min_test_positives", type=int, default=20)
-    parser.add_argument("--min_train_positives", type=int, default=24)
-    options = vars(parser.parse_args(arguments))
-    sheet, directory = options.pop("contact_sheet"), options.pop("out")
+    target.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the simulated set: new or empty"
+    )
+    target.add_argument(
+        "--contact_sheet",
+        type=Path,
+        metavar="FILE",
+        help="PNG file to draw instead: eight normal chests and four examples of each finding",
+    )
+    for name, default, explanation in (
+        ("train_images", 2400, "number of images of train_val"),
+        ("test_images", 800, "number of images of test"),
+        ("image_size", 64, "height and width in pixels, at least 16"),
+        ("seed", 0, "seed of patients, findings and pixels, not negative"),
+        ("min_test_positives", 20, "minimum number of test images with each finding"),
+        ("min_train_positives", 24, "minimum number of train_val images with each finding"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{explanation} (default: {default})",
+        )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     try:
+        options = vars(_parser().parse_args(argv))
+        sheet, directory = options.pop("contact_sheet"), options.pop("out")
         if sheet:
             contact_sheet(sheet)
         else:
             ensure_phantoms(directory, **options)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

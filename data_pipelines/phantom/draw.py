@@ -4,7 +4,6 @@
 overview of all signs.
 """
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Collection
@@ -26,8 +25,7 @@ from data_pipelines.phantom.anatomy import (
 )
 from data_pipelines.phantom.labels import derived_seed, generator, sample_patients
 from data_pipelines.phantom.signs import DENSITY_SIGNS, SHAPE_SIGNS
-from data_pipelines.sources import nih_chest_xray14
-from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.progress import progress
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
 
 GENERATOR_VERSION = 1  # raise it when the same seed gives other pixels, labels or files
@@ -134,7 +132,7 @@ def _write_set(directory: Path, sets: dict[str, int]) -> None:
     )
     table, first = [HEADER], 1
     total = sets["train_images"] + sets["test_images"]
-    with tqdm(total=total, desc="drawing simulated X-rays", unit="image") as bar:
+    with progress(total=total, desc="drawing simulated X-rays", unit="images") as bar:
         for part, patients in (("train_val", train_part), ("test", test_part)):
             names, rows = _write_images(
                 directory / "images", patients, first, sets["seed"], sets["image_size"], bar
@@ -251,22 +249,6 @@ def ensure_phantoms(
     }
     if _recorded(Path(directory)) != {"version": GENERATOR_VERSION, **sizes}:
         write_phantoms(directory, **sizes)
-
-
-def load(directory: Path, csv: str = "", **sizes: int) -> CaseTable:
-    """Reads a simulated set, drawing it on first use.
-
-    Args:
-        directory: of the set.
-        csv: as for ChestX-ray14.
-        **sizes: those of `write_phantoms`; without any, a set that was drawn before is read.
-
-    Raises:
-        InputError: as in `write_phantoms` and for ChestX-ray14.
-    """
-    if sizes:
-        ensure_phantoms(directory, **sizes)
-    return dataclasses.replace(nih_chest_xray14.load(directory, csv), source="phantom")
 
 
 def contact_sheet(path: Path, tile: int = 128) -> None:

@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from data_pipelines.prepared.shards import (
-    Layout,
+from data_pipelines.prepare.shard_writer import (
     Report,
-    holds,
-    open_shard,
     present_rows,
     read_image,
     record_content,
     rows_digest,
 )
+from data_pipelines.prepared.shards import Layout, holds, open_shard
+from data_pipelines.progress import progress
 from data_pipelines.tables.case_table import CaseTable
 
 _RECORDS_AT_ONCE = 64
@@ -36,7 +34,7 @@ def finished_shards(
     """
     reports = {index: _plausible(table, layout, index) for index in indices}
     total = sum(report["records"] for report in reports.values() if report)
-    with tqdm(total=total, desc="checking shards", unit="image", disable=not total) as bar:
+    with progress(total=total, desc="checking shards", unit="images") as bar:
         for index, report in reports.items():
             if report and _digest(layout.shard(index), bar.update) != report["sha256"]:
                 reports[index] = None

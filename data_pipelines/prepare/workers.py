@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageArray
-from data_pipelines.prepared.shards import Layout, Report, write_shard
+from data_pipelines.prepare.shard_writer import Report, write_shard
+from data_pipelines.prepared.shards import Layout
+from data_pipelines.progress import progress
 from data_pipelines.tables.case_table import CaseTable
 
 _POLL_SECONDS = 0.3
@@ -38,7 +40,7 @@ def write_shards(
         InputError: a worker process was killed.
     """
     total = layout.present_in(indices, table)
-    with tqdm(total=total, desc="preparing images", unit="image", disable=not total) as bar:
+    with progress(total=total, desc="preparing images", unit="images") as bar:
         # A worker starts with a pickle of the table: each would get a copy of images in memory.
         in_memory = isinstance(table.store, ImageArray)
         if in_memory or min(processes, len(indices)) <= 1:

@@ -5,20 +5,13 @@ its records are a function of the table and the images, whoever writes it and in
 """
 
 import dataclasses
-import hashlib
-import json
-import os
-import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.atomic_files import whole_file
-from data_pipelines.errors import InputError
 from data_pipelines.tables.case_table import CaseTable
 
 if TYPE_CHECKING:
@@ -29,15 +22,9 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD = 2048
 # TFDS keeps the name 'all' for the union of the splits, which is this one.
 SPLIT = "full"
-# A record a chunk, for random access. X-rays at 224 pixels shrink by 2 % under zstd, which reads
-# no faster and writes a quarter as fast.
-WRITER_OPTIONS = "group_size:1,uncompressed"
 # Nothing is read ahead: the next record of a batch is somewhere else.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER = 2**15
-_DRAFT = ".draft"
-
-Report = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,137 +117,3 @@ def holds(shard: Path, records: int) -> bool:
         return reader.num_records() == records
     finally:
         reader.close()
-
-
-def write_shard(
-    table: CaseTable, layout: Layout, index: int, step: Callable[[], bool]
-) -> Report | None:
-    """Writes a shard under another name, renames it, and then writes the report on it.
-
-    Args:
-        table: the source's full table.
-        layout: of the prepared data set.
-        index: of the shard.
-        step: called before each image; True abandons the shard.
-
-    Returns:
-        ``records``, ``present`` (digest of which rows were), ``sha256`` (of what the records hold),
-        ``refused`` (``[name, reason]`` of each unreadable image); None if it was abandoned.
-
-    Raises:
-        InputError: the disk is full.
-    """
-    rows = present_rows(layout, table, index)
-    try:
-        with _draft(layout, index) as draft:
-            report = _write_records(table, layout, rows, draft, step)
-            if report is None:
-                return None
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(draft, layout.shard(index))
-    except RuntimeError as error:  # what ArrayRecord makes of a full disk
-        raise InputError(
-            f"The shard {layout.shard(index)} cannot be written ({error}): put that right and "
-            "start the same command again, it continues."
-        ) from error
-    with whole_file(layout.report(index)) as file:
-        json.dump(report, file)
-    return report
-
-
-def _write_records(
-    table: CaseTable, layout: Layout, rows: np.ndarray, draft: Path, step: Callable[[], bool]
-) -> Report | None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    serialize = features(layout.size, len(table.findings)).serialize_example
-    digest, refused = hashlib.sha256(), []
-    writer = ArrayRecordWriter(str(draft), WRITER_OPTIONS)
-    for row in rows.tolist():
-        if step():
-            writer.close()
-            return None
-        image = read_image(table, row, layout.size)
-        if isinstance(image, str):
-            refused.append([str(table.images[row]), image])
-            continue
-        record = _record(table, row)
-        digest.update(record_content(record, image.tobytes()))
-        writer.write(serialize({**record, "image": image}))
-    writer.close()
-    return {
-        "records": len(rows) - len(refused),
-        "present": rows_digest(rows),
-        "sha256": digest.hexdigest(),
-        "refused": refused,
-    }
-
-
-def remove_stale_drafts(layout: Layout, indices: Container[int]) -> None:
-    """Removes what killed processes have left of some shards; living ones lock their drafts."""
-    import fcntl  # not on Windows, where there is no ArrayRecord either
-
-    for draft in layout.reports.glob(f"*{_DRAFT}"):
-        if int(draft.name[:5]) not in indices:
-            continue
-        try:
-            # Where NFS keeps the lock, only a file that is open for writing can have one.
-            with draft.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                draft.unlink()
-        except OSError:  # locked, or already gone
-            continue
-
-
-@contextmanager
-def _draft(layout: Layout, index: int) -> Iterator[Path]:
-    """A locked file of a name that no other process has; removed unless it was renamed."""
-    import fcntl
-
-    path = layout.reports / f"{index:05d}.{uuid.uuid4().hex}{_DRAFT}"
-    with path.open("xb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def read_image(table: CaseTable, row: int, size: int) -> np.ndarray | str:
-    """One image ``[S, S, 1]``, or why it cannot be read."""
-    # Decoders take much that is damaged without a word.
-    if reason := table.store.fault(row, whole=True):
-        return reason
-    try:
-        return table.store.read(np.array([row]), size)[0]
-    except InputError as error:
-        return str(error)
-
-
-def _record(table: CaseTable, row: int) -> dict[str, Any]:
-    return {
-        "name": str(table.images[row]),
-        "patient": int(table.patients[row]),
-        "labels": table.labels[row].tolist(),
-        "view": str(table.views[row]),
-        "sex": str(table.sexes[row]),
-        "age": int(table.ages[row]),
-        "case_id": row,
-    }
-
-
-def record_content(record: dict[str, Any], pixels: bytes) -> bytes:
-    """What a report's ``sha256`` is of, for one record."""
-    return json.dumps(record).encode() + b"\n" + pixels
-
-
-def present_rows(layout: Layout, table: CaseTable, index: int) -> Int[np.ndarray, " n"]:
-    """The rows of a shard whose images are present."""
-    rows = layout.rows(index)
-    return rows[table.present[rows]]
-
-
-def rows_digest(rows: Int[np.ndarray, " n"]) -> str:
-    """SHA-256 of row numbers."""
-    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.errors import InputError, did_you_mean
-from data_pipelines.phantom import draw as phantom
 from data_pipelines.prepared import dataset
-from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14
+from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14, phantom
 from data_pipelines.tables.case_table import CaseTable
 
 SOURCES: dict[str, Callable[..., CaseTable]] = {

@@ -28,12 +28,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageArray
+from data_pipelines.progress import progress
+from data_pipelines.sources.csv_tables import given_file
 from data_pipelines.tables.case_table import CaseTable
-from data_pipelines.tables.csv_tables import given_file
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 DOWNLOAD_PAGE = "https://medmnist.com"
@@ -209,7 +209,7 @@ def _check_labels(path: Path, labels: dict[str, np.ndarray], n_findings: int) ->
 def _gather(path: Path, arrays: np.lib.npyio.NpzFile, labels: dict[str, np.ndarray]) -> np.ndarray:
     """The images of all parts in one array; each part is freed before the next is read."""
     images, done = None, 0
-    for part in tqdm(_PARTS, desc=f"reading {path.name}", unit="part", delay=1, leave=False):
+    for part in progress(_PARTS, desc=f"reading {path.name}", unit="parts"):
         values, n = arrays[f"{part}_images"], len(labels[part])
         if values.dtype != np.uint8 or values.ndim != 3 or not values.size:
             raise InputError(

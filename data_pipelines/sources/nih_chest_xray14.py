@@ -19,8 +19,8 @@ import pandas as pd
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageFiles
+from data_pipelines.sources.csv_tables import READ_ERRORS, given_file, whole_years
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
-from data_pipelines.tables.csv_tables import READ_ERRORS, given_file, whole_years
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
 
 DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"

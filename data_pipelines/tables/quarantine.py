@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
+from data_pipelines.progress import progress
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.splits import Split, keep_rows
 
@@ -17,7 +17,6 @@ ABSENT = "absent"
 # Every byte of up to this many files is read; the 42 GB of the full set would take minutes at every
 # start. What a look at the header misses still stops the run, with the file's name, when it is met.
 FULL_CHECK_ROWS = 20_000
-_PROGRESS_ROWS = 2_000
 _THREADS = 8
 
 Entry = tuple[str, str]
@@ -40,12 +39,11 @@ def verify_files(table: CaseTable, rows: np.ndarray) -> list[Entry]:
     whole = len(present) <= FULL_CHECK_ROWS
     reasons = dict.fromkeys(rows.tolist(), ABSENT)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        faults = tqdm(
+        faults = progress(
             pool.map(lambda case_id: table.store.fault(case_id, whole=whole), present),
             total=len(present),
             desc="checking image files",
-            unit="file",
-            disable=len(present) <= _PROGRESS_ROWS,
+            unit="files",
         )
         reasons |= zip(present, faults, strict=True)
     return [(str(table.images[row]), reason) for row, reason in reasons.items() if reason]

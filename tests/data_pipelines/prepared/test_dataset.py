@@ -16,7 +16,7 @@ from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageStore
 from data_pipelines.loading import loader
-from data_pipelines.prepare.__main__ import prepare
+from data_pipelines.prepare.preparation import prepare
 from data_pipelines.prepared.dataset import is_prepared, load
 from data_pipelines.tables import quarantine, splits
 

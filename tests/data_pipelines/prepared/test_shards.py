@@ -1,16 +1,10 @@
-import json
 from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import small_table
 
-from data_pipelines.images.store import ImageArray
-from data_pipelines.prepare import workers
-from data_pipelines.prepare.shard_check import finished_shards
-from data_pipelines.prepared import shards
-from data_pipelines.prepared.shards import Layout, features, holds, open_shard, write_shard
+from data_pipelines.prepared.shards import Layout
 
 
 @given(n=st.integers(1, 300), rows_per_shard=st.integers(1, 400))
@@ -19,105 +13,3 @@ def test_each_row_is_in_one_shard_in_order(n, rows_per_shard):
     rows = np.concatenate([layout.rows(index) for index in range(layout.n_shards)])
     assert rows.tolist() == list(range(n))
     assert len({layout.shard(index) for index in range(layout.n_shards)}) == layout.n_shards
-
-
-def _layout(tmp_path):
-    layout = Layout(tmp_path / "out", "test", 4, 6, 3)
-    layout.reports.mkdir(parents=True)
-    return layout
-
-
-def _table(nih):
-    return small_table(6, nih.file(nih.names[3]))
-
-
-def test_a_shard_is_for_random_access_and_holds_what_it_says(nih, tmp_path):
-    layout = _layout(tmp_path)
-    report = write_shard(_table(nih), layout, 1, lambda: False)
-    assert (report["records"], report["refused"]) == (3, [])
-    assert holds(layout.shard(1), 3)
-    assert not holds(layout.shard(1), 2)
-    assert not holds(layout.shard(0), 0)
-    reader = open_shard(layout.shard(1))
-    assert "group_size:1," in reader.writer_options_string()
-    assert finished_shards(_table(nih), layout, [0, 1]) == {0: None, 1: report}
-
-
-def test_a_damaged_shard_or_report_is_found(nih, tmp_path):
-    layout, table = _layout(tmp_path), _table(nih)
-    for index in range(2):
-        write_shard(table, layout, index, lambda: False)
-    content = layout.shard(0).read_bytes()
-    place = content.index(bytes([60] * 16))  # an image
-    layout.shard(0).write_bytes(content[:place] + b"=" + content[place + 1 :])
-    layout.report(1).write_text('{"records": 3')
-    assert finished_shards(table, layout, [0, 1]) == {0: None, 1: None}
-
-
-def test_a_sound_shard_of_other_records_is_found(nih, tmp_path):
-    layout, table = _layout(tmp_path), _table(nih)
-    report = write_shard(table, layout, 0, lambda: False)
-    other = small_table(6, nih.file(nih.names[4]))
-    write_shard(other, layout, 0, lambda: False)
-    layout.report(0).write_text(json.dumps(report))
-    assert finished_shards(table, layout, [0]) == {0: None}
-
-
-def test_images_in_memory_are_not_copied_to_workers(tmp_path, monkeypatch):
-    images = np.arange(6, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
-    table, layout = small_table(6, store=ImageArray(images)), _layout(tmp_path)
-    monkeypatch.setattr(ImageArray, "__reduce__", None, raising=False)  # refuses to be pickled
-    reports = dict(workers.write_shards(table, layout, range(2), 2))
-    assert finished_shards(table, layout, range(2)) == reports
-
-
-def test_an_abandoned_shard_leaves_nothing(nih, tmp_path):
-    layout, images = _layout(tmp_path), iter([False, True])
-    assert write_shard(_table(nih), layout, 0, lambda: next(images)) is None
-    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["progress"]
-
-
-def test_the_draft_of_a_living_process_is_not_removed(nih, tmp_path):
-    layout = _layout(tmp_path)
-    (layout.reports / "00000.stale.draft").write_bytes(b"")
-
-    def step():
-        shards.remove_stale_drafts(layout, range(2))
-        assert len(list(layout.reports.glob("*.draft"))) == 1
-        return False
-
-    assert write_shard(_table(nih), layout, 0, step)["records"] == 3
-
-
-def test_the_drafts_of_other_shares_are_left_alone(tmp_path):
-    layout = _layout(tmp_path)
-    for index in range(2):
-        (layout.reports / f"{index:05d}.stale.draft").write_bytes(b"")
-    shards.remove_stale_drafts(layout, [1])
-    assert [path.name for path in layout.reports.iterdir()] == ["00000.stale.draft"]
-
-
-def test_a_record_keeps_every_column(nih, tmp_path):
-    table = small_table(
-        6,
-        nih.file(nih.names[3]),
-        labels=np.array([[-1], [0], [1]] * 2, np.int8),
-        views=np.array(["PA", "", "AP"] * 2),
-        sexes=np.array(["F", "M", ""] * 2),
-        ages=np.array([-1, 0, 120] * 2, np.int16),
-    )
-    layout = _layout(tmp_path)
-    write_shard(table, layout, 1, lambda: False)
-    parse = features(4, 1).deserialize_example_np
-    for row, record in enumerate(open_shard(layout.shard(1)).read([0, 1, 2]), 3):
-        record = parse(record)
-        assert (record.pop("image") == 60).all()
-        assert record.pop("labels").tolist() == table.labels[row].tolist()
-        assert record == {
-            "name": table.images[row].encode(),
-            "patient": row,
-            "view": table.views[row].encode(),
-            "sex": table.sexes[row].encode(),
-            "age": table.ages[row],
-            "case_id": row,
-        }

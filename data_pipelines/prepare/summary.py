@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.atomic_files import whole_file
+from data_pipelines.prepare.cards import card_of
+from data_pipelines.prepare.shard_writer import Report
 from data_pipelines.prepared import dataset
-from data_pipelines.prepared.cards import card_of
-from data_pipelines.prepared.shards import SPLIT, Layout, Report, features
+from data_pipelines.prepared.shards import SPLIT, Layout, features
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.tables.quarantine import Entry
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import InputError
-from data_pipelines.images import given as given_images
+from data_pipelines.loading import given as given_images
 
 
 def picture(path, value=90, side=20):

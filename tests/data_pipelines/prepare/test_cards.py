@@ -1,6 +1,6 @@
 import pytest
 
-from data_pipelines.prepared.cards import card_of
+from data_pipelines.prepare.cards import card_of
 from data_pipelines.sources import SOURCES
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from data_pipelines import sources
 from data_pipelines.errors import InputError
-from data_pipelines.prepare.__main__ import prepare
+from data_pipelines.prepare.preparation import prepare
 
 
 def test_registered_source_loads(nih):

@@ -1,0 +1,151 @@
+"""Resize the images of a source once and store them as records that are quick to read.
+
+The output is a TensorFlow Datasets folder of uint8 grey squares in ArrayRecord shards, with the
+source's full table beside them. Neither writing nor reading it needs TensorFlow
+(``tfds.builder_from_directory(DIR).as_data_source("all")``).
+"""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_pipelines import sources
+from data_pipelines.errors import InputError
+from data_pipelines.prepare.claim import check_claim, claim, identity, remove_leftovers
+from data_pipelines.prepare.shard_check import finished_shards
+from data_pipelines.prepare.shard_writer import Report, remove_stale_drafts
+from data_pipelines.prepare.summary import write_summary
+from data_pipelines.prepare.workers import write_shards
+from data_pipelines.prepared import dataset
+from data_pipelines.prepared.shards import ROWS_PER_SHARD, Layout
+from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.quarantine import ABSENT, Entry, write_quarantine
+
+
+def prepare(
+    source: str,
+    directory: Path,
+    out: Path,
+    *,
+    size: int,
+    csv: str = "",
+    part: tuple[int, int] | None = None,
+    processes: int = 1,
+    missing: str = "error",
+    max_share: float = 0.001,
+    rows_per_shard: int = ROWS_PER_SHARD,
+) -> list[Entry]:
+    """Writes the shards that are not finished yet and, without ``part``, all that goes with them.
+
+    Args:
+        source: a name of ``sources.SOURCES``.
+        directory: folder of the source's own files.
+        out: folder to write: absent, empty, or what an earlier call with the same source, size and
+            table has begun.
+        size: side of the images in pixels, at least 1.
+        csv: as in ``sources.load``.
+        part: (i, n): write the i-th of n shares of the shards, i from 0, and nothing else.
+        processes: worker processes, at least 1.
+        missing: ``error`` or ``skip``, as in ``quarantine.apply_policy``.
+        max_share: share of the images that may be refused, 0 to 1.
+        rows_per_shard: rows of the table in a shard.
+
+    Returns:
+        ``(image, reason)`` of each image that was refused.
+
+    Raises:
+        InputError: wrong arguments, ``out`` holds something else, too many images refused, or
+            whatever the source's loader finds wrong.
+    """
+    directory, out = Path(directory), Path(out)
+    _check_arguments(directory, out, size, processes)
+    table = sources.load(source, directory, csv)
+    for warning in table.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    absent = _absent(table, missing, max_share)
+    n_expected = len(table.images) - (len(absent) if missing == "skip" else 0)
+    layout = Layout(out, source, size, len(table.images), rows_per_shard)
+    asked = identity(layout, table)
+    check_claim(layout, asked)
+    share, of = part or (0, 1)
+    indices = range(share, layout.n_shards, of)
+    remove_stale_drafts(layout, indices)
+    reports = finished_shards(table, layout, indices)
+    todo = [index for index, report in reports.items() if report is None]
+    _check_space(layout, table, todo)
+    claim(layout, asked)
+    if todo:
+        # Until its last shard is written again, the data set is not complete.
+        (out / dataset.TFDS_INFO).unlink(missing_ok=True)
+    refused = [] if missing == "skip" else absent
+    with contextlib.closing(write_shards(table, layout, todo, processes)) as written:
+        for index, report in written:
+            reports[index] = report
+            _check_refused(out, refused + _unreadable(reports.values()), n_expected, max_share)
+    refused = sorted(refused + _unreadable(reports.values()))
+    _check_refused(out, refused, n_expected, max_share)
+    if part is None:
+        remove_leftovers(layout)
+        write_quarantine(out / "quarantine.csv", refused)
+        write_summary(layout, table, [reports[index] for index in indices], refused)
+    return refused
+
+
+def _check_arguments(directory: Path, out: Path, size: int, processes: int) -> None:
+    if size < 1 or processes < 1:
+        raise InputError(f"--size is {size} and --processes {processes}: both must be at least 1.")
+    if dataset.is_prepared(directory):
+        raise InputError(
+            f"{directory} (--source) is prepared: name the folder of the source's own files."
+        )
+    if directory.resolve() == out.resolve():
+        raise InputError(f"--source and --out are both {out}: name another folder to write to.")
+
+
+def _absent(table: CaseTable, missing: str, max_share: float) -> list[Entry]:
+    """The images without a file, if so many may be absent."""
+    absent = table.images[~table.present].tolist()
+    n = len(table.images)
+    if len(absent) == n:
+        raise InputError(
+            f"Not one of the {n} images of the table is in the data folder: name the folder that "
+            "holds them with --source."
+        )
+    if missing == "error" and len(absent) > max_share * n:
+        raise InputError(
+            f"{len(absent)} of {n} images are absent ({', '.join(absent[:3])}, ...), more than the "
+            f"{max_share:.1%} allowed: fetch them, or give --missing=skip to prepare the images "
+            "that are there."
+        )
+    return [(name, ABSENT) for name in absent]
+
+
+def _check_space(layout: Layout, table: CaseTable, todo: list[int]) -> None:
+    images = layout.present_in(todo, table)
+    # A record is the pixels, about 300 bytes, and the padding of Riegeli's blocks.
+    needed = int(1.02 * images * (layout.size**2 + 300)) + len(todo) * 2**17
+    out = layout.directory
+    free = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
+    if needed > free:
+        raise InputError(
+            f"{out} (--out) has {free / 1e9:.1f} GB free and {images} images at "
+            f"{layout.size} pixels need {needed / 1e9:.1f} GB: free some, or name another disk."
+        )
+
+
+def _unreadable(reports: Iterable[Report | None]) -> list[Entry]:
+    return [(name, reason) for report in reports if report for name, reason in report["refused"]]
+
+
+def _check_refused(out: Path, refused: list[Entry], expected: int, max_share: float) -> None:
+    if len(refused) <= max_share * expected:
+        return
+    write_quarantine(out / "quarantine.csv", refused)
+    shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:3])
+    raise InputError(
+        f"{len(refused)} of {expected} images are absent or unreadable ({shown}), more than the "
+        f"{max_share:.1%} allowed: see {out / 'quarantine.csv'}, fetch them again, or remove them "
+        "and give --missing=skip, then start the same command again."
+    )
