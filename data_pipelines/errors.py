@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED = 20
+
 
 class InputError(Exception):
     """Report wrong input: a file, a row, a key or a value.
@@ -13,12 +15,12 @@ class InputError(Exception):
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known one, and all.
+    """Return the end of a sentence about an unknown name: the nearest known ones.
 
-    Where no known name is near, none is suggested.
+    Where no known name is near, none is suggested. At most 20 known names are listed.
     """
     known = list(known)
+    more = f", ... ({len(known)} in all)" if len(known) > _MOST_LISTED else ""
+    listed = ", ".join(known[:_MOST_LISTED]) + more
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    if not near:
-        return f"choose one of {', '.join(known)}."
-    return f"did you mean {near[0]!r}? (known: {', '.join(known)})"
+    return f"did you mean {near[0]!r}? (known: {listed})" if near else f"choose one of {listed}."

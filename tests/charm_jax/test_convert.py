@@ -71,7 +71,7 @@ def test_a_plain_run_gets_torchvisions_names(tmp_path):
         (["--run=tried", "--to=safetensors", "a.npz"], "ends in one of"),
         (["--run=tried", "--to=safetensors", "none/a.safetensors"], "There is no folder none"),
         (["--run=tried", "--to=safetensors", "there.safetensors"], "is there already"),
-        (["--run=other", "--to=safetensors", "a.safetensors"], "did you mean 'tried'?"),
+        (["--run=tride", "--to=safetensors", "a.safetensors"], "did you mean 'tried'?"),
         (["--run=tried", "--to=keras", "a.keras"], "to"),
         (["a.safetensors", "--run", "tried"], "The file to write comes last"),
         (["--config.model.charm=False", "a.safetensors"], "only --config.runs_dir can be given"),

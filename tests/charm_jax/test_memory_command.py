@@ -212,7 +212,7 @@ def test_the_same_site_gives_the_same_bank(folder, refilled):
         (["demo", "list", "x"], ["'x' means nothing after list"]),
         (["demo", "list", "--split", "test_published"], ["test_published"]),
         (["demo", "show"], ["No case is named"]),
-        (["demo", "show", "x.png"], ["no case of image 'x.png'", "did you mean"]),
+        (["demo", "show", "x.png"], ["no case of image 'x.png'", "choose one of"]),
         (["demo", "forget", "--patients", "99999", "--label", "x"], ["no case of patient '99999'"]),
         (["demo", "forget", "x.png"], ["--label is ''"]),
         (["demo", "forget", "x.png", "--label", "../x"], ["--label is '../x'"]),
