@@ -1,4 +1,4 @@
-"""Multi-scale spatial attention."""
+"""Define multi-scale spatial attention."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from charm_jax.models.layers.conv import Conv, torch_kernel_init
 
 
 class MultiScaleAttention(nn.Module):
-    """One attention map over space from convolutions of three sizes.
+    """Compute one attention map over space from convolutions of three sizes.
 
     a = sigmoid(conv1x1([conv1x1(f) | conv3x3(f) | conv5x5(f)])), each branch max(D // 8, 8)
     channels wide.
@@ -25,7 +25,7 @@ class MultiScaleAttention(nn.Module):
     def __call__(
         self, features: Float[Array, "batch height width dim"]
     ) -> Float[Array, "batch height width 1"]:
-        """Returns the map, each value in (0, 1), float32."""
+        """Return the map in float32, each value in (0, 1)."""
         conv = partial(Conv, use_bias=True, kernel_init=torch_kernel_init, dtype=self.dtype)
         width = max(features.shape[-1] // 8, 8)
         branches = [conv(width, size, name=f"conv{size}")(features) for size in (1, 3, 5)]

@@ -1,4 +1,4 @@
-"""The baseline: a backbone with a linear classifier; no attention, momentum branch or bank."""
+"""Define the baseline: a backbone with a linear classifier."""
 
 import typing
 from collections.abc import Callable
@@ -15,14 +15,7 @@ from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
 class BaselineOutput:
-    """What a forward pass makes; named as in ``CharmOutput``.
-
-    Attributes:
-        logits: one a finding, float32.
-        main: the expansion block's features.
-        memory: None, there is no bank.
-        momentum: None, there is no momentum branch.
-    """
+    """Hold the values of a forward pass, named as in ``CharmOutput``."""
 
     logits: Float[Array, "batch findings"]
     main: Float[Array, "batch height width dim"]
@@ -30,23 +23,22 @@ class BaselineOutput:
     momentum: None = None
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
-        """Nothing to report."""
+        """Return nothing: there is no bank to report on."""
         return {}
 
     def evidence(self) -> dict[str, Array]:
-        """Nothing: there is no map and no bank."""
+        """Return nothing: there is no attention and no bank."""
         return {}
 
 
 class Baseline(nn.Module):
-    """Backbone, global mean, linear layer; it is called as ``Charm`` is.
+    """Apply backbone, global mean and linear layer; called like ``Charm``.
 
     Attributes:
         trunk: the backbone up to its last block.
         expansion: the backbone's last block.
-        final: what the network does between the last block and pooling.
-        num_findings: F.
-        freeze_trunk: run the trunk as in evaluation while the rest trains.
+        final: applied between the last block and pooling.
+        freeze_trunk: whether the trunk runs as in evaluation while the rest trains.
     """
 
     trunk: nn.Module
@@ -64,7 +56,7 @@ class Baseline(nn.Module):
         *,
         train: bool,
     ) -> BaselineOutput:
-        """One pass over a batch of normalised images; ``cases`` do not matter."""
+        """Run the network on normalised images; ``cases`` have no effect."""
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
         return BaselineOutput(logits=self.classify(main, None, cases, memory), main=main)
@@ -77,7 +69,7 @@ class Baseline(nn.Module):
         cases: Cases | None,
         memory: None,
     ) -> Float[Array, "batch findings"]:
-        """From the expansion block's features to the logits; called as ``Charm.classify`` is."""
+        """Compute the logits from the block's features; called like ``Charm.classify``."""
         pooled = self.final(main).astype(jnp.float32).mean((1, 2))
         classifier = nn.Dense(
             self.num_findings,
@@ -88,5 +80,5 @@ class Baseline(nn.Module):
         return classifier(pooled)
 
     def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
-        """Touches every parameter once."""
+        """Create every parameter."""
         self(images, None, None, None, train=False)

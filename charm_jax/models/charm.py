@@ -1,4 +1,4 @@
-"""Charm: the parts put together; the only place that knows the order of the forward pass."""
+"""Define CHARM's forward pass."""
 
 import typing
 from collections.abc import Callable
@@ -23,11 +23,11 @@ _HIDDEN = 512
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
 class Cases:
-    """What is known of the images of a batch beside their pixels.
+    """Hold labels and ids of the images of a batch.
 
     Attributes:
         labels: 1 present, 0 absent, -1 unknown.
-        case_ids: rank of the image's name in its source's full table; -1 for an image of no source.
+        case_ids: rank of the image's name in its source's full table; -1 outside any table.
         patient_ids: patient number; -1 for unknown.
     """
 
@@ -39,20 +39,20 @@ class Cases:
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
 class CharmOutput:
-    """Everything that a forward pass makes, by its name in the equations.
+    """Hold every named value of a forward pass.
 
     Attributes:
-        logits: one a finding, float32.
+        logits: float32.
         main: f, the expansion block's features.
-        momentum_features: f̄, the momentum branch's; None without one.
+        momentum_features: f̄; None without a momentum branch.
         attention: a, in (0, 1); None without fusion.
         fused: q.
-        retrieved: r, with the slots and similarities that it came from.
+        retrieved: r, its slots and similarities.
         enhanced: h = q + r.
-        selected: which rows were written to the bank (none in evaluation).
+        selected: whether each row was written to the bank (none in evaluation).
         memory: the bank after this pass.
-        momentum: the momentum branch after this pass: running statistics updated, parameters not.
-            None without one.
+        momentum: the momentum branch with its running statistics updated, parameters not; None
+            without one.
     """
 
     logits: Float[Array, "batch findings"]
@@ -67,10 +67,10 @@ class CharmOutput:
     momentum: Momentum | None
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
-        """What a log keeps of the pass.
+        """Return the scalars to log.
 
         ``selected`` is the share of the batch that was written, ``bank_count`` the filled slots,
-        ``similarity`` the mean cosine of what was retrieved.
+        ``similarity`` the mean cosine of the retrieved cases.
         """
         valid = self.retrieved.valid
         return {
@@ -80,12 +80,12 @@ class CharmOutput:
         }
 
     def evidence(self) -> dict[str, Array]:
-        """What an evaluation keeps of the pass beside its logits.
+        """Return what an evaluation keeps beside the logits.
 
         ``attention`` is the map ``[B, h, w]``; ``slots``, ``similarities`` and ``valid`` ``[B, k]``
-        are what was read of the bank, best match first (see ``Retrieved``); ``disagreement``
-        ``[B]`` is 1 - cosine of the pooled features of main and momentum branch, 0 ... 2. What the
-        network does not have is left out.
+        describe the retrieved cases, best match first (see ``Retrieved``); ``disagreement`` ``[B]``
+        is 1 - cosine of the pooled features of main and momentum branch, 0 ... 2. Keys of parts
+        that the network lacks are absent.
         """
         kept = {
             "slots": self.retrieved.indices,
@@ -103,7 +103,7 @@ class CharmOutput:
 
 
 class Head(nn.Module):
-    """Batch norm, hidden layer of 512, dropout, one logit a finding; float32.
+    """Apply batch norm, a hidden layer of 512, dropout and a linear layer, in float32.
 
     Source: the reference's ``classifier``.
     """
@@ -115,7 +115,7 @@ class Head(nn.Module):
     def __call__(
         self, enhanced: Float[Array, "batch dim"], *, train: bool
     ) -> Float[Array, "batch findings"]:
-        """Maps enhanced features to logits."""
+        """Map enhanced features to logits."""
         x = BatchNorm(name="norm")(enhanced, train=train)
         x = nn.relu(_dense(_HIDDEN, x.shape[-1], "hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -129,16 +129,16 @@ def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
 
 
 class Charm(nn.Module):
-    """The network of CHARM-Xray as a function of images, momentum branch and memory bank.
+    """Map images, momentum branch and memory bank to logits: the network of CHARM-Xray.
 
     Attributes:
         trunk: the backbone up to its last block.
         expansion: the backbone's last block.
-        fusion: the attention over its features; None weighs all places alike.
-        head: enhanced features to logits.
-        retrieval_k: how many stored cases are read; with 0 the bank is written but has no effect.
-        select: which rows of a batch are written: ``(features, labels) -> bool[batch]``.
-        freeze_trunk: run the trunk as in evaluation while the rest trains.
+        fusion: the attention over its features; None gives all positions the same weight.
+        head: from enhanced features to logits.
+        retrieval_k: number of stored cases to read; with 0 the bank is written but has no effect.
+        select: rule for the rows to write: ``(features, labels) -> bool[batch]``.
+        freeze_trunk: whether the trunk runs as in evaluation while the rest trains.
     """
 
     trunk: nn.Module
@@ -158,15 +158,15 @@ class Charm(nn.Module):
         *,
         train: bool,
     ) -> CharmOutput:
-        """One pass over a batch of normalised images; without ``momentum``, f̄ is left out of q.
+        """Run the network on normalised images; without ``momentum``, q = GAP(f ⊙ a).
 
         With ``train`` the batch norms use and update batch statistics, dropout draws from the
         random stream ``dropout``, and selected rows are written to the bank before it is read. A
         query never reads its own case, nor, outside training, any case of its own patient. A frozen
-        trunk keeps its running statistics, uses them, and drops nothing.
+        trunk uses and keeps its running statistics, and drops nothing.
 
         Differs: the reference masks stored rows whose float32 cosine with the query is exactly 1,
-        which depends on rounding; here the own case is left out by its id.
+        which depends on rounding; here the own case is excluded by its id.
         """
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
@@ -204,12 +204,12 @@ class Charm(nn.Module):
         main: Float[Array, "batch height width dim"],
         momentum_features: Float[Array, "batch height width dim"] | None,
     ) -> tuple[Float[Array, "batch height width 1"] | None, Float[Array, "batch dim"]]:
-        """From f and f̄ to a and q; each is None, or left out of q, in a network without it."""
-        attention, weighed = None, main.astype(jnp.float32)
+        """Compute a (None without fusion) and q = GAP(f ⊙ a) + GAP(f̄)."""
+        attention, weighted = None, main.astype(jnp.float32)
         if self.fusion is not None:
             attention = self.fusion(main)
-            weighed = weighed * attention
-        fused = weighed.mean((1, 2))
+            weighted = weighted * attention
+        fused = weighted.mean((1, 2))
         if momentum_features is not None:
             fused = fused + momentum_features.astype(jnp.float32).mean((1, 2))
         return attention, fused
@@ -217,9 +217,9 @@ class Charm(nn.Module):
     def read(
         self, fused: Float[Array, "batch dim"], cases: Cases, memory: MemoryBank, *, train: bool
     ) -> tuple[Retrieved, Float[Array, "batch dim"], Float[Array, "batch findings"]]:
-        """From q and a bank to what is read of it, h and the logits; cheap beside the rest.
+        """Compute r, h = q + r and the logits; cheap beside the backbone.
 
-        Whose cases a query does not read is as in ``__call__``.
+        Exclude the same cases as ``__call__``.
         """
         retrieved = memory_bank.retrieve(
             memory,
@@ -238,12 +238,12 @@ class Charm(nn.Module):
         cases: Cases,
         memory: MemoryBank,
     ) -> Float[Array, "batch findings"]:
-        """From f to the logits of an evaluation, all that lies behind the expansion block."""
+        """Compute the logits of an evaluation from f and f̄."""
         _, fused = self.fuse(main, momentum_features)
         return self.read(fused, cases, memory, train=False)[-1]
 
     def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
-        """Touches every parameter once, before there is a momentum branch to run."""
+        """Create every parameter, before there is a momentum branch to run."""
         main = self.expansion(self.trunk(images, train=False), train=False)
         if self.fusion is not None:
             self.fusion(main)

@@ -1,4 +1,4 @@
-"""Multi-label losses on logits; labels are 1, 0 or -1 (unknown), and unknown entries do not count.
+"""Compute multi-label losses on logits; labels are 1, 0 or -1 (unknown, ignored).
 
 Everything is computed from log-sigmoids, so losses and gradients are finite for any logit that
 float32 holds comfortably (|z| of 80 and more).
@@ -17,7 +17,7 @@ Loss = Callable[[Float[Array, "batch findings"], Num[Array, "batch findings"]], 
 def binary_cross_entropy(
     logits: Float[Array, "batch findings"], labels: Num[Array, "batch findings"]
 ) -> Float[Array, ""]:
-    """Computes the mean binary cross-entropy over known entries, in nats (0 if none is known)."""
+    """Compute the mean binary cross-entropy over known entries, in nats (0 if none is known)."""
     known, targets = _split(logits, labels)
     return _mean(optax.losses.sigmoid_binary_cross_entropy(logits, targets), known)
 
@@ -28,7 +28,7 @@ def focal(
     *,
     gamma: float = 2.0,
 ) -> Float[Array, ""]:
-    """Computes the mean of (1 - p_t)^γ · BCE over known entries (0 if none is known).
+    """Compute the mean of (1 - p_t)^γ · BCE over known entries (0 if none is known).
 
     Source: arXiv 1708.02002, equation 4; α = 1 on both classes, as in the reference.
     """
@@ -46,7 +46,7 @@ def asymmetric(
     gamma_pos: float = 1.0,
     shift: float = 0.05,
 ) -> Float[Array, ""]:
-    """Computes the asymmetric loss as published: probability shift, *sum* over known entries.
+    """Compute the published asymmetric loss: probability shift, *sum* over known entries.
 
     -Σ [y log p (1 - p)^γ₊ + (1 - y) log(1 - p_m) p_m^γ₋] with p_m = max(p - shift, 0).
 
@@ -69,7 +69,7 @@ def asymmetric_reference(
     gamma_neg: float = 4.0,
     gamma_pos: float = 1.0,
 ) -> Float[Array, ""]:
-    """Computes the reference's asymmetric loss: no probability shift, *mean* over known entries.
+    """Compute the reference's asymmetric loss: no probability shift, *mean* over known entries.
 
     Differs: the reference clamps p to [1e-8, 1 - 1e-8] before the logarithm, which in float32
     leaves 1 - p = 0 from a logit of 17 on (infinite or NaN). Here the arithmetic is exact; where
@@ -95,7 +95,7 @@ def select_loss(
     [Int32[Array, ""], Float[Array, "batch findings"], Num[Array, "batch findings"]],
     Float[Array, ""],
 ]:
-    """Makes one function of (index, logits, labels) that runs the index-th of the named losses.
+    """Return a function of (index, logits, labels) that runs the index-th named loss.
 
     The index may be traced: a step that takes it is compiled once for all the losses.
 
@@ -125,5 +125,5 @@ def _mean(
 def _positive(
     logits: Float[Array, "batch findings"], gamma: float
 ) -> Float[Array, "batch findings"]:
-    """Computes -log(p) (1 - p)^gamma; of negated logits, a negative's -log(1 - p) p^gamma."""
+    """Compute -log(p) (1 - p)^gamma; of negated logits, a negative's -log(1 - p) p^gamma."""
     return -jax.nn.log_sigmoid(logits) * jnp.exp(gamma * jax.nn.log_sigmoid(-logits))

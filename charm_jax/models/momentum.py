@@ -1,4 +1,4 @@
-"""The momentum branch: an exponential moving average of the expansion block."""
+"""Define the momentum branch: an exponential moving average of the expansion block."""
 
 import typing
 
@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, PyTree
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
 class Momentum:
-    """State of the momentum branch.
+    """Hold the state of the momentum branch.
 
     Attributes:
-        params: θ̄, shaped as the expansion block's parameters.
+        params: θ̄, shaped like the expansion block's parameters.
         batch_stats: running statistics of the branch's own batch norms.
     """
 
@@ -25,7 +25,7 @@ class Momentum:
 
 
 def copy_of(params: PyTree[Array], batch_stats: PyTree[Array]) -> Momentum:
-    """A momentum branch that starts where the expansion block stands.
+    """Create a momentum branch as a copy of the expansion block.
 
     The buffers are real copies: a step that donates its state may not see one buffer twice.
     """
@@ -35,11 +35,10 @@ def copy_of(params: PyTree[Array], batch_stats: PyTree[Array]) -> Momentum:
 
 
 def update(momentum: Momentum, params: PyTree[Array], decay: float) -> Momentum:
-    """θ̄ ← m·θ̄ + (1 - m)·θ; parameters only, the statistics follow their own batches.
+    """Compute θ̄ ← m·θ̄ + (1 - m)·θ; the running statistics do not change.
 
     Args:
-        momentum: the state before.
-        params: θ, as it was before the optimizer's update of this step.
+        params: θ before this step's optimizer update.
         decay: m in [0, 1].
     """
     return momentum.replace(params=optax.incremental_update(params, momentum.params, 1 - decay))
@@ -52,14 +51,13 @@ def apply(
     *,
     train: bool,
 ) -> tuple[Float[Array, "batch new_h new_w dim"], Momentum]:
-    """Runs the expansion block with θ̄; no gradient passes.
+    """Run the expansion block with θ̄; no gradient passes.
 
     Source: the reference, whose momentum block stays in train mode while training, so that its
     batch norms use the batch's statistics and update their own running ones.
 
     Returns:
-        The features f̄ and the state with its running statistics updated (unchanged unless
-        ``train``).
+        f̄, and the state with updated running statistics (unchanged unless ``train``).
     """
     variables = {"params": momentum.params, "batch_stats": momentum.batch_stats}
     features, variables = jax.lax.stop_gradient((features, variables))

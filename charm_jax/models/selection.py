@@ -1,4 +1,4 @@
-"""Selection rules: which features of a training batch the memory bank stores."""
+"""Select the features of a training batch that the memory bank stores."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int8
 
 from charm_jax.models.memory_bank import normalise
 
-_DEFAULT = -1.0  # configs have fixed types: "the rule's default" has to be a number too
+_DEFAULT = -1.0  # stands for the rule's default: the types of a config are fixed
 
 Threshold = float | Float[Array, ""]
 Prevalence = Float[Array, " findings"] | tuple[float, ...]
@@ -16,7 +16,7 @@ Rule = Callable[..., Bool[Array, " batch"]]
 
 
 def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
-    """Computes abs(‖q‖ - μ) / μ, μ the batch mean of ‖q‖: the reference's "rarity score".
+    """Compute abs(‖q‖ - μ) / μ, μ the batch mean of ‖q‖: the reference's "rarity score".
 
     Differs: 0 where the reference divides 0 by 0 (a batch of zero vectors).
     """
@@ -26,61 +26,46 @@ def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"
 
 
 def norm_inlier(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
+    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
-    """Keeps features whose norm is *near* the batch mean: relative deviation below `threshold`.
+    """Keep features whose norm is *near* the batch mean: deviation below ``threshold``.
 
-    Source: the published notebook, with which the published AUC table was made. It keeps the
-    common features, not the rare ones. Zero vectors are never kept in a batch of zero vectors
-    (the reference compares NaN there, with the same outcome).
+    It keeps the common features, not the rare ones, and none of a batch of zero vectors.
+
+    Source: the notebook that made the published AUC table.
     """
-    del labels, prevalence
     return (norm_deviation(features) < threshold) & jnp.any(features != 0)
 
 
 def norm_outlier(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
+    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
-    """Keeps features whose norm is *far* from the batch mean: deviation above `threshold`.
+    """Keep features whose norm is *far* from the batch mean: deviation above ``threshold``.
 
     Source: the paper's text.
     """
-    del labels, prevalence
     return norm_deviation(features) > threshold
 
 
 def angle_outlier(
-    features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
-    *,
-    threshold: Threshold,
-    prevalence: Prevalence,
+    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
-    """Keeps features with 1 - cos(q, mean vector of the batch) above `threshold` (range 0 … 2).
+    """Keep features with 1 - cos(q, mean vector of the batch) above ``threshold`` (0 … 2).
 
     Source: the paper's overview figure. A zero vector has cosine 0 with everything.
     """
-    del labels, prevalence
     mean = jnp.mean(features, axis=0, keepdims=True)
     return 1.0 - jnp.sum(normalise(features) * normalise(mean), axis=-1) > threshold
 
 
 def rare_finding(
     features: Float[Array, "batch dim"],
-    labels: Int8[Array, "batch findings"],
     *,
+    labels: Int8[Array, "batch findings"],
     threshold: Threshold,
     prevalence: Prevalence,
 ) -> Bool[Array, " batch"]:
-    """Keeps cases that carry a finding whose `prevalence` (0 … 1) is below `threshold`.
+    """Keep cases with a finding whose ``prevalence`` (0 … 1) is below ``threshold``.
 
     Differs: not in the reference. Labels are known in training, so 'rare' can mean rare.
     """
@@ -105,10 +90,10 @@ DEFAULT_THRESHOLD: dict[str, float] = {
 
 
 def resolve_threshold(rule: str, threshold: float) -> float:
-    """Gives the threshold to run `rule` with: `threshold` itself, or for -1.0 the rule's default.
+    """Return ``threshold``, or for -1.0 the rule's default.
 
     Raises:
-        ValueError: If the rule is unknown, or the threshold is negative (but for -1.0) or NaN.
+        ValueError: the rule is unknown, or the threshold is NaN or negative other than -1.0.
     """
     if rule not in SELECTION_RULES:
         raise ValueError(
@@ -132,10 +117,14 @@ def select(
     threshold: float,
     prevalence: Prevalence,
 ) -> Bool[Array, " batch"]:
-    """Says which rows of a batch the named rule stores; `threshold` -1.0 is the rule's default.
+    """Return which rows of a batch the named rule stores.
+
+    Args:
+        threshold: τ; -1.0 for the rule's default.
+        prevalence: share of the training images with each finding, for ``rare_finding``.
 
     Raises:
-        ValueError: If the rule is unknown, or the threshold is negative (but for -1.0) or NaN.
+        ValueError: the rule is unknown, or the threshold is NaN or negative other than -1.0.
     """
     tau = resolve_threshold(rule, threshold)
-    return SELECTION_RULES[rule](features, labels, threshold=tau, prevalence=prevalence)
+    return SELECTION_RULES[rule](features, labels=labels, threshold=tau, prevalence=prevalence)

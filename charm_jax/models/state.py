@@ -1,4 +1,4 @@
-"""TrainState: everything that a step changes, and how it begins."""
+"""Define the state of a run and create it."""
 
 import typing
 from collections.abc import Mapping
@@ -19,17 +19,18 @@ from charm_jax.models.momentum import Momentum
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run.
+    """Hold everything that a training step changes.
 
     Attributes:
         step: steps taken in this stage.
-        params: of trunk, expansion block, fusion and head.
+        params: parameters of trunk, expansion block, fusion and head.
         batch_stats: running statistics of their batch norms.
         momentum: the momentum branch; None in a network without one.
-        memory: the bank; None in a plain network.
-        opt_state: of the stage's optimizer.
-        rng: key of the stage; a step folds its number in, so the key itself never changes.
-        average: EMA of ``params`` and ``batch_stats``, which evaluation then uses; None without.
+        memory: the memory bank; None in a baseline.
+        opt_state: state of the stage's optimizer.
+        rng: key of the stage; constant, since each step folds its number into it.
+        average: EMA of ``params`` and ``batch_stats`` to evaluate with; None to evaluate with the
+            weights themselves.
     """
 
     step: Int32[Array, ""]
@@ -43,7 +44,7 @@ class TrainState:
 
 
 def trainable(params: Mapping[str, PyTree[Array]], *, freeze_trunk: bool) -> dict[str, PyTree]:
-    """The parts of the parameters that a step differentiates and the optimizer sees."""
+    """Return the parameters that a step differentiates and the optimizer sees."""
     return {part: tree for part, tree in params.items() if not (freeze_trunk and part == "trunk")}
 
 
@@ -56,15 +57,13 @@ def create(
     momentum_branch: bool = True,
     averaged: bool = False,
 ) -> TrainState:
-    """A state with random parameters and a copied momentum branch; no optimizer yet.
+    """Create a state with random parameters, a copied momentum branch and no optimizer.
 
     Args:
-        model: the network.
-        key: seeds the parameters.
-        images: of the size and channels that the network will see.
-        memory: an empty bank, or None for a plain network.
+        images: any batch with the size and channels of the training images.
+        memory: an empty bank, or None for a baseline.
         momentum_branch: whether a network with a bank has a momentum branch.
-        averaged: whether an average of all weights is kept; ``begin_stage`` starts it.
+        averaged: whether to keep an average of all weights; ``begin_stage`` starts it.
     """
     variables = model.init(key, images, method="initialise")
     params, batch_stats = variables["params"], variables["batch_stats"]
@@ -90,15 +89,14 @@ def begin_stage(
     *,
     freeze_trunk: bool = False,
 ) -> TrainState:
-    """The same network, momentum branch and bank at the start of a stage.
+    """Start a stage: step 0, new optimizer state; network, branch and bank stay.
 
-    An average of the weights starts there as a copy of them.
+    An average of the weights restarts as a copy of them.
 
     Args:
-        state: a new one, or the best of the stage before.
-        optimizer: of the stage; it starts afresh.
-        key: of the stage's random draws.
-        freeze_trunk: whether the stage leaves the trunk as it is.
+        state: a new one, or the best of the previous stage.
+        key: seed of the stage's random draws.
+        freeze_trunk: whether the stage keeps the trunk constant.
     """
     average = None
     if state.average is not None:

@@ -1,1 +1,1 @@
-"""Batch norm and convolutions with their own gradients."""
+"""Define batch norm and convolutions with custom gradients."""

@@ -1,4 +1,4 @@
-"""Batch normalisation that keeps torch's running statistics, with the SiLU that may follow it."""
+"""Define batch normalisation with torch's running statistics and an optional SiLU."""
 
 from functools import partial
 
@@ -11,18 +11,17 @@ from jaxtyping import Array, Float
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last.
+    """Normalise over all axes but the last.
 
     While training it normalises with the batch's own (biased) variance; the running variance takes
-    the unbiased one, n/(n-1) times as large. Statistics are computed in float32 whatever the
-    compute type.
+    the unbiased one, n/(n-1) times as large. Statistics are computed in float32.
 
     Source: torch.nn.BatchNorm2d with momentum 0.1, which is a decay of 0.9 here.
     Differs: ``flax.linen.BatchNorm`` keeps the biased variance.
 
     Attributes:
         epsilon: added to the variance; 1e-5 in torch, 1e-3 in EfficientNetV2.
-        decay: share of the old running statistics that is kept in a step.
+        decay: share of the old running statistics that a step keeps.
         silu: whether SiLU, z · sigmoid(z), follows.
         dtype: type of the result; parameters and statistics are float32.
     """
@@ -36,7 +35,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "... channels"], *, train: bool
     ) -> Float[Array, "... channels"]:
-        """Normalises ``x``; with ``train`` the collection ``batch_stats`` must be mutable."""
+        """Normalise ``x``; with ``train`` the collection ``batch_stats`` must be mutable."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -55,7 +54,7 @@ class BatchNorm(nn.Module):
 
 
 def _line_up(values: Array, x: Array) -> Array:
-    """One value a channel, to meet ``x`` of any rank."""
+    """Reshape one value a channel to broadcast against ``x``."""
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
@@ -82,7 +81,7 @@ def _normalised(
 def _batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
 ) -> tuple[Array, Array, Array]:
-    """``x`` normalised by its own statistics, and these, through which no gradient passes."""
+    """Return normalised ``x``, mean and variance; no gradient passes through the last two."""
     pixels, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
     mean = pixels.mean(axes)
     # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head.
@@ -104,8 +103,8 @@ def _backward(
     residuals: tuple[Array, ...],
     grads: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
-    # Behind the barrier XLA cannot see that the forward pass knew the sigmoid, and computes it anew
-    # from ``x`` rather than keep it and z: that takes less memory, and on a CPU less time.
+    # The barrier makes XLA compute the sigmoid again from ``x`` rather than keep it and z from the
+    # forward pass: that takes less memory, and on a CPU less time.
     (x, scale, bias, mean, var), grad = lax.optimization_barrier((residuals, grads[0]))
     grad, axes = grad.astype(jnp.float32), tuple(range(x.ndim - 1))
     if silu:
@@ -117,8 +116,8 @@ def _backward(
     if x.ndim == 2:
         grad_scale = (grad * unit).sum(axes)
     else:
-        # Of maps the mean is taken out of the sum, else XLA writes out a centred copy. Vectors, as
-        # before the head, may share a mean so large that this difference would cancel.
+        # For maps the mean leaves the sum, else XLA writes a centred copy. Vectors, as before the
+        # head, may share a mean so large that this difference would cancel.
         grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
     count = x.size // x.shape[-1]
     through = grad - _line_up(grad_bias / count, x) - unit * _line_up(grad_scale / count, x)

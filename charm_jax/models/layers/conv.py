@@ -1,4 +1,4 @@
-"""Convolutions as torch pads them, in the form that is fast on the backend that runs them."""
+"""Define convolutions with torch's padding, in the form that is fast on each backend."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ fan_in_kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def torch_bias_init(fan_in: int) -> Callable[..., Array]:
-    """The default of torch for the biases of convolutions and linear layers: U(±1/sqrt(fan_in))."""
+    """Return torch's default for biases of convolutions and linear layers: U(±1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -33,15 +33,13 @@ def torch_bias_init(fan_in: int) -> Callable[..., Array]:
 
 
 class Conv(nn.Module):
-    """2-D convolution with torch's symmetric padding (not 'SAME', which differs at stride 2).
+    """Convolve with torch's symmetric padding (not 'SAME', which differs at stride 2).
 
     Attributes:
-        features: output channels.
         kernel_size: side of the square kernel, odd.
-        strides: step in both directions.
-        depthwise: one kernel a channel; ``features`` must equal the input's channels.
-        use_bias: whether a bias is added.
-        dilation: distance between the pixels that a depthwise kernel reads; dense ones have 1.
+        depthwise: whether each channel has its own kernel; ``features`` must equal the input's
+            channels.
+        dilation: distance between the pixels that a depthwise kernel reads; dense kernels have 1.
         kernel_init: initialiser of the kernel ``[k, k, in, out]`` (depthwise ``[k, k, 1, out]``).
         bias_init: initialiser of the bias; torch's default if None.
         dtype: type that it computes in; parameters are float32.
@@ -61,7 +59,7 @@ class Conv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Convolves ``x``; the output's sides are ceil(side / strides)."""
+        """Convolve ``x``; the output's sides are ceil(side / strides)."""
         channels = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
@@ -83,11 +81,11 @@ class Conv(nn.Module):
 def pointwise(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "channels features"]
 ) -> Float[Array, "batch height width features"]:
-    """Convolution 1x1: a matrix product.
+    """Convolve 1x1: a matrix product.
 
-    JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU turns
-    the whole gradient over in memory, at several times the cost of the product; here it is
-    ``xᵀ grad``, which needs no turning and is the same to the bit but for the order of summation.
+    JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU
+    transposes the whole gradient in memory, at several times the cost of the product; here it is
+    ``xᵀ grad``, equal up to the order of summation.
     """
     return x @ kernel
 
@@ -109,14 +107,13 @@ def dense_conv(
     kernel: Float[Array, "k k channels features"],
     strides: int,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """Convolution over all channels, padded by k // 2 on every side.
+    """Convolve over all channels, padded by k // 2 on every side.
 
-    On CPU the gradient of the kernel is computed as one matrix product a tap, on large maps image
-    by image, because XLA's own form is about twice as slow there, except for large kernels, which
-    are those of stems with few channels; to far fewer or from far fewer channels it is products
-    that are shifted, not pixels; where the output has few pixels, all directions are matrix
-    products, as XLA's form is 30 times as slow. The result is the same up to the order of
-    summation.
+    On CPU the result is the same up to the order of summation, in forms that are faster than
+    XLA's. The gradient of a kernel (except large ones, those of stems with few channels) is one
+    matrix product a tap, on large maps image by image: about twice as fast. Between very different
+    numbers of channels, products are shifted instead of pixels. For outputs of few pixels all
+    directions are matrix products: 30 times as fast.
     """
     if kernel.shape[0] > _LARGEST_BY_TAPS:
         return forms.native(x, kernel, strides, groups=1)
@@ -134,10 +131,10 @@ def depthwise_conv(
     strides: int,
     dilation: int = 1,
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """One kernel a channel, padded by dilation · (k // 2) on every side.
+    """Convolve each channel with its own kernel, padded by dilation · (k // 2) on every side.
 
-    On CPU it is a sum of shifted products: XLA's grouped convolution is 20 to 300 times slower
-    there, forward and backward; the result is the same up to the order of summation.
+    On CPU it is a sum of shifted products, equal up to the order of summation: XLA's grouped
+    convolution is 20 to 300 times slower there, forward and backward.
     """
     return lax.platform_dependent(
         x,

@@ -1,4 +1,4 @@
-"""The forms of a convolution, and of its gradients: XLA's own, and those that are fast on a CPU."""
+"""Compute convolutions and their gradients in XLA's form and in forms that suit a CPU."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,18 +12,18 @@ from jaxtyping import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL_MAP, _LARGE_MAP = 9, 1024  # pixels
-_NARROWS = 8  # times as many channels as features, as in the fusion's convolutions
-_WIDENS = 4  # times as many features as channels: the input's gradient narrows
+_NARROWS = 8  # at least this many times as many channels as features, as in the fusion
+_WIDENS = 4  # at least this many times as many features as channels
 
 
 def product_over_pixels(x: Array, grad: Array) -> Array:
-    """``Σ x ⊗ grad`` over batch and space. Flat first: XLA turns operands of rank 4 over."""
+    """Sum ``x ⊗ grad`` over batch and space; flat, since XLA transposes operands of rank 4."""
     flat = (v.reshape(-1, v.shape[-1]) for v in (x, grad))
     return lax.dot_general(*flat, (((0,), (0,)), ((), ())))
 
 
 def native(x: Array, kernel: Array, strides: int, groups: int, dilation: int = 1) -> Array:
-    """XLA's convolution with torch's padding."""
+    """Run XLA's convolution with torch's padding."""
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
@@ -37,9 +37,9 @@ def native(x: Array, kernel: Array, strides: int, groups: int, dilation: int = 1
 
 
 def _live_taps(shape: tuple[int, ...], size: int, dilation: int = 1) -> list[tuple[int, int]]:
-    """Row and column of what in a kernel can read more than padding, in row-major order.
+    """Return (row, column) of the taps that read more than padding, in row-major order.
 
-    Of a dilated kernel on a small map that is the lesser part.
+    A dilated kernel on a small map has few of them.
     """
     reach = size // 2
     rows, columns = (
@@ -49,7 +49,7 @@ def _live_taps(shape: tuple[int, ...], size: int, dilation: int = 1) -> list[tup
 
 
 def _taps(x: Array, size: int, strides: int, dilation: int = 1) -> dict[tuple[int, int], Array]:
-    """The shifted views of the padded ``x`` by the kernel's row and column."""
+    """Return the shifted views of the padded ``x`` by the kernel's row and column."""
     pad = dilation * (size // 2)
     height, width = -(-x.shape[1] // strides), -(-x.shape[2] // strides)
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -64,7 +64,7 @@ def _taps(x: Array, size: int, strides: int, dilation: int = 1) -> dict[tuple[in
 
 
 def _kernel_of(parts: dict[tuple[int, int], Array], kernel: Array) -> Array:
-    """Puts the parts where they belong in an array like ``kernel``; the rest is zero."""
+    """Place parts by row and column in an array like ``kernel``; the rest is zero."""
     unread = jnp.zeros(kernel.shape[2:], kernel.dtype)
     rows = [parts.get(at, unread) for at in np.ndindex(kernel.shape[:2])]
     return jnp.stack(rows).reshape(kernel.shape)
@@ -77,7 +77,7 @@ def _sum_of_taps(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
 
 
 def _sum_of_shifts(x: Array, kernel: Array, dilation: int) -> Array:
-    """The same for strides of 1: products are shifted rather than pixels, in one pass over ``x``.
+    """Compute ``_sum_of_taps`` for strides of 1 by shifting products, not pixels.
 
     It needs no padded copy and takes half the time, but only on its own: with an exponential fused
     to it (a SiLU after it in evaluation, or before it in the backward pass) XLA does not vectorise
@@ -95,14 +95,14 @@ def _sum_of_shifts(x: Array, kernel: Array, dilation: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
-    """A depthwise convolution as a sum of shifted products."""
+    """Convolve depthwise as a sum of shifted products."""
     return _sum_of_taps(x, kernel, strides, dilation)
 
 
 def _depthwise_forward(
     x: Array, kernel: Array, strides: int, dilation: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    # Only in training does it come here, where batch statistics are taken of it next.
+    # This runs in training only, where the next operation takes batch statistics.
     if strides == 1:
         return _sum_of_shifts(x, kernel, dilation), (x, kernel)
     return _sum_of_taps(x, kernel, strides, dilation), (x, kernel)
@@ -118,7 +118,7 @@ def _depthwise_backward(
         of_x = partial(_sum_of_taps, kernel=kernel, strides=strides, dilation=dilation)
         (grad_x,) = jax.linear_transpose(of_x, x)(grad)
 
-    # Image after image, the sums stay in whole vectors; reductions take up to 5 times as long.
+    # Image after image, sums stay elementwise; reductions take up to 5 times as long.
     def of_kernel(x: Array, grad: Array) -> dict[tuple[int, int], Array]:
         zero = jnp.zeros((1, *grad.shape[1:]), grad.dtype)
         sums = _sum_over_images(jnp.multiply, zero, x, grad, kernel.shape[0], strides, dilation)
@@ -136,9 +136,9 @@ def _sum_over_images(
     strides: int,
     dilation: int = 1,
 ) -> dict[tuple[int, int], Array]:
-    """By tap the sum over a batch of ``product(shifted pixels, gradient)`` of one image.
+    """Sum ``product(shifted pixels, gradient)`` over the images of a batch, for each tap.
 
-    One image's shifted pixels fit the cache; those of a whole batch XLA would even make in the
+    One image's shifted pixels fit the cache; those of a whole batch XLA would even compute in the
     forward pass, and keep.
     """
 
@@ -152,9 +152,9 @@ def _sum_over_images(
 
 
 def _over_devices(sums: Callable) -> Callable:
-    """Sums over the images of a batch, device by device where a mesh divides it.
+    """Run ``sums`` on each device's share of a batch and add the results.
 
-    One loop over all of them would bring every image to every device.
+    One loop over the whole batch would bring every image to every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -172,7 +172,7 @@ depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def dense(x: Array, kernel: Array, strides: int) -> Array:
-    """A convolution over all channels, in the form that suits its map and channels."""
+    """Convolve over all channels, in the form that suits map and channels."""
     if -(-x.shape[1] // strides) * -(-x.shape[2] // strides) > _SMALL_MAP:
         narrows = kernel.shape[2] >= _NARROWS * kernel.shape[3]
         return (
@@ -233,7 +233,7 @@ def _products_then_shifts(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _narrowing(x: Array, kernel: Array) -> Array:
-    """A dense convolution to far fewer channels: it is its results that are shifted, not ``x``."""
+    """Convolve to far fewer channels by shifting results, not ``x``."""
     return _products_then_shifts(x, kernel)
 
 
@@ -248,7 +248,7 @@ def _narrowing_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
     shifted = _taps(grad, size, 1)
     wide = product_over_pixels(x, jnp.concatenate(list(shifted.values()), axis=-1))
     parts = jnp.split(wide, len(shifted), axis=-1)
-    # Where the gradient was shifted one way, the pixels of that tap lie the other way.
+    # A gradient shifted one way meets the pixels of the opposite tap.
     by_tap = {
         (size - 1 - i, size - 1 - j): part for (i, j), part in zip(shifted, parts, strict=True)
     }
