@@ -16,7 +16,7 @@ from charm_jax.models.charm import Charm
 from charm_jax.models.create import create_network, empty_bank
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, load_data
-from charm_jax.weights import files, initial, load
+from charm_jax.weights import files, load
 from data_pipelines.errors import InputError, did_you_mean
 
 
@@ -67,7 +67,7 @@ def create_model(
     # It runs once: optimising hundreds of random draws would take longer than the draws.
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, compiler_options=options)(jax.random.key(seed))
-    return network, initial.fill(state, weights, name, whole=False)[0]
+    return network, load.initial_weights(state, weights, name)[0]
 
 
 def load_weights(state: TrainState, path: str | Path, *, name: str | None = None) -> TrainState:
@@ -84,7 +84,7 @@ def load_weights(state: TrainState, path: str | Path, *, name: str | None = None
     Raises:
         InputError: the file is missing, unreadable or does not fit; every fault is listed.
     """
-    return initial.fill(state, str(path), name or _backbone_of(state), whole=False)[0]
+    return load.initial_weights(state, str(path), name or _backbone_of(state))[0]
 
 
 def save_weights(state: TrainState, path: str | Path, *, name: str | None = None) -> None:

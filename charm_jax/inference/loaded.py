@@ -25,7 +25,7 @@ from charm_jax.runs.arguments import read_settings
 from charm_jax.runs.banks import TRAINED, StoredBank
 from charm_jax.runs.cases import CaseMatch, known_cases, read_cases, unknown_cases
 from charm_jax.runs.data import Data
-from charm_jax.weights import initial
+from charm_jax.weights import load
 from data_pipelines.errors import InputError
 from data_pipelines.loading import augment
 from data_pipelines.tables import splits
@@ -165,7 +165,7 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
     provenance = {
         "checkpoint": name,
         "trained_on_simulated": trained["simulated"],
-        "began_from": None if init_from in initial.OWN else init_from,
+        "began_from": None if init_from in load.NAMED else init_from,
     }
     model = LoadedModel(
         settings=settings,
@@ -206,8 +206,8 @@ def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
     keys = settings.model
     network = build.build_network(settings, len(findings), (0.0,) * len(findings))
     new = build.new_state(network, settings)
-    state, file = initial.fill(new, keys.init_from, keys.backbone, whole=True)
-    _LOG.info(initial.sentence(file))
+    state, file = load.initial_weights(new, keys.init_from, keys.backbone, with_classifier=True)
+    _LOG.info(load.describe(file))
     provenance = {
         "checkpoint": file.file,
         "trained_on_simulated": None,

@@ -18,7 +18,7 @@ from charm_jax.models.charm import Charm
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
 from charm_jax.train.trainer import Training
-from charm_jax.weights import initial
+from charm_jax.weights import load
 from data_pipelines.tables import quarantine
 
 _SHOWN = 20  # refused images that a dry run lists
@@ -141,8 +141,8 @@ def _check_weights(config: Settings, data: run_data.Data) -> None:
     if config.model.init_from != "random":
         new = build.new_state(_network(config, data), config)
         keys = config.model
-        _, file = initial.fill(new, keys.init_from, keys.backbone, whole=False)
-        say(initial.sentence(file))
+        _, file = load.initial_weights(new, keys.init_from, keys.backbone)
+        say(load.describe(file))
 
 
 def _random_and_frozen(config: Settings) -> list[str]:

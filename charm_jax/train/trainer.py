@@ -26,7 +26,7 @@ from charm_jax.train.loop import (
     run_stage,
 )
 from charm_jax.train.peak_rate import PeakRate
-from charm_jax.weights import initial
+from charm_jax.weights import load
 from data_pipelines.errors import InputError
 
 _AGREE_EVERY = 10  # steps between which several processes ask each other whether to end
@@ -150,8 +150,8 @@ class Training:
     def _filled(self, new: TrainState) -> TrainState:
         """The state with its first weights; ``weights.json`` says which file they are of."""
         keys = self.config.model
-        filled, file = initial.fill(new, keys.init_from, keys.backbone, whole=False)
-        say(initial.sentence(file))
+        filled, file = load.initial_weights(new, keys.init_from, keys.backbone)
+        say(load.describe(file))
         if processes.is_first():
             path = self.directory / "weights.json"
             path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from weight_states import NANO, new_state
 from weight_tensors import TENSORS, check_that_a_failed_write_leaves_nothing, refusal
 
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.weights import files, initial
+from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
 
 pytestmark = pytest.mark.torch
@@ -190,10 +190,10 @@ def misshapen(tensors):
 )
 def test_a_file_that_does_not_fit_is_named_with_every_fault(path, spoil, said):
     save(path, nano())
-    _, file = initial.fill(new_state(NANO), str(path), NANO, whole=False)
+    _, file = load.initial_weights(new_state(NANO), str(path), NANO)
     assert file.file == str(path)
     save(path, spoil(nano()))
     with pytest.raises(InputError) as error:
-        initial.fill(new_state(NANO), str(path), NANO, whole=False)
+        load.initial_weights(new_state(NANO), str(path), NANO)
     for part in (str(path), NANO, *said):
         assert part in str(error.value)

@@ -1,4 +1,7 @@
+import dataclasses
+import hashlib
 import re
+import sys
 
 import chex
 import jax
@@ -6,83 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from golden import LARGE, check_names_and_shapes, shapes, spec, tensors
+from golden import LARGE, spec
 from weight_states import NANO, SLOTS, SMALL, new_plain_state, new_state, random_like
 
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.weights import load, torch_names
+from charm_jax.weights import files, imagenet, load, torch_names
+from data_pipelines.errors import InputError
 
 ORIGINALS = sorted(set(BACKBONES) - {NANO})
 # The largest network shares its family with a smaller one.
 EACH = [pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch for arch in ORIGINALS]
-
-
-@pytest.mark.parametrize("arch", [NANO, *EACH])
-def test_there_and_back_is_the_identity(arch):
-    original = random_like(shapes(arch))
-    tensors = torch_names.to_torch(original, BACKBONES[arch])
-    back = torch_names.from_torch(tensors, shapes(arch), BACKBONES[arch])
-    chex.assert_trees_all_equal(back, original)
-
-
-@pytest.mark.parametrize("arch", ORIGINALS)
-def test_every_tensor_of_the_original_is_named_and_shaped(arch):
-    check_names_and_shapes(arch)
-
-
-def test_kernels_are_turned_from_torchs_layout():
-    weights = tensors(SMALL)
-    loaded = torch_names.from_torch(weights, shapes(SMALL), BACKBONES[SMALL])
-    params = loaded["params"]
-
-    def expect(ours, name, *axes):
-        np.testing.assert_array_equal(
-            ours, weights[name].transpose(axes) if axes else weights[name]
-        )
-
-    block = params["trunk"]["stage4_block1"]
-    expect(params["trunk"]["stem"]["conv"]["kernel"], "features.0.0.weight", 2, 3, 1, 0)
-    expect(block["depthwise"]["conv"]["kernel"], "features.4.1.block.1.0.weight", 2, 3, 1, 0)
-    expect(block["squeeze_excite"]["reduce"]["bias"], "features.4.1.block.2.fc1.bias")
-    expect(params["head"]["hidden"]["kernel"], "classifier.1.weight", 1, 0)
-    expect(params["fusion"]["merge"]["bias"], "spatial_attention.spatial_att.0.bias")
-    name = "momentum_final_block.final_block.0.1.running_var"
-    expect(loaded["momentum_batch_stats"]["norm"]["var"], name)
-
-
-def test_weights_are_loaded_as_float32():
-    original = random_like(shapes(NANO))
-    tensors = torch_names.to_torch(original, BACKBONES[NANO])
-    doubles = {name: value.astype(np.float64) for name, value in tensors.items()}
-    back = torch_names.from_torch(doubles, shapes(NANO), BACKBONES[NANO])
-    assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {jnp.dtype(jnp.float32)}
-
-
-def test_torchs_batch_counters_are_passed_over():
-    tensors = torch_names.to_torch(random_like(shapes(NANO)), BACKBONES[NANO])
-    tensors["features.0.1.num_batches_tracked"] = np.int64(3)
-    back = torch_names.from_torch(tensors, shapes(NANO), BACKBONES[NANO])
-    assert len(jax.tree.leaves(back)) == len(tensors) - 1
-
-
-def test_every_fault_is_listed_at_once():
-    tensors = torch_names.to_torch(random_like(shapes(NANO)), BACKBONES[NANO])
-    del tensors["features.0.0.weight"], tensors["classifier.4.bias"]
-    tensors["features.0.1.weight"] = np.zeros(17, np.float32)
-    tensors["classifier.1.weight"] = np.zeros((512, 9), np.float32)
-    tensors |= {"fc.weight": np.zeros(3), "features.9.0.weight": np.zeros(3)}
-    with pytest.raises(ValueError) as error:
-        torch_names.from_torch(tensors, shapes(NANO), BACKBONES[NANO])
-    assert sorted(str(error.value).split("; ")) == sorted(
-        [
-            "missing features.0.0.weight",
-            "missing classifier.4.bias",
-            "features.0.1.weight has shape (17,), not (16,)",
-            "classifier.1.weight has shape (512, 9), not (512, 256)",
-            "unexpected fc.weight",
-            "unexpected features.9.0.weight",
-        ]
-    )
 
 
 def new_gray_state(arch, stem):
@@ -124,14 +60,14 @@ def reference_file(arch):
 
 def faults(arch, tensors, state=None):
     with pytest.raises(ValueError) as error:
-        load.load(state or new_state(arch), tensors, BACKBONES[arch], whole=False)
+        load.load(state or new_state(arch), tensors, BACKBONES[arch])
     return str(error.value).split("; ")
 
 
 @pytest.mark.parametrize("arch", EACH)
 def test_the_references_file_there_and_back_is_the_identity(arch):
     file = reference_file(arch)
-    loaded, left_out = load.load(new_state(arch), file, BACKBONES[arch], whole=False)
+    loaded, left_out = load.load(new_state(arch), file, BACKBONES[arch])
     assert left_out == []
     back = load.to_reference(loaded, BACKBONES[arch])
     assert set(back) == set(file)
@@ -142,9 +78,7 @@ def test_the_references_file_there_and_back_is_the_identity(arch):
 
 def test_the_references_bank_is_loaded_with_its_cursor():
     file = reference_file("densenet121")
-    bank = load.load(new_state("densenet121"), file, BACKBONES["densenet121"], whole=False)[
-        0
-    ].memory
+    bank = load.load(new_state("densenet121"), file, BACKBONES["densenet121"])[0].memory
     np.testing.assert_array_equal(bank.features, file["memory_bank.memory"])
     assert (int(bank.cursor), int(bank.count)) == (5, 5)
     stored = np.asarray(bank.case_ids)
@@ -158,8 +92,8 @@ def test_the_references_bank_is_loaded_with_its_cursor():
 def test_either_copy_of_a_tensor_is_enough():
     file = reference_file("vgg16_lka")
     once = {n: v for n, v in file.items() if not n.startswith(("backbone.", "final_block."))}
-    first, _ = load.load(new_state("vgg16_lka"), file, BACKBONES["vgg16_lka"], whole=False)
-    second, _ = load.load(new_state("vgg16_lka"), once, BACKBONES["vgg16_lka"], whole=False)
+    first, _ = load.load(new_state("vgg16_lka"), file, BACKBONES["vgg16_lka"])
+    second, _ = load.load(new_state("vgg16_lka"), once, BACKBONES["vgg16_lka"])
     chex.assert_trees_all_equal(first.params, second.params)
 
 
@@ -174,7 +108,7 @@ def test_copies_that_contradict_each_other_are_refused():
 def test_the_classifier_under_base_model_is_left_out_and_the_heads_own_is_not():
     file = reference_file(SMALL)
     file["base_model.classifier.1.weight"] = np.ones((1000, 1280), np.float32)
-    loaded, left_out = load.load(new_state(SMALL), file, BACKBONES[SMALL], whole=False)
+    loaded, left_out = load.load(new_state(SMALL), file, BACKBONES[SMALL])
     assert left_out == ["base_model.classifier.1.weight"]
     np.testing.assert_array_equal(
         loaded.params["head"]["hidden"]["kernel"], file["classifier.1.weight"].T
@@ -230,14 +164,13 @@ def test_a_references_file_does_not_fit_a_plain_network():
             new_plain_state("vgg16_lka"),
             reference_file("vgg16_lka"),
             BACKBONES["vgg16_lka"],
-            whole=False,
         )
 
 
 @pytest.mark.parametrize("arch", EACH)
 def test_a_plain_file_fills_the_backbone_and_the_momentum_branch(arch):
     backbone, file = BACKBONES[arch], plain_file(arch)
-    loaded, left_out = load.load(new_state(arch), file, backbone, whole=False)
+    loaded, left_out = load.load(new_state(arch), file, backbone)
     assert left_out == sorted(f"{backbone.classifier}.{leaf}" for leaf in ("bias", "weight"))
     named = load.to_reference(loaded, backbone)
     for name in spec(arch)["charm_network"]:
@@ -256,7 +189,7 @@ def test_a_plain_file_fills_the_backbone_and_the_momentum_branch(arch):
 def test_a_plain_network_loads_a_plain_file_and_keeps_its_own_classifier():
     arch = "resnet50"
     file = plain_file(arch)
-    loaded, left_out = load.load(new_plain_state(arch), file, BACKBONES[arch], whole=False)
+    loaded, left_out = load.load(new_plain_state(arch), file, BACKBONES[arch])
     assert left_out == ["fc.bias", "fc.weight"]
     assert not np.any(loaded.params["classifier"]["kernel"])
     assert loaded.momentum is None
@@ -273,7 +206,7 @@ def test_a_plain_networks_own_file_there_and_back_is_the_identity(arch):
         params=random_like(state.params), batch_stats=random_like(state.batch_stats)
     )
     file = load.to_reference(original, backbone)
-    loaded, left_out = load.load(state, file, backbone, whole=True)
+    loaded, left_out = load.load(state, file, backbone, with_classifier=True)
     assert left_out == []
     chex.assert_trees_all_equal(loaded.params, original.params)
     chex.assert_trees_all_equal(loaded.batch_stats, original.batch_stats)
@@ -301,7 +234,7 @@ def with_findings(n):
 def test_a_file_without_the_whole_network_does_not_pass_for_it(new, change, said):
     file = change(plain_file("resnet50"))
     with pytest.raises(ValueError, match=re.escape(said)):
-        load.load(new("resnet50"), file, BACKBONES["resnet50"], whole=True)
+        load.load(new("resnet50"), file, BACKBONES["resnet50"], with_classifier=True)
 
 
 def test_an_attention_that_would_begin_anew_is_no_whole_network():
@@ -309,8 +242,8 @@ def test_an_attention_that_would_begin_anew_is_no_whole_network():
     file = load.to_reference(state, backbone)
     file = {name: value for name, value in file.items() if not name.startswith("lka")}
     with pytest.raises(ValueError, match="missing lka"):
-        load.load(state, file, backbone, whole=True)
-    load.load(state, file, backbone, whole=False)
+        load.load(state, file, backbone, with_classifier=True)
+    load.load(state, file, backbone)
 
 
 def test_one_renamed_key_is_named_twice():
@@ -336,8 +269,8 @@ def test_the_file_of_another_network_is_refused_name_by_name():
 
 def same_backbone(arch, file):
     """Asserts that a file with other names loads as the plain one does."""
-    expected, _ = load.load(new_state(arch), plain_file(arch), BACKBONES[arch], whole=False)
-    loaded, left_out = load.load(new_state(arch), file, BACKBONES[arch], whole=False)
+    expected, _ = load.load(new_state(arch), plain_file(arch), BACKBONES[arch])
+    loaded, left_out = load.load(new_state(arch), file, BACKBONES[arch])
     for name in ("params", "batch_stats"):
         chex.assert_trees_all_equal(getattr(loaded, name), getattr(expected, name))
     return left_out
@@ -417,7 +350,7 @@ def test_vgg16_bn_fills_all_but_the_attention_which_stays_as_it_is():
     state = new_state(arch)
     state.params["trunk"]["attention3"]["local"]["kernel"] += 7
     state.params["expansion"]["lka"]["pointwise"]["bias"] += 8
-    loaded, left_out = load.load(state, file, BACKBONES[arch], whole=False)
+    loaded, left_out = load.load(state, file, BACKBONES[arch])
     assert left_out == ["classifier.6.weight"]
     assert (np.asarray(loaded.params["trunk"]["attention3"]["local"]["kernel"]) == 7).all()
     assert (np.asarray(loaded.momentum.params["lka"]["pointwise"]["bias"]) == 8).all()
@@ -447,7 +380,7 @@ def test_a_grayscale_stem_loads_into_a_stem_of_one_channel_only(arch, stem):
     assert faults(arch, file)[0].endswith(
         "(its images have 1 channel: set --config.model.channels=1)"
     )
-    loaded, _ = load.load(new_gray_state(arch, stem), file, BACKBONES[arch], whole=False)
+    loaded, _ = load.load(new_gray_state(arch, stem), file, BACKBONES[arch])
     named = load.to_reference(loaded, BACKBONES[arch])
     np.testing.assert_array_equal(named[f"base_model.{stem}"], file[stem])
 
@@ -470,3 +403,114 @@ def test_the_references_second_names_are_the_listed_ones(arch):
 def test_the_classifier_has_no_second_name():
     with pytest.raises(ValueError, match="neither"):
         BACKBONES["resnet50"].reference_name("fc.weight")
+
+
+@pytest.fixture
+def filled():
+    state = new_state(NANO)
+    return state.replace(params=random_like(state.params))
+
+
+@pytest.fixture
+def file(tmp_path, filled):
+    path = tmp_path / "weights.safetensors"
+    files.write(path, load.to_reference(filled, BACKBONES[NANO]))
+    return path
+
+
+def refusal(state, path):
+    with pytest.raises(InputError) as error:
+        load.initial_weights(state, str(path), NANO)
+    return str(error.value)
+
+
+def changed(tmp_path, file, changes):
+    tensors = files.read(file)
+    path = tmp_path / "changed.safetensors"
+    files.write(path, tensors | changes)
+    return path
+
+
+def test_random_leaves_the_state_as_it_is():
+    state = new_state(NANO)
+    same, file = load.initial_weights(state, "random", NANO)
+    assert same is state
+    assert file is None
+    assert load.describe(file) == "Weights: random."
+
+
+def test_a_file_of_a_whole_network_fills_the_state(file, filled):
+    loaded, record = load.initial_weights(new_state(NANO), str(file), NANO, with_classifier=True)
+    chex.assert_trees_all_equal(loaded.params, filled.params)
+    assert dataclasses.asdict(record) == {
+        "init_from": str(file),
+        "file": str(file),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "tensors": len(files.read(file)),
+        "left_out": [],
+    }
+    assert str(file) in load.describe(record)
+    assert "left out" not in load.describe(record)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.float32)}
+
+
+def test_what_is_left_out_is_said(tmp_path, filled):
+    tensors = torch_names.to_torch(
+        {
+            collection: {part: tree[part] for part in ("trunk", "expansion")}
+            for collection, tree in (("params", filled.params), ("batch_stats", filled.batch_stats))
+        },
+        BACKBONES[NANO],
+    )
+    others = {f"classifier.{i}.weight": np.zeros((2, 2), np.float32) for i in range(6)}
+    path = tmp_path / "plain.safetensors"
+    files.write(path, tensors | others)
+    _, record = load.initial_weights(new_state(NANO), str(path), NANO)
+    assert f"{len(tensors)} tensors" in load.describe(record)
+    assert "classifier.3.weight and 2 more" in load.describe(record)
+
+
+def test_imagenet_is_fetched(monkeypatch, file, filled):
+    asked = []
+    monkeypatch.setattr(imagenet, "fetch", lambda backbone: asked.append(backbone) or file)
+    loaded, _ = load.initial_weights(new_state(NANO), "imagenet", NANO)
+    assert asked == [NANO]
+    chex.assert_trees_all_equal(loaded.params, filled.params)
+
+
+def test_nothing_is_fetched_that_could_not_be_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(imagenet, "fetch", lambda _: pytest.fail("fetched"))
+    with pytest.raises(InputError, match=r"init_from=imagenet needs PyTorch: pip install"):
+        load.initial_weights(new_state(NANO), "imagenet", "resnet50")
+
+
+def test_a_file_that_does_not_fit_is_named_with_every_fault(tmp_path, file):
+    tensors = files.read(file)
+    tensors["classifier.4.biases"] = tensors.pop("classifier.4.bias")
+    path = tmp_path / "renamed.safetensors"
+    files.write(path, tensors)
+    message = refusal(new_state(NANO), path)
+    for part in (str(path), NANO, "missing classifier.4.bias;", "unexpected classifier.4.biases"):
+        assert part in message
+    assert message.endswith("; give a file of this network, or choose the file's.")
+
+
+def test_a_fault_with_its_own_remedy_gets_no_other(file):
+    message = refusal(new_plain_state(NANO), file)
+    assert message.endswith("set --config.model.charm=True.")
+
+
+def test_a_number_that_is_not_finite_is_refused(tmp_path, file):
+    path = changed(tmp_path, file, {"classifier.4.bias": np.full(14, np.nan, np.float32)})
+    assert "classifier.4.bias holds numbers that are not finite" in refusal(new_state(NANO), path)
+
+
+def test_a_file_of_other_findings_says_how_many(tmp_path, file):
+    path = changed(tmp_path, file, {"classifier.4.bias": np.zeros(15, np.float32)})
+    said = "classifier.4.bias has shape (15,), not (14,) (the file has 15 findings, this data 14)"
+    assert said in refusal(new_state(NANO), path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "absent.safetensors" in refusal(new_state(NANO), tmp_path / "absent.safetensors")
