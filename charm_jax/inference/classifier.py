@@ -19,8 +19,8 @@ from charm_jax.models import memory_bank
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
-from data_pipelines.loading import given
 from data_pipelines.images.decode import read_image, to_square
+from data_pipelines.loading import given
 
 Images = UInt8[np.ndarray, "batch height width"] | str | Path | Sequence[str | Path]
 
