@@ -1,6 +1,6 @@
-"""``python -m charm_jax.convert --run RUN --to torch FILE``: a run's weights for PyTorch.
+"""``python -m charm_jax.convert --run RUN --to torch FILE``: write a run's weights for PyTorch.
 
-FILE, which comes last, gets the names and layouts of the reference's state dict; a plain run's,
+FILE, the last argument, gets the names and layouts of the reference's state dict; for a baseline,
 which the reference does not have, torchvision's.
 """
 
@@ -24,10 +24,10 @@ from data_pipelines.errors import InputError
 
 
 def main(argv: list[str]) -> int:
-    """Writes a checkpoint of a run as a weight file; returns the exit code.
+    """Write a checkpoint of a run as a weight file and return the exit code.
 
     Raises:
-        InputError: no such run or checkpoint, or a file that may not be written.
+        InputError: there is no such run or checkpoint, or the file cannot be written.
     """
     target, values, run = _parse(argv)
     _check_target(target, values.to)
@@ -36,16 +36,16 @@ def main(argv: list[str]) -> int:
     try:
         tensors = load.to_reference(state, BACKBONES[config.model.backbone])
     except ValueError as error:
-        raise InputError(f"{run} cannot be written as such a file: {error}.") from None
+        raise InputError(f"{run} has no such file ({error}): choose another run.") from None
     files.write(target, tensors)
-    say(f"Written {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
+    say(f"Wrote {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
     return 0
 
 
 def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
     path, argv = cli.split_config_flag(argv)
     if path is not None:
-        raise InputError("--config means nothing here: name a run with --run.")
+        raise InputError("Unexpected option --config: name a run with --run.")
     target = Path(argv[-1] if argv else "")
     known = [suffix for kind in files.SUFFIXES.values() for suffix in kind]
     asks_help = {"--help", "-help", "-h"} & set(argv)
@@ -69,15 +69,15 @@ def _define_flags(values: flags.FlagValues) -> None:
 def _check_target(target: Path, kind: str) -> None:
     if files.kind_of(target) != kind:
         known = " or ".join(files.SUFFIXES[kind])
-        raise InputError(f"{target} is not named as a {kind} file: let it end in {known}.")
+        raise InputError(f"{target} has no suffix of a {kind} file: use {known}.")
     if target.exists():
-        raise InputError(f"{target} is there already: move it away or choose another name.")
+        raise InputError(f"{target} already exists: move it or choose another name.")
     if not target.parent.is_dir():
-        raise InputError(f"There is no folder {target.parent}: make it, or choose another.")
+        raise InputError(f"There is no folder {target.parent}: create it or choose another.")
 
 
 def _shapes(meta: dict[str, Any]) -> TrainState:
-    """The network of a checkpoint as shapes; so no data are needed to restore it."""
+    """Return the shapes of a checkpoint's network, so that restoring it needs no data."""
     tree = unflatten_dict(
         {
             tuple(name.split("/")): jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])

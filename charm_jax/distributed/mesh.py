@@ -1,6 +1,6 @@
-"""Several devices: a batch is divided among them, all else is replicated.
+"""Divide batches among several devices and replicate everything else.
 
-A step is one program over the whole batch, so that batch norms, losses and the memory bank are
+A step is one program over the whole batch, so that batch norms, losses and the memory bank equal
 those of a single device that sees all of it.
 """
 
@@ -15,19 +15,19 @@ AXIS = "data"
 
 
 def mesh() -> Mesh | None:
-    """All devices of all processes along one axis; None for a single device."""
+    """Return a mesh of all devices of all processes along one axis; None for a single device."""
     if jax.device_count() == 1:
         return None
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated_sharding(over: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Return the sharding of arrays that every device holds in full."""
     return NamedSharding(over, PartitionSpec())
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch as arrays of the whole one, its rows on their devices."""
+    """Turn this process's rows into global arrays that are sharded by rows."""
     by_rows = NamedSharding(over, PartitionSpec(AXIS))
     return {
         name: jax.make_array_from_process_local_data(by_rows, np.asarray(rows))
@@ -36,7 +36,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], over: Mesh) -> dict[str, jax.Ar
 
 
 def replicated(tree: PyTree, over: Mesh | None) -> PyTree[jax.Array]:
-    """Arrays that every process has alike, whole on every device."""
+    """Put arrays that are equal in all processes in full on every device."""
     if over is None:
         return jax.device_put(tree)
     sharding = replicated_sharding(over)

@@ -1,7 +1,7 @@
-"""Several processes that train together: who they are, and what they tell each other.
+"""Let several processes train together.
 
-Every process runs the same command and takes its share of each batch; the first alone reads and
-writes the folder of the run, and speaks.
+Every process runs the same command and takes its share of each batch; only the first reads and
+writes the folder of the run, and prints.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from data_pipelines.errors import InputError
 
 T = TypeVar("T")
 
-_PATIENCE = 60  # seconds that a process which ends waits for the others
+_PATIENCE = 60  # seconds that a process waits for the others before it exits
 
 
 def join(process: str, coordinator: str) -> None:
-    """Makes this process one of several that train together.
+    """Join the other processes of a training.
 
     Args:
-        process: ``i/n``, its number from 0 and how many they are; ``auto`` under Slurm, Open MPI
-            and other clusters that JAX knows; empty for a process of its own.
-        coordinator: ``HOST:PORT`` of the first, which all of them reach.
+        process: ``i/n``, this process's number from 0 and their count; ``auto`` under Slurm, Open
+            MPI and other clusters that JAX knows; empty for a single process.
+        coordinator: ``HOST:PORT`` of the first process.
 
     Raises:
-        InputError: the two contradict each other, or the others cannot be reached.
+        InputError: the arguments contradict each other, or the others cannot be reached.
     """
     if not process:
         if coordinator:
@@ -38,12 +38,17 @@ def join(process: str, coordinator: str) -> None:
         return
     known: dict[str, Any] = {}
     if process != "auto":
-        number, count = _number_of(process)
+        number, _, count = process.partition("/")
+        if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+            raise InputError(
+                f"--process is {process!r}: give it as i/n, such as 0/2, i from 0 to n - 1, or "
+                "auto."
+            )
         if not coordinator:
             raise InputError(
                 "--process needs --coordinator: give it as HOST:PORT of the first process."
             )
-        known = {"process_id": number, "num_processes": count}
+        known = {"process_id": int(number), "num_processes": int(count)}
     if coordinator:
         known["coordinator_address"] = coordinator
     try:
@@ -55,25 +60,16 @@ def join(process: str, coordinator: str) -> None:
         ) from error
 
 
-def _number_of(process: str) -> tuple[int, int]:
-    number, _, count = process.partition("/")
-    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise InputError(
-            f"--process is {process!r}: give it as i/n, i from 0 to n - 1, such as 0/2, or auto."
-        )
-    return int(number), int(count)
-
-
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def check_batch(batch_size: int, key: str) -> None:
-    """Looks whether the devices can share a batch.
+    """Check that the devices can share a batch.
 
     Raises:
-        InputError: its size, given by ``key``, is no multiple of their number.
+        InputError: its size, set by ``key``, is no multiple of their number.
     """
     count = jax.device_count()
     if batch_size % count:
@@ -84,20 +80,20 @@ def check_batch(batch_size: int, key: str) -> None:
 
 
 def all_gather(rows: np.ndarray) -> np.ndarray:
-    """The rows of all processes together, in their order; every process has to ask."""
+    """Gather the rows of all processes in their order; every process must call it."""
     return rows if jax.process_count() == 1 else multihost_utils.process_allgather(rows, tiled=True)
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; every process has to ask."""
+    """Whether the flag is set in any process; every process must call it."""
     return bool(all_gather(np.array([flag])).any())
 
 
 def all_succeed(work: Callable[[], T]) -> T:
-    """What each process gets from ``work``, if all of them succeed.
+    """Run ``work`` in each process and return its value if all of them succeed.
 
     Raises:
-        InputError: this one did not, or another.
+        InputError: it failed in this process or another.
     """
     failure: Exception | None = None
     try:
@@ -110,7 +106,7 @@ def all_succeed(work: Callable[[], T]) -> T:
 
 
 def check_alike(values: Mapping[str, Any]) -> None:
-    """Looks whether all processes have the same values; each must be JSON.
+    """Check that all processes have the same values, which must be JSON.
 
     Raises:
         InputError: in every process, with the first key that differs.
@@ -128,7 +124,7 @@ def check_alike(values: Mapping[str, Any]) -> None:
 
 
 def broadcast_from_first(work: Callable[[], Any]) -> Any:
-    """What the first process gets from ``work``, which it alone does; it must be JSON.
+    """Run ``work`` in the first process alone and return its value, JSON, in all of them.
 
     Raises:
         InputError: in every process, if ``work`` raised it or, in the others, an OSError.
@@ -155,11 +151,11 @@ def broadcast_from_first(work: Callable[[], Any]) -> Any:
 def broadcast_arrays_from_first(
     work: Callable[[], tuple[PyTree, Any]], like: Callable[[Any], PyTree]
 ) -> tuple[PyTree, Any]:
-    """A tree of arrays and the JSON beside it that the first process gets from ``work``.
+    """Run ``work`` in the first process alone; return its arrays and JSON in all of them.
 
     Args:
-        work: done by the first process alone; a tree of None means that there are no arrays.
-        like: from that JSON, a tree of the same shapes in the other processes.
+        work: returns a tree of arrays, or None, and JSON.
+        like: creates from that JSON a tree of the same shapes, in the other processes.
 
     Raises:
         InputError: in every process, if ``work`` raised it.

@@ -1,4 +1,4 @@
-"""Weight files of torch: read without running anything that is in them, and written."""
+"""Read and write weight files, without running any code that is in them."""
 
 import io
 import pickle
@@ -15,16 +15,12 @@ import safetensors.numpy
 from data_pipelines.atomic_files import whole_path
 from data_pipelines.errors import InputError
 
-# Suffixes of each kind of file.
 SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt"), "safetensors": (".safetensors",)}
-# Where trainers nest the state dict: fastai, Lightning.
-_NESTS = ("model", "state_dict")
-# What wrappers put before every name.
-_WRAPPERS = ("module.", "model.")
+_NESTS = ("model", "state_dict")  # where fastai and Lightning nest the state dict
+_WRAPPERS = ("module.", "model.")  # prefixes that wrappers give to every name
 _SHOWN = 6  # keys that a refusal lists
-# How files of torch begin: as a zip archive or, up to version 1.5, as a pickle.
-_MAGIC = (b"PK\x03\x04", b"\x80")
-# What fastai stores of its optimizer beside the weights.
+_MAGIC = (b"PK\x03\x04", b"\x80")  # first bytes of torch's zip archives and, up to 1.5, pickles
+# Classes that fastai stores of its optimizer beside the weights.
 _IGNORED = (
     "fastcore.foundation.L",
     "numpy.core.multiarray.scalar",
@@ -34,7 +30,7 @@ _IGNORED = (
 
 
 class _Ignored:
-    """Stands in for a class of ``_IGNORED``: takes what a file has for it and does nothing."""
+    """Replace a class of ``_IGNORED``: accept any state and do nothing."""
 
     def __init__(self, *_args: Any) -> None:
         pass
@@ -44,60 +40,60 @@ class _Ignored:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file by name.
+    """Read the tensors of a .safetensors, .pth, .pt, .bin or .ckpt file by name.
 
-    A state dict nested under ``model`` or ``state_dict`` is unpacked, names that all begin with
-    ``module.`` or ``model.`` lose that. Tensors of another precision become float32. Torch files
-    are read with ``weights_only``: no code in them is run.
+    A state dict nested under ``model`` or ``state_dict`` is unpacked, and a prefix ``module.`` or
+    ``model.`` of all names is removed. Floating-point tensors become float32. Torch files are read
+    with ``weights_only``: no code in them is run.
 
     Raises:
         InputError: the file is missing, truncated, no weight file, or holds more than weights; or
-            PyTorch is needed and not installed.
+            it needs PyTorch, which is not installed.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the path of a weight file.")
     if not path.is_file():
         raise InputError(f"There is no weight file {path}: give the path of one.")
-    readers = {"torch": _read_torch, "safetensors": _read_safetensors}
-    tensors = readers[kind_of(path)](path)
+    tensors = _read_torch(path) if kind_of(path) == "torch" else _read_safetensors(path)
     if not tensors:
         raise InputError(f"{path} holds no tensors: give a file with a state dict.")
-    return _unwrapped(tensors)
+    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors by name as .safetensors, or as a torch state dict; whole or not at all.
+    """Write tensors atomically, as .safetensors or as a torch state dict.
 
     Raises:
-        InputError: the suffix is of neither kind, or PyTorch is needed and not installed.
-        OSError: the disk is full or may not be written.
+        InputError: the suffix belongs to neither kind, or PyTorch is needed and not installed.
+        OSError: the disk is full or cannot be written.
     """
     kind = kind_of(path)
     own = {name: np.array(value, order="C") for name, value in tensors.items()}
-    # By way of memory: what the libraries raise where they write themselves hides a full disk.
-    content = safetensors.numpy.save(own) if kind == "safetensors" else _torch_bytes(path, own)
+    # Serialised in memory, since the errors of the libraries' own writers hide a full disk.
+    if kind == "safetensors":
+        content = safetensors.numpy.save(own)
+    else:
+        torch = import_torch(path)
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(value) for name, value in own.items()}, buffer)
+        content = buffer.getvalue()
     with whole_path(path) as draft:
         draft.write_bytes(content)
 
 
-def _torch_bytes(path: Path, tensors: dict[str, np.ndarray]) -> bytes:
-    torch = import_torch(path)
-    buffer = io.BytesIO()
-    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, buffer)
-    return buffer.getvalue()
-
-
 def kind_of(path: Path) -> str:
-    """``torch`` or ``safetensors``, by the suffix.
+    """Return ``torch`` or ``safetensors``, by the suffix.
 
     Raises:
-        InputError: the suffix is of neither.
+        InputError: the suffix belongs to neither.
     """
     for kind, suffixes in SUFFIXES.items():
         if path.suffix.casefold() in suffixes:
             return kind
     known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-    raise InputError(f"{path} is no weight file by its name: let it end in one of {known}.")
+    raise InputError(f"{path} has no suffix of a weight file: use one of {known}.")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -105,7 +101,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         loaded = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
-    return {name: _float32(value) for name, value in loaded.items()}
+    with np.errstate(over="ignore"):  # overflow becomes infinite, and is refused as such
+        return {
+            name: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+            for name, value in loaded.items()
+        }
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -115,17 +115,17 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             raise _unreadable(path, "it does not begin as PyTorch's files do")
     try:
         with (
-            warnings.catch_warnings(action="ignore"),  # they tell how to run what is in the file
+            warnings.catch_warnings(action="ignore"),  # they advise to run the code in the file
             torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]),
         ):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise InputError(
-                f"{path} is refused: it holds more than weights, and code in such a file could do "
-                "anything; ask its author for the state dict alone, best as .safetensors."
+                f"{path} holds more than weights, and code in such a file could do anything: ask "
+                "its author for the state dict alone, best as .safetensors."
             ) from error
-        # What comes before that is advice to load the file without weights_only.
+        # The text before it advises to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         raise _unreadable(path, reason or type(error).__name__) from error
     entries = _state_dict(path, loaded)
@@ -162,27 +162,16 @@ def _state_dict(path: Path, loaded: Any) -> Mapping[Any, Any]:
     return loaded
 
 
-def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
-
-
-def _float32(value: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
-        return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
-
-
 def _unreadable(path: Path, reason: str) -> InputError:
     first = reason.strip().splitlines()[0].rstrip(".")[:200]
     return InputError(f"{path} cannot be read ({first}): fetch or make the file again.")
 
 
 def import_torch(needed_by: Path | str) -> Any:
-    """PyTorch.
+    """Return the module ``torch``.
 
     Raises:
-        InputError: it is not installed; with what needs it.
+        InputError: it is not installed.
     """
     try:
         import torch

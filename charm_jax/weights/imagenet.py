@@ -1,4 +1,4 @@
-"""The ImageNet weights of torchvision: fetched once, kept, checked by the digest in their name."""
+"""Download torchvision's ImageNet weights once and check the digest in their names."""
 
 import hashlib
 import http.client
@@ -24,16 +24,16 @@ _BLOCK = 2**20
 
 
 def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:
-    """Path of a backbone's ImageNet weights, downloaded on first use.
+    """Return the path of a backbone's ImageNet weights, downloaded on first use.
 
     Args:
         backbone: a key of ``FILES``.
-        folder: where they are kept; ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
+        folder: ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
         server: address before the file's name.
 
     Raises:
-        InputError: there are none for that backbone, the folder cannot be made or written, the
-            download failed, or what came or is kept is not the file that its name promises.
+        InputError: there are no weights for that backbone, the folder cannot be written, the
+            download failed, or the file has another digest than its name says.
     """
     if backbone not in FILES:
         raise InputError(
@@ -47,7 +47,7 @@ def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Pa
     path = folder / name
     try:
         if path.exists():
-            _check(path, name, f"at {path}", "delete it, to fetch it again")
+            _check(path, name, f"at {path}", "delete it to download it again")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             _fetch(f"{server}/{name}", path)

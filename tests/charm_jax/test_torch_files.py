@@ -57,7 +57,7 @@ def malicious(tmp_path):
 )
 def test_code_in_a_file_is_refused_and_not_run(path, malicious, hide, zipped):
     save(path, hide(malicious), zipped)
-    assert "it holds more than weights" in refusal(path)
+    assert "holds more than weights, and code" in refusal(path)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -68,7 +68,7 @@ def test_a_bare_pickle_is_refused_and_not_run(path, malicious, protocol):
 
 def test_code_among_what_fastai_stores_is_refused_and_not_run(path, malicious):
     save(path, {"model": {"w": torch.ones(2)}, "opt": {"hypers": [malicious]}})
-    assert "it holds more than weights" in refusal(path)
+    assert "holds more than weights, and code" in refusal(path)
 
 
 @for_both_formats

@@ -87,7 +87,7 @@ def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.txt", "text")
     assert ".safetensors" in refusal(archive)
-    with pytest.raises(InputError, match=r"let it end in one of \.pth"):
+    with pytest.raises(InputError, match=r"use one of \.pth"):
         files.write(tmp_path / "weights.npz", TENSORS)
 
 
