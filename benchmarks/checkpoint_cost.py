@@ -1,11 +1,12 @@
-"""What a checkpoint every so many steps costs a run.
+"""Measure what saving checkpoints costs a run.
 
     python benchmarks/checkpoint_cost.py --work DIR
 
-Windows of train steps of EfficientNetV2-S with CHARM (stage 1, AdamW, batch 16) take turns: one
-after a save has begun, one without. Compared are seconds, and the CPU seconds of all threads, which
-other load on the machine hardly touches. The time of a save alone, until it is on the disk, stands
-beside them.
+Windows of training steps of EfficientNetV2-S with CHARM (phase bce, AdamW, batch 16) alternate: one
+after a save has begun, one without. The benchmark compares seconds, and the CPU seconds of all
+threads, on which other load has little effect. It then times saves and restores without training:
+how long ``save`` blocks, how long until the checkpoint is on the disk, and how long reading takes
+with and without the optimizer's state. ``--every 0`` measures these alone.
 """
 
 import argparse
@@ -22,12 +23,12 @@ from charm_jax.runs.checkpoints import Checkpoints
 
 
 def clocks() -> np.ndarray:
-    """Seconds, and CPU seconds of this process."""
+    """Return seconds, and CPU seconds of this process."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def steps(state: Any, step: Any, args: argparse.Namespace) -> Any:
-    """The state after ``--every`` steps."""
+    """Take ``--every`` steps and return the state."""
     for _ in range(args.every):
         state, metrics = step(state, batch(args))
     jax.block_until_ready(metrics)
@@ -44,33 +45,48 @@ def main() -> None:
     args = parser.parse_args()
     state, step, _ = prepared("efficientnet_v2_s", network("efficientnet_v2_s", True, "loop"), args)
     checkpoints = Checkpoints(args.work / "checkpoint_cost", ("bce",), keep=2)
-    state = steps(state, step, args)
-    ratios, alone = [], []
+    ratios, times = [], []
+    if args.every:
+        state = steps(state, step, args)
     for _ in range(args.rounds):
-        begun = clocks()
-        state = steps(state, step, args)
-        between = clocks()
+        if args.every:
+            begun = clocks()
+            state = steps(state, step, args)
+            between = clocks()
+            checkpoints.save("bce", state, {}, None)
+            state = steps(state, step, args)
+            checkpoints.wait()
+            ended = clocks()
+            ratios.append((ended - between) / (between - begun))
+            print(f"{between - begun} without, {ended - between} with a checkpoint")
+        state = state.replace(step=state.step + 1)
+        marks = [clocks()]
         checkpoints.save("bce", state, {}, None)
-        state = steps(state, step, args)
+        marks.append(clocks())
         checkpoints.wait()
-        ended = clocks()
-        ratios.append((ended - between) / (between - begun))
-        checkpoints.save("bce", state.replace(step=state.step + 1), {}, None)
-        checkpoints.wait()
-        alone.append(clocks() - ended)
-        print(f"{between - begun} without, {ended - between} with a checkpoint, {alone[-1]} alone")
+        number = checkpoints.steps("bce")[0]
+        for like in (state, state.replace(opt_state=())):
+            marks.append(clocks())
+            checkpoints.restore("bce", number, like)
+        marks.append(clocks())
+        blocked, on_disk, whole, network_alone = np.diff(marks, axis=0)
+        times.append((blocked, blocked + on_disk, whole, network_alone))
     folder = args.work / "checkpoint_cost"
     newest = folder / "bce" / str(checkpoints.steps("bce")[0])
     size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     checkpoints.close()
     shutil.rmtree(folder)
-    cost, spread = 100 * (np.median(ratios, axis=0) - 1), 100 * (np.ptp(ratios, axis=0))
-    save = np.median(alone, axis=0)
-    print(
-        f"{args.side} pixels, batch {args.batch}, every {args.every} steps: {cost[0]:.1f} % more "
-        f"seconds (range {spread[0]:.1f}), {cost[1]:.1f} % more CPU seconds (range "
-        f"{spread[1]:.1f}); a save alone {save[0]:.2f} s, {save[1]:.2f} CPU s; {size / 1e6:.0f} MB"
-    )
+    if args.every:
+        cost, spread = 100 * (np.median(ratios, axis=0) - 1), 100 * np.ptp(ratios, axis=0)
+        print(
+            f"{args.side} pixels, batch {args.batch}, every {args.every} steps: {cost[0]:.1f} % "
+            f"more seconds (range {spread[0]:.1f}), {cost[1]:.1f} % more CPU seconds (range "
+            f"{spread[1]:.1f})"
+        )
+    names = ("save blocks for", "until on the disk", "restore", "restore without the optimizer")
+    for name, (seconds, cpu) in zip(names, np.median(times, axis=0), strict=True):
+        print(f"{name}: {seconds:.2f} s, {cpu:.2f} CPU s")
+    print(f"{size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import calibration, ood
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
+from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.runs.data import Data
-from charm_jax.runs.digests import network_sha256
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits

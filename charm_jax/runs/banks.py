@@ -24,7 +24,7 @@ from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.state import TrainState
 from charm_jax.runs import cases as run_cases
 from charm_jax.runs import folder as runs
-from charm_jax.runs.digests import weights_sha256
+from charm_jax.runs.checkpoints import weights_sha256
 from data_pipelines.atomic_files import draft_of
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable

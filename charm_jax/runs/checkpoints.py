@@ -1,9 +1,8 @@
-"""Checkpoints: save, verify, restore, the best and the newest. The one file that knows Orbax."""
+"""Save, verify and restore checkpoints; the one module that imports Orbax."""
 
 import dataclasses
 import errno
 import hashlib
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,22 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from jaxtyping import PyTree
 
 from charm_jax.models.state import TrainState
 from data_pipelines.errors import InputError
 
-_ALIGNMENT = 16  # bytes; a leaf begins at a multiple, so that it can be viewed as its own type
-_HEADROOM = 2**20  # bytes for what is not arrays: names, digests, indices
+_HEADROOM = 2**22  # bytes for all but the arrays: names, shapes, digests and indices
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint that cannot be read or whose numbers are not those that were saved."""
+    """A checkpoint that is unreadable, or whose arrays differ from those that were saved."""
 
 
 @dataclasses.dataclass
 class _KeepNewestAndBest:
-    """Orbax's preservation policy: the newest ``keep`` steps and the best one."""
+    """Keep the newest ``keep`` steps and the best one; an Orbax preservation policy."""
 
     keep: int
     best_step: int | None = None
@@ -39,169 +38,184 @@ class _KeepNewestAndBest:
 
 
 class Checkpoints:
-    """The checkpoints of a run, ``<directory>/<stage>/<step>``.
+    """The checkpoints of a run, ``<directory>/<phase>/<step>``.
 
-    Saving is asynchronous: the state is copied at once and written in the background. It is one
-    array of bytes, uncompressed, as a thousand small arrays take far longer, and random mantissas
-    do not shrink. Each leaf's digest is saved beside it and compared on restore, because Orbax
-    hands a flipped byte back silently.
+    Each holds two Orbax items. ``state`` is a PyTree of the ``TrainState`` as nested dicts, with
+    the random key as ``jax.random.key_data``; ``meta`` is JSON, with each leaf's shape, type and
+    SHA-256, because Orbax restores a flipped byte without an error. Saving is asynchronous.
 
     Attributes:
         directory: of the run's checkpoints.
-        stages: names in the order of training.
+        phases: names in the order of training.
     """
 
-    def __init__(self, directory: Path, stages: Sequence[str], keep: int | None = None):
-        """Opens the checkpoints.
+    def __init__(self, directory: Path, phases: Sequence[str], keep: int | None = None):
+        """Open the checkpoints.
 
         Args:
             directory: of the run's checkpoints.
-            stages: names in the order of training.
-            keep: how many of the newest of each stage remain, beside the best; None to read only,
-                which leaves what another process is writing alone.
+            phases: names in the order of training.
+            keep: how many of the newest of each phase to keep, beside the best. None opens the
+                folder read-only and leaves unfinished saves of other processes alone.
         """
         self.directory = Path(directory).resolve()
-        self.stages = tuple(stages)
+        self.phases = tuple(phases)
         self._read_only = keep is None
         self._managers: dict[str, ocp.CheckpointManager] = {}
-        self._policies = {stage: _KeepNewestAndBest(keep or 1) for stage in stages}
+        self._policies = {phase: _KeepNewestAndBest(keep or 1) for phase in phases}
 
     def save(
-        self, stage: str, state: TrainState, meta: dict[str, Any], best_step: int | None
+        self, phase: str, state: TrainState, meta: dict[str, Any], best_step: int | None
     ) -> None:
-        """Begins to save ``state`` under its step; an earlier save is finished first.
+        """Start to save ``state`` under its step, after any earlier save has finished.
 
         Args:
-            stage: name of the stage.
-            state: of the run; it may be donated as soon as this returns.
+            phase: of training.
+            state: of the run; its buffers may be donated once this returns.
             meta: JSON of everything else that a restart needs.
-            best_step: the step to keep beside the newest.
+            best_step: step to keep beside the newest.
 
         Raises:
-            OSError: the disk is full or may not be written.
+            OSError: the disk is full or read-only.
         """
-        packed, leaves = _pack(state)
-        self._check_space(packed.nbytes)
-        meta = meta | {"leaves": leaves}
-        self._policies[stage].best_step = best_step
-        manager, step = self._manager(stage), int(state.step)
-        if step in manager.all_steps():  # a damaged one that the run went back behind
+        leaves = {
+            name: np.asarray(value)
+            for name, value in jax.device_get(_named_leaves(_without_key(state))).items()
+        }
+        self._check_space(sum(value.nbytes for value in leaves.values()))
+        meta = meta | {"leaves": {name: _described(value) for name, value in leaves.items()}}
+        self._policies[phase].best_step = best_step
+        manager, step = self._manager(phase), int(state.step)
+        if step in manager.all_steps():  # damaged: the run continued from an earlier one
             manager.delete(step)
+        # Orbax copies NumPy arrays before it returns, and refuses empty ones.
+        tree = {name: value if value.size else None for name, value in leaves.items()}
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave({"bytes": packed}), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(tree, sep="/")),
+                meta=ocp.args.JsonSave(meta),
             ),
             force=True,
         )
 
     def wait(self) -> None:
-        """Returns when everything is on the disk; raises what went wrong there."""
+        """Wait until all saves are on the disk; raise what went wrong there."""
         for manager in self._managers.values():
             manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes the saves and lets go of the folder."""
+        """Finish all saves and release the folder."""
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
 
     def newest_first(self) -> Iterator[tuple[str, int]]:
-        """All complete checkpoints, (stage, step), the youngest first."""
-        for stage in reversed(self.stages):
-            for step in self.steps(stage):
-                yield stage, step
+        """Yield (phase, step) of all complete checkpoints, the newest first."""
+        for phase in reversed(self.phases):
+            for step in self.steps(phase):
+                yield phase, step
 
-    def meta(self, stage: str, step: int) -> dict[str, Any]:
-        """The JSON saved with a checkpoint.
+    def steps(self, phase: str) -> list[int]:
+        """Return the steps of a phase's complete checkpoints, the newest first."""
+        if not (self.directory / phase).is_dir():
+            return []
+        return sorted(self._manager(phase).all_steps(), reverse=True)
+
+    def meta(self, phase: str, step: int) -> dict[str, Any]:
+        """Return the JSON saved with a checkpoint.
 
         Raises:
-            DamagedCheckpoint: it cannot be read.
+            DamagedCheckpoint: it is unreadable.
         """
-        try:
-            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            return self._manager(stage).restore(step, args=args)["meta"]
-        except Exception as error:  # Orbax raises many kinds for a damaged file
-            raise DamagedCheckpoint(f"{self._path(stage, step)} is damaged: {error}") from error
+        return self._restore(phase, step, meta=ocp.args.JsonRestore())
 
-    def restore(self, stage: str, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """A state and its JSON, every leaf verified.
+    def restore(self, phase: str, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return a checkpoint's state and JSON, after comparing the digest of each leaf.
 
         Args:
-            stage: name of the stage.
+            phase: of training.
             step: of the checkpoint.
-            like: a state of the same network (arrays or shapes). The optimizer's state may differ,
-                as it is taken from the file only where ``like`` has one.
+            like: a state of the same network (arrays or shapes). Its ``opt_state`` may be empty,
+                to read none.
 
         Raises:
             InputError: the checkpoint is of another architecture.
-            DamagedCheckpoint: it is truncated or a byte of it changed.
+            DamagedCheckpoint: it is truncated, or a byte of it changed.
         """
-        meta = self.meta(stage, step)
-        where = self._path(stage, step)
-        wanted = jax.eval_shape(lambda s: s.replace(rng=jax.random.key_data(s.rng)), like)
-        names, tree = _names(wanted)
-        _check_architecture(where, meta["leaves"], names)
-        try:
-            args = ocp.args.Composite(state=ocp.args.PyTreeRestore())
-            packed = np.asarray(self._manager(stage).restore(step, args=args)["state"]["bytes"])
-            values = [_unpack(packed, meta["leaves"][name]) for name in names]
-        except Exception as error:
-            raise DamagedCheckpoint(f"{where} is damaged: {error}") from error
-        for name, value in zip(names, values, strict=True):
-            if _sha256(value) != meta["leaves"][name]["sha256"]:
-                raise DamagedCheckpoint(f"{where} is damaged: {name} is not what was saved.")
-        # Copies, so that a later donation cannot reach into the restored arrays.
-        state = jax.tree.unflatten(tree, [jnp.array(value) for value in values])
+        meta = self.meta(phase, step)
+        where, saved = self.directory / phase / str(step), meta["leaves"]
+        wanted = jax.eval_shape(_without_key, like)
+        names = _named_leaves(wanted)
+        _check_architecture(where, saved, names)
+        tree = traverse_util.unflatten_dict(
+            {name: 0 for name in names if 0 not in saved[name]["shape"]}, sep="/"
+        )
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args = ocp.args.PyTreeRestore(item=tree, restore_args=numpy, partial_restore=True)
+        found = traverse_util.flatten_dict(self._restore(phase, step, state=args), sep="/")
+        values = []
+        for name, shape in names.items():
+            value = np.asarray(found.get(name, np.zeros(shape.shape, saved[name]["dtype"])))
+            if _described(value) != saved[name]:
+                raise DamagedCheckpoint(f"{where} is damaged: {name} differs from what was saved.")
+            values.append(jnp.array(value))  # a copy: its buffer may be donated
+        state = jax.tree.unflatten(jax.tree.structure(wanted), values)
         return state.replace(rng=jax.random.wrap_key_data(state.rng)), meta
 
-    def steps(self, stage: str) -> list[int]:
-        """Steps of a stage's complete checkpoints, the youngest first."""
-        if not (self.directory / stage).is_dir():
-            return []
-        return sorted(self._manager(stage).all_steps(), reverse=True)
+    def _restore(self, phase: str, step: int, **item: Any) -> Any:
+        """Restore one item of a checkpoint.
+
+        Raises:
+            DamagedCheckpoint: it is unreadable.
+        """
+        try:
+            args = ocp.args.Composite(**item)
+            (restored,) = self._manager(phase).restore(step, args=args).values()
+        except Exception as error:  # Orbax raises many kinds for a damaged file
+            where = self.directory / phase / str(step)
+            raise DamagedCheckpoint(f"{where} is damaged: {error}") from error
+        return restored
 
     def _check_space(self, needed: int) -> None:
-        """Looks before it writes: a save that fails in the background may leave rubbish."""
+        """Refuse to start a save that would fail half-way in the background."""
         self.wait()
         self.directory.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.directory).free < needed + _HEADROOM:
             raise OSError(errno.ENOSPC, "no space left", str(self.directory))
 
-    def _path(self, stage: str, step: int) -> Path:
-        return self.directory / stage / str(step)
-
-    def _manager(self, stage: str) -> ocp.CheckpointManager:
-        if stage not in self._managers:
+    def _manager(self, phase: str) -> ocp.CheckpointManager:
+        if phase not in self._managers:
             if not self._read_only:
-                (self.directory / stage).mkdir(parents=True, exist_ok=True)
-            # Of several processes the first alone saves: every one has the whole state.
+                (self.directory / phase).mkdir(parents=True, exist_ok=True)
+            # Every process holds the whole state, so the first alone saves.
             alone = ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix=stage
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix=phase
             )
             options = ocp.CheckpointManagerOptions(
                 multiprocessing_options=alone,
-                create=False,  # Orbax makes no folder for some of the processes alone
-                preservation_policy=self._policies[stage],
+                create=False,  # Orbax cannot create folders for a subset of the processes
+                preservation_policy=self._policies[phase],
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
                 save_root_metadata=False,
             )
-            self._managers[stage] = ocp.CheckpointManager(
-                self.directory / stage,
+            self._managers[phase] = ocp.CheckpointManager(
+                self.directory / phase,
                 options=options,
                 item_handlers={
                     "state": ocp.PyTreeCheckpointHandler(
-                        use_compression=False, multiprocessing_options=alone
+                        use_compression=False,  # random mantissas do not shrink
+                        multiprocessing_options=alone,
                     ),
                     "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
                 },
             )
-        return self._managers[stage]
+        return self._managers[phase]
 
 
 def tree_sha256(tree: PyTree) -> str:
-    """Digest of all leaves with their names, types and shapes."""
+    """Return a digest of all leaves with their names, types and shapes."""
     digest = hashlib.sha256()
     for path, leaf in sorted(
         (jax.tree_util.keystr(path), np.asarray(leaf))
@@ -211,36 +225,37 @@ def tree_sha256(tree: PyTree) -> str:
     return digest.hexdigest()
 
 
-def _names(tree: PyTree) -> tuple[dict[str, Any], Any]:
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths
-    }, structure
+def weights_sha256(state: TrainState) -> str:
+    """Return a digest of everything that features depend on: the network without its bank."""
+    return tree_sha256(_weights(state))
 
 
-def _pack(state: TrainState) -> tuple[np.ndarray, dict[str, Any]]:
-    """All leaves in one array of bytes, and by name where each is, what it is and its digest.
+def network_sha256(state: TrainState) -> str:
+    """Return a digest of everything that predictions depend on.
 
-    It is a copy: a mere view would change when the state is donated.
+    Names such as focal/123 do not identify a network: they recur in the next run.
     """
-    names, _ = _names(state.replace(rng=jax.random.key_data(state.rng)))
-    values = {name: np.asarray(value) for name, value in jax.device_get(names).items()}
-    starts = np.cumsum([0, *(-(-value.nbytes // _ALIGNMENT) for value in values.values())])
-    packed = np.zeros(starts[-1] * _ALIGNMENT, np.uint8)
-    leaves = {}
-    for (name, value), start in zip(values.items(), starts * _ALIGNMENT, strict=False):
-        place = {"start": int(start), "shape": list(value.shape), "dtype": str(value.dtype)}
-        copied = _unpack(packed, place)
-        copied[...] = value
-        leaves[name] = place | {"sha256": _sha256(copied)}
-    return packed, leaves
+    return tree_sha256(_weights(state) | {"memory": state.memory})
 
 
-def _unpack(packed: np.ndarray, leaf: dict[str, Any]) -> np.ndarray:
-    """A view of one leaf."""
-    dtype, size = jnp.dtype(leaf["dtype"]), math.prod(leaf["shape"])
-    part = packed[leaf["start"] : leaf["start"] + size * dtype.itemsize]
-    return part.view(dtype).reshape(leaf["shape"])
+def _weights(state: TrainState) -> dict[str, PyTree]:
+    names = ("params", "batch_stats", "momentum", "average")
+    return {name: getattr(state, name) for name in names}
+
+
+def _without_key(state: TrainState) -> TrainState:
+    return state.replace(rng=jax.random.key_data(state.rng))
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _described(value: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": _sha256(value)}
 
 
 def _sha256(value: np.ndarray) -> str:
@@ -252,7 +267,7 @@ def _check_architecture(where: Path, saved: dict[str, Any], wanted: dict[str, An
     for name, like in wanted.items():
         if name not in saved:
             raise InputError(
-                f"{where} is a checkpoint of another architecture, it has no {name}: use the "
+                f"{where} is a checkpoint of another architecture and has no {name}: use the "
                 "config that it was trained with."
             )
         if tuple(saved[name]["shape"]) != like.shape:

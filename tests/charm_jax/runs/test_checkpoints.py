@@ -1,10 +1,22 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from charm_jax.models.state import TrainState
-from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
+from charm_jax.models.memory_bank import empty
+from charm_jax.models.momentum import Momentum
+from charm_jax.models.state import TrainState, begin_stage
+from charm_jax.runs.checkpoints import (
+    Checkpoints,
+    DamagedCheckpoint,
+    network_sha256,
+    tree_sha256,
+    weights_sha256,
+)
+from charm_jax.train import optim
 from data_pipelines.errors import InputError
 
 LEAVES = {
@@ -134,3 +146,92 @@ def test_a_reader_makes_no_folder(tmp_path):
     reader = Checkpoints(tmp_path / "none", ("bce",))
     assert list(reader.newest_first()) == []
     assert not (tmp_path / "none").exists()
+
+
+def whole_state():
+    """A state as training has it: momentum branch, bank, grouped optimizer, average."""
+    params = {
+        part: {"conv": {"kernel": jnp.arange(4.0) + i, "bias": jnp.ones(2)}}
+        for i, part in enumerate(("trunk", "expansion", "fusion", "head"))
+    }
+    stats = {"expansion": {"bn": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}}
+    state = TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=stats,
+        momentum=Momentum(params=params["expansion"], batch_stats=stats["expansion"]),
+        memory=empty(4, 3, 2),
+        opt_state=(),
+        rng=jax.random.key(0),
+        average={"params": params, "batch_stats": stats},
+    )
+    peaks = optim.geometric(1e-3, 1e-2)
+    optimizer = optim.adamw_one_cycle(peaks, 10, clip_norm=1.0, accumulate=2)
+    return begin_stage(state, optimizer, jax.random.key(7))
+
+
+def keys_of(tree):
+    """Path of each leaf, the names of dict keys, fields and indices joined with a slash."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize(
+    "restore",
+    [
+        lambda folder: ocp.PyTreeCheckpointer().restore(folder / "7" / "state"),
+        lambda folder: ocp.StandardCheckpointer().restore(folder / "7" / "state"),
+        lambda folder: ocp.CheckpointManager(folder).restore(
+            7, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        )["state"],
+    ],
+    ids=["PyTreeCheckpointer", "StandardCheckpointer", "CheckpointManager"],
+)
+def test_orbax_alone_restores_every_leaf_by_name(checkpoints, tmp_path, restore):
+    state = whole_state().replace(step=jnp.int32(7))
+    checkpoints.save("focal", state, {}, None)
+    checkpoints.wait()
+    restored = restore(tmp_path / "focal")
+    assert set(restored) == {field.name for field in dataclasses.fields(TrainState)}
+    assert restored["params"]["trunk"]["conv"]["kernel"].tolist() == [0, 1, 2, 3]
+    key = jax.random.wrap_key_data(restored["rng"])
+    assert jax.random.uniform(key) == jax.random.uniform(state.rng)
+    found, expected = keys_of(restored), keys_of(state.replace(rng=restored["rng"]))
+    assert found.keys() == expected.keys()
+    assert len(found) > 50
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_state_as_training_has_it_comes_back(checkpoints):
+    state = whole_state()
+    checkpoints.save("focal", state, {}, None)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore("focal", 0, jax.eval_shape(lambda: state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert tree_sha256(restored.opt_state) == tree_sha256(state.opt_state)
+    assert network_sha256(restored) == network_sha256(state)
+
+
+@pytest.fixture
+def state():
+    fields = ("step", "params", "batch_stats", "opt_state", "momentum", "memory", "average")
+    names = TrainState.__dataclass_fields__
+    filled = {name: {"x": jnp.arange(3.0)} for name in fields if name in names}
+    return TrainState(**dict.fromkeys(names) | filled)
+
+
+@pytest.mark.parametrize("field", ["params", "batch_stats", "momentum", "average", "memory"])
+def test_digests_cover_the_network_and_for_features_all_but_the_bank(state, field):
+    other = state.replace(**{field: {"x": jnp.arange(3.0) + 1}})
+    assert network_sha256(other) != network_sha256(state)
+    same = weights_sha256(other) == weights_sha256(state)
+    assert same == (field == "memory")
+
+
+def test_digests_ignore_where_training_stands(state):
+    other = state.replace(opt_state={"x": jnp.zeros(3)})
+    assert network_sha256(other) == network_sha256(state)
