@@ -1,1 +1,1 @@
-"""From files on a disk to batches: sources, splits, decoding, loading and augmentation."""
+"""Turn image files into batches: sources, splits, decoding, loading, augmentation."""

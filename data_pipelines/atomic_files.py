@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files that appear whole or not at all."""
 
 import os
 import re
@@ -12,18 +12,18 @@ _DRAFT = re.compile(r".+\.[0-9a-f]{32}\.tmp")
 
 
 def draft_of(path: Path) -> Path:
-    """A name beside ``path`` that is unlike any other's, so that two processes may write it."""
+    """Return a unique temporary name beside ``path``, safe for concurrent writers."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def is_draft(path: Path) -> bool:
-    """Whether a file has a name that ``draft_of`` gives."""
+    """Whether a file has a name that ``draft_of`` returns."""
     return _DRAFT.fullmatch(path.name) is not None
 
 
 @contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
-    """Gives another name to write to; at the end the file takes the place of ``path``."""
+    """Yield a temporary path that replaces ``path`` at the end."""
     draft = draft_of(path)
     try:
         yield draft
@@ -34,9 +34,9 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """Opens a text file for writing under another name; at the end it takes the place of ``path``.
+    """Open a temporary text file that replaces ``path`` at the end.
 
-    Lines end as they are written, so that ``csv`` may write to it.
+    Newlines are not translated, which the ``csv`` module needs.
     """
     with whole_path(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         yield file

@@ -1,4 +1,4 @@
-"""From an image file to a grey square: the one decode and resize of the whole project."""
+"""Decode an image file to a grey square: the only decode and resize."""
 
 import contextlib
 import struct
@@ -13,20 +13,20 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import dicom
 from data_pipelines.images.decoders import check_size, quiet_decoders
 
-# Pillow reads more, and for some of it starts other programs.
+# Pillow reads more formats, and starts other programs for some.
 _FORMATS = ("PNG", "JPEG", "TIFF")
-# Greyscale, with or without alpha, palette and colour: PIL turns each into 8 bits of luma.
+# Greyscale with or without alpha, palette and colour: PIL converts each to 8 bits of luma.
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 _TOP = 65535
-# The others are for fax and rare; libtiff guesses at damage in them.
+# The others are rare ones for fax, where libtiff guesses at damage.
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
-# TIFF's tags; of the photometric interpretation, 0 is "white is zero".
+# Tags of TIFF; a photometric interpretation of 0 means that white is zero.
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _SAMPLE_FORMAT = 339
 _SIGNED = 2
-# What PIL raises for damaged files has no common base.
+# The exceptions of PIL for damaged files have no common base class.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -41,15 +41,15 @@ DECODE_ERRORS = (
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """Decodes an image to one grey channel and resizes it to a square.
+    """Decode an image to one grey channel and resize it to a square.
 
-    Which format a file has is seen from its content, not its name. Colour becomes luma (ITU-R 601:
-    equal channels keep their value; of 16-bit colour the upper 8 bits count), alpha is ignored,
-    16-bit values 0..65535 map to 0..255 over the whole range, after the resize, so that nothing is
-    rounded twice. DICOM becomes grey in [0, 1] by its own tags (``dicom_grey``) and then goes the
-    same way. The filter is PIL's BILINEAR, which widens its support when it shrinks and so does not
-    alias; it is the filter of fastai's ``Resize``, which the reference used. An image that is not
-    square is squeezed, not cropped: no part of the lung is lost.
+    The content of a file decides its format, not its name. Colour becomes luma (ITU-R 601: equal
+    channels keep their value; of 16-bit colour the upper 8 bits count), alpha is ignored, and
+    16-bit values 0..65535 map to 0..255 over the whole range, after the resize, so nothing is
+    rounded twice. DICOM becomes grey in [0, 1] by its own tags (``dicom_grey``) and is then resized
+    in the same way. The filter is PIL's BILINEAR, which widens its support when it shrinks and so
+    does not alias; fastai's ``Resize``, which the reference used, has the same filter. An image
+    that is not square is squeezed, not cropped: no part of the lung is lost.
 
     Args:
         path: a PNG, JPEG, TIFF or DICOM file of one image.
@@ -74,7 +74,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 
 def fault(path: Path, whole: bool) -> str:
-    """Why a file cannot be used, in a few words without its name; empty if it can.
+    """Say in a few words why a file is unusable; empty if it is fine.
 
     Args:
         path: the file.
@@ -82,10 +82,10 @@ def fault(path: Path, whole: bool) -> str:
             formats are decoded); otherwise only its size and header.
 
     Returns:
-        The reason, or an empty string.
+        The reason without the file's name, or an empty string.
 
     Raises:
-        InputError: packages that the format needs are not installed.
+        InputError: the packages for the format are not installed.
     """
     try:
         if not path.stat().st_size:
@@ -104,7 +104,7 @@ def fault(path: Path, whole: bool) -> str:
 
 
 def unreadable_reason(error: BaseException) -> str:
-    """A decoder's error in a few words, without the path."""
+    """Return a decoder's error in a few words, without the path."""
     if isinstance(error, FileNotFoundError):
         return "absent"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -121,7 +121,7 @@ def _is_dicom(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image with its header read and found usable, its pixels not yet."""
+    """Open an image and check its header, without decoding its pixels."""
     quiet_decoders()
     with Image.open(path, formats=_FORMATS) as image:
         check_size(*image.size)
@@ -142,13 +142,13 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
-    """One grey channel of an image, resized to a square as ``read_image`` says.
+    """Resize one grey channel of an image to a square; see ``read_image``.
 
     Returns:
         ``[size, size, 1]`` uint8.
 
     Raises:
-        ValueError: a value that 16 bits do not hold.
+        ValueError: a value outside 0..65535.
     """
     if image.mode in _EIGHT_BIT:
         grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
@@ -165,7 +165,7 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _rounded_square(grey: Image.Image, size: int, top: int) -> np.ndarray:
-    """Resizes in float and rounds once; ``top`` is white."""
+    """Resize in float and round once; ``top`` is white."""
     square = grey.resize((size, size), Image.Resampling.BILINEAR)
     values = np.rint(np.asarray(square) * np.float32(255 / top))
     return np.clip(values, 0, 255).astype(np.uint8)[..., None]

@@ -1,4 +1,4 @@
-"""From a DICOM file to a grey image in [0, 1]."""
+"""Read the grey image of a DICOM file in [0, 1]."""
 
 import contextlib
 import struct
@@ -23,10 +23,10 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
 _RLE_HEADER = 64
-# The first that can is taken: for RLE pydicom's own, as pylibjpeg's panics at damage; GDCM last, as
-# it accepts frames that are cut short.
+# The first available one decodes: pydicom for RLE, since pylibjpeg panics at damage; GDCM last,
+# since it accepts truncated frames.
 _PLUGINS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
-# SOF0 to SOF15 without the three markers among them that start no frame, and JPEG-LS' SOF55.
+# SOF0 to SOF15 without the three markers among them that start no frame, and SOF55 of JPEG-LS.
 _START_OF_FRAME = (set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}) | {0xFFF7}
 _JPEG = b"\xff\xd8"
 _JPEG2000 = b"\xff\x4f\xff\x51"
@@ -35,16 +35,10 @@ _INSTALL = 'pip install "charm-jax[dicom]"'
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file is DICOM, from its first 132 bytes.
-
-    Args:
-        head: the file's first bytes.
-
-    Returns:
-        True for a file with preamble and ``DICM``.
+    """Whether a file's first 132 bytes have the preamble and ``DICM``.
 
     Raises:
-        ValueError: it is DICOM without that preamble, and so nothing tells how it is encoded.
+        ValueError: it is DICOM without that preamble, so its encoding is unknown.
     """
     if head[MAGIC_AT:].startswith(MAGIC):
         return True
@@ -56,17 +50,17 @@ def is_dicom(head: bytes) -> bool:
 
 
 def read_grey(path: Path) -> Float32[np.ndarray, "height width"]:
-    """Decodes the one grey image of a DICOM file.
+    """Decode the one grey image of a DICOM file.
 
     Args:
         path: DICOM Part 10, uncompressed, RLE, JPEG, JPEG-LS or JPEG 2000.
 
     Returns:
-        ``[height, width]`` in [0, 1], 0 is black, as ``grey_of_stored_values`` has it.
+        ``[height, width]`` in [0, 1], 0 is black; see ``grey_of_stored_values``.
 
     Raises:
         InputError: pydicom is not installed.
-        ValueError: the file is damaged or not one grey image; the text says why, without its name.
+        ValueError: the file is damaged or not one grey image; the text omits its name.
     """
     pydicom = _pydicom(path)
     with _anything_as_value_error(), path.open("rb") as file:
@@ -74,20 +68,20 @@ def read_grey(path: Path) -> Float32[np.ndarray, "height width"]:
         file.seek(0)
         dataset = pydicom.dcmread(file)
         stored = _stored_values(pydicom, dataset)
-        # Whatever a decoder leaves above BitsStored is no grey. Signed: counted from the lowest.
+        # Bits above BitsStored are not grey. Signed values are counted from the lowest.
         sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
         return grey_of_stored_values(dataset)[(stored & (2**dataset.BitsStored - 1)) ^ sign]
 
 
 def check_header(path: Path) -> None:
-    """Looks whether a DICOM file holds one grey image, without decoding it.
+    """Check that a DICOM file holds one grey image, without decoding it.
 
     Args:
-        path: a file of which ``is_dicom`` is true.
+        path: a file that passes ``is_dicom``.
 
     Raises:
         InputError: pydicom is not installed.
-        ValueError: the file is damaged or not one grey image; the text says why, without its name.
+        ValueError: the file is damaged or not one grey image; the text omits its name.
     """
     pydicom = _pydicom(path)
     with _anything_as_value_error(), path.open("rb") as file:
@@ -95,7 +89,7 @@ def check_header(path: Path) -> None:
 
 
 def _starts_with_element(head: bytes) -> bool:
-    """Group 2 or 8, then a VR of two capitals or, in implicit VR, a short length."""
+    """Whether bytes start with group 2 or 8 and a plausible VR or length."""
     if len(head) < 8:
         return False
     group, _, length = struct.unpack("<HHI", head[:8])
@@ -116,7 +110,7 @@ def _pydicom(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _anything_as_value_error() -> Iterator[None]:
-    """What pydicom and its plugins raise for damaged files has no common base."""
+    """Raise any error of pydicom and its plugins as ``ValueError``."""
     try:
         yield
     except (OSError, ValueError):
@@ -126,7 +120,7 @@ def _anything_as_value_error() -> Iterator[None]:
 
 
 def _check(pydicom: ModuleType, file: BinaryIO) -> "pydicom.Dataset":
-    """The tags before the pixels, after all that can be known from them is in order."""
+    """Read and check the tags before the pixels."""
     n_bytes = file.seek(0, 2)
     file.seek(0)
     if n_bytes > 4 * MAX_PIXELS:
@@ -197,7 +191,7 @@ def _stored_values(
 
 
 def _check_length(n_bytes: int, shape: tuple[int, int], bits: int) -> None:
-    """One byte more is padding; twice as many are another depth or another frame."""
+    """Check the length of the pixels; one byte more is padding."""
     expected = shape[0] * shape[1] * bits // 8
     if not expected <= n_bytes < max(2 * expected, expected + 2):
         raise ValueError(
@@ -207,15 +201,17 @@ def _check_length(n_bytes: int, shape: tuple[int, int], bits: int) -> None:
 
 
 def _check_frame(frame: bytes, rows: int, columns: int) -> None:
-    """Refuses a JPEG, JPEG-LS or JPEG 2000 frame that is cut short or not of the object's size.
+    """Refuse a compressed frame that is truncated or has another size.
+
+    The header is checked before a decoder allocates memory for it.
 
     Args:
-        frame: one frame, its fragments joined.
-        rows: of the DICOM object.
-        columns: of the DICOM object.
+        frame: one JPEG, JPEG-LS or JPEG 2000 frame, its fragments joined.
+        rows: height of the DICOM object.
+        columns: width of the DICOM object.
 
     Raises:
-        ValueError: the frame is not whole, of another size, or of several channels.
+        ValueError: the frame is truncated, of another size, or of several channels.
         struct.error: the frame ends within its header.
     """
     width, height, channels = (
@@ -233,7 +229,10 @@ def _check_frame(frame: bytes, rows: int, columns: int) -> None:
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
-    """ITU-T T.81 B.2.2; JPEG-LS (T.87 C.2.2) has the same layout."""
+    """Read width, height and channels of a JPEG or JPEG-LS frame.
+
+    Source: ITU-T T.81 B.2.2; JPEG-LS (T.87 C.2.2) has the same layout.
+    """
     if not frame.startswith(_JPEG):
         raise ValueError("its compressed frame is neither JPEG, JPEG-LS nor JPEG 2000")
     at = len(_JPEG)
@@ -248,7 +247,10 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
 
 
 def _jpeg2000_size(frame: bytes) -> tuple[int, int, int]:
-    """ITU-T T.800 A.5.1: the size is the grid's end less the image's offset in it."""
+    """Read width, height and channels of a JPEG 2000 frame.
+
+    Source: ITU-T T.800 A.5.1; the size is the grid's end less the image's offset.
+    """
     at = frame.index(_JPEG2000) + len(_JPEG2000) + 4
     right, bottom, left, top = struct.unpack_from(">4I", frame, at)
     (channels,) = struct.unpack_from(">H", frame, at + 32)

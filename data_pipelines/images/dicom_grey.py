@@ -1,4 +1,4 @@
-"""What each stored value of a DICOM image looks like: from its grey tags to [0, 1]."""
+"""Map the stored values of a DICOM image to grey by its tags."""
 
 import math
 from typing import TYPE_CHECKING
@@ -13,16 +13,16 @@ _Values = Float[np.ndarray, " values"]
 
 
 def grey_of_stored_values(dataset: "pydicom.Dataset") -> Float32[np.ndarray, " values"]:
-    """The grey of every value that ``BitsStored`` bits can hold, lowest value first.
+    """Return the grey of every value of ``BitsStored`` bits, lowest first.
 
-    In this order: the modality LUT or rescale slope and intercept; the first VOI LUT, else the
-    first window, else the whole range that the stored bits have after the first step (not the range
-    that this image happens to use); last, MONOCHROME1 is inverted, so that 0 is black in both.
+    The steps are: the modality LUT or rescale slope and intercept; the first VOI LUT, else the
+    first window, else the whole range of the stored bits after the first step (not the range that
+    the image uses); last, MONOCHROME1 is inverted, so that 0 is black in both.
+
     Source: DICOM PS3.3 C.11.1, C.11.2 and C.7.6.3.1.2.
 
-    Differs: the presentation LUT and overlays are ignored, and so is a window of which only the
-    centre or the width is there. Tables are read here, since pydicom 3.0 wraps the inputs above 255
-    of a VOI LUT of 8 bits.
+    Differs: the presentation LUT, overlays and windows without a centre or width are ignored.
+    Tables are read here, since pydicom 3.0 wraps the inputs above 255 of a VOI LUT of 8 bits.
 
     Args:
         dataset: with BitsStored 1..16, PixelRepresentation and PhotometricInterpretation.
@@ -31,7 +31,7 @@ def grey_of_stored_values(dataset: "pydicom.Dataset") -> Float32[np.ndarray, " v
         ``[2 ** BitsStored]`` in [0, 1], 0 is black.
 
     Raises:
-        ValueError: the tags make no grey scale.
+        ValueError: the tags define no grey scale.
     """
     n_values = 2**dataset.BitsStored
     lowest = -n_values // 2 if dataset.PixelRepresentation else 0
@@ -59,7 +59,7 @@ def _rescale(values: _Values, dataset: "pydicom.Dataset") -> _Values:
 
 
 def _look(values: _Values, limits: tuple[float, float], dataset: "pydicom.Dataset") -> _Values:
-    """The VOI LUT, else the window, else everything within the limits."""
+    """Apply the VOI LUT, else the window, else the limits."""
     if dataset.get("VOILUTSequence"):
         values, top = _look_up(values, dataset.VOILUTSequence[0], dataset)
         return values / top
@@ -71,7 +71,7 @@ def _look(values: _Values, limits: tuple[float, float], dataset: "pydicom.Datase
 
 
 def _window(values: _Values, center: float, width: float, function: str) -> _Values:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, to [0, 1]."""
+    """Apply a window, to [0, 1]; DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     smallest = 1 if function == "LINEAR" else 1e-12
     if not (math.isfinite(center) and smallest <= width < math.inf):
         raise ValueError(f"its window is not usable (centre {center}, width {width}, {function})")
@@ -81,7 +81,7 @@ def _window(values: _Values, center: float, width: float, function: str) -> _Val
     if function == "LINEAR_EXACT":
         return (values - center) / width + 0.5
     if function == "SIGMOID":
-        # 1 / (1 + exp(-4 x)), in the form that cannot overflow.
+        # 1 / (1 + exp(-4 x)) in a form that cannot overflow.
         return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
     raise ValueError(f"its VOILUTFunction {function} is not known")
 
@@ -89,7 +89,7 @@ def _window(values: _Values, center: float, width: float, function: str) -> _Val
 def _look_up(
     values: _Values, table: "pydicom.Dataset", dataset: "pydicom.Dataset"
 ) -> tuple[_Values, float]:
-    """The table's entry of each value, and the largest that its bits can hold."""
+    """Look up each value in a table; also return the largest possible entry."""
     n_entries, first, bits = (int(number) for number in table.LUTDescriptor)
     n_entries = n_entries or 2**16
     if not 8 <= bits <= 16:
@@ -107,7 +107,7 @@ def _look_up(
 
 
 def _first(dataset: "pydicom.Dataset", key: str, default: float | None = None) -> float | None:
-    """A number of which a file may hold several, none, or an empty one."""
+    """Return the first of several numbers, or the default."""
     value = dataset.get(key)
     if value is None or value == "":
         return default

@@ -1,4 +1,4 @@
-"""Where the pixels of a table's images are: in files, in memory, or (``prepared``) in records."""
+"""Read the pixels of a table's images from files or memory."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from data_pipelines.images.decode import fault, read_image, to_square
 
 @runtime_checkable
 class ImageStore(Protocol):
-    """What a source's table reads its pixels from; case ids are row numbers of that table."""
+    """Read images by case id, the row number in the table of a source."""
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -24,29 +24,29 @@ class ImageStore(Protocol):
     def read(
         self, case_ids: Int[np.ndarray, " batch"], size: int
     ) -> UInt8[np.ndarray, "batch size size 1"]:
-        """Grey images as squares of ``size`` pixels, in the order of the ids.
+        """Read grey squares of ``size`` pixels, in the order of the ids.
 
         Raises:
-            InputError: one is absent or unreadable, or the store has another size only.
+            InputError: an image is absent or unreadable, or the store has another size only.
         """
 
     def check_size(self, size: int) -> None:
-        """Says at once whether images can be read at a size.
+        """Check that images can be read at a size.
 
         Raises:
             InputError: the store has another size only.
         """
 
     def fault(self, case_id: int, *, whole: bool) -> str:
-        """Why an image that is present cannot be used, in a few words; empty if it can.
+        """Say in a few words why a present image is unusable; empty if it is fine.
 
-        With ``whole`` all of it is looked at, else what is quickly read.
+        With ``whole`` all of it is checked, else only its header.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Image files, decoded whenever they are read.
+    """Decode image files whenever they are read.
 
     Attributes:
         names: ``[n]`` image names of the table.
@@ -66,7 +66,7 @@ class ImageFiles:
     def read(
         self, case_ids: Int[np.ndarray, " batch"], size: int
     ) -> UInt8[np.ndarray, "batch size size 1"]:
-        """Decodes and resizes; see ``ImageStore``."""
+        """Decode and resize; see ``ImageStore``."""
         images = np.empty((len(case_ids), size, size, 1), np.uint8)
         for image, case_id in zip(images, case_ids.tolist(), strict=True):
             if case_id not in self.paths:
@@ -78,16 +78,16 @@ class ImageFiles:
         return images
 
     def check_size(self, size: int) -> None:
-        """Any size will do."""
+        """Accept any size."""
 
     def fault(self, case_id: int, *, whole: bool) -> str:
-        """Looks at the file; see ``ImageStore``."""
+        """Check the file; see ``ImageStore``."""
         return fault(self.paths[case_id], whole)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageArray:
-    """Images in memory, resized whenever they are read; none is absent or damaged.
+    """Resize images in memory whenever they are read.
 
     Attributes:
         images: grey images by case id.
@@ -97,21 +97,21 @@ class ImageArray:
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
-        """Every image is there."""
+        """True for every image."""
         return np.ones(len(self.images), bool)
 
     def read(
         self, case_ids: Int[np.ndarray, " batch"], size: int
     ) -> UInt8[np.ndarray, "batch size size 1"]:
-        """Resizes; see ``ImageStore``."""
+        """Resize; see ``ImageStore``."""
         images = np.empty((len(case_ids), size, size, 1), np.uint8)
         for image, case_id in zip(images, case_ids.tolist(), strict=True):
             image[:] = to_square(Image.fromarray(self.images[case_id]), size)
         return images
 
     def check_size(self, size: int) -> None:
-        """Any size will do."""
+        """Accept any size."""
 
     def fault(self, case_id: int, *, whole: bool) -> str:
-        """Finds none; see ``ImageStore``."""
+        """Return no fault; see ``ImageStore``."""
         return ""

@@ -1,4 +1,4 @@
-"""What the pixels say: grey levels, images that stand out, images that are there twice."""
+"""Measure pixels: grey levels, outliers and duplicates."""
 
 import concurrent.futures
 import dataclasses
@@ -31,7 +31,7 @@ _THREADS = 8
 
 @dataclasses.dataclass(frozen=True)
 class ImageStatistics:
-    """What is kept of the images that were read: a line each, and their sums.
+    """Hold the statistics of the images that were read.
 
     Attributes:
         size: side S of the squares that were read, in pixels.
@@ -41,7 +41,7 @@ class ImageStatistics:
             ``digest`` of the pixels.
         histogram: ``[256]`` pixels of each grey level.
         mean_image: ``[S, S]`` grey levels.
-        refused: image and reason of those that could not be read.
+        refused: image and reason of unreadable images.
     """
 
     size: int
@@ -52,17 +52,17 @@ class ImageStatistics:
 
     @property
     def mean(self) -> float:
-        """Of all pixels, in grey levels."""
+        """Mean of all pixels, in grey levels."""
         return float(np.average(np.arange(256), weights=self.histogram))
 
     @property
     def sd(self) -> float:
-        """Of all pixels, in grey levels."""
+        """Standard deviation of all pixels, in grey levels."""
         return float(np.average((np.arange(256) - self.mean) ** 2, weights=self.histogram) ** 0.5)
 
     @property
     def outliers(self) -> dict[str, np.ndarray]:
-        """Case ids that stand out, by the keys of ``OUTLIERS``."""
+        """Case ids of outliers, by the keys of ``OUTLIERS``."""
         images = self.images
         found = {
             "nearly constant": images.sd < CONSTANT_SD,
@@ -76,7 +76,7 @@ class ImageStatistics:
 def read_each(
     table: CaseTable, rows: Int[np.ndarray, " m"], size: int
 ) -> tuple[Int[np.ndarray, " k"], UInt8[np.ndarray, "k size size 1"], list[Entry]]:
-    """Reads what can be read: the case ids read, their images, and who was refused and why."""
+    """Read the readable images; return case ids, images, and refusals."""
     try:
         return rows, table.store.read(rows, size), []
     except InputError as error:
@@ -88,15 +88,15 @@ def read_each(
 
 
 def measure_images(table: CaseTable, rows: Int[np.ndarray, " m"], size: int) -> ImageStatistics:
-    """Reads images once, by batches, and keeps their statistics but not their pixels.
+    """Read images once, in batches, and measure them.
 
     Args:
         table: the source's table.
-        rows: case ids of images that are present, at least one.
+        rows: case ids of present images, at least one.
         size: side of the squares to read, in pixels, at least 16.
 
     Raises:
-        InputError: not one of the images can be read; the reason is the first one's.
+        InputError: none of the images is readable; the text is the first one's reason.
     """
     batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
     histogram, total = np.zeros(256, np.int64), np.zeros((size, size))
@@ -124,19 +124,18 @@ def measure_images(table: CaseTable, rows: Int[np.ndarray, " m"], size: int) -> 
 def duplicates(
     table: CaseTable, statistics: ImageStatistics, stages: dict[str, np.ndarray]
 ) -> pd.DataFrame:
-    """Images with the same pixels at the size that was read.
+    """Find images with equal pixels at the size that was read.
 
     Args:
         table: the source's table.
-        statistics: of the images among which to look.
-        stages: for each stage, ``[n]`` strings, the parts of each image, as of
+        statistics: statistics of the images to compare.
+        stages: for each stage, ``[n]`` strings, the splits of each image; see
             ``table_statistics.parts_of_images``.
 
     Returns:
-        A row for each image that has a double: ``group`` (from 1), ``image``, ``patient``, a column
-        for each stage with the image's parts, ``findings``; and of its group ``across_parts``
-        (one image is trained or validated on or tested with where another is not),
-        ``across_patients`` and ``findings_differ``.
+        A row for each image with a duplicate: ``group`` (from 1), ``image``, ``patient``, a column
+        for each stage with the image's splits, ``findings``; and for its group ``across_parts``
+        (its images are in different splits), ``across_patients`` and ``findings_differ``.
     """
     images = statistics.images
     twice = images[images.digest.duplicated(keep=False)]
@@ -159,7 +158,10 @@ def duplicates(
 
 
 def _roles(parts: Iterable[str]) -> frozenset[str]:
-    """The parts of an image in all stages; the notebook's ``test_published`` is in its test."""
+    """Return the splits of an image in all stages.
+
+    The notebook's ``test_published`` is part of its test split.
+    """
     return frozenset("+".join(parts).split("+")) - {"", "test_published"}
 
 
@@ -174,7 +176,7 @@ def _findings(table: CaseTable, row: int) -> str:
 def _measure(
     table: CaseTable, rows: np.ndarray, size: int
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, list[Entry]]:
-    """A batch: a row for each image, the histogram, the sum of the images, the refused."""
+    """Measure a batch: rows, histogram, sum of the images, refusals."""
     rows, images, refused = read_each(table, rows, size)
     pixels = images[..., 0]
     frame = pd.DataFrame(
@@ -193,7 +195,7 @@ def _measure(
 
 
 def _thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """``[k, 64]`` float32: means of 8 x 8 blocks; a rest at the right and below is left out."""
+    """Average 8 x 8 blocks, ``[k, 64]`` float32, without the rest at the edges."""
     side = pixels.shape[1] // _THUMBNAIL
     whole = pixels[:, : side * _THUMBNAIL, : side * _THUMBNAIL]
     blocks = whole.reshape(-1, _THUMBNAIL, side, _THUMBNAIL, side).mean(axis=(2, 4))

@@ -30,22 +30,22 @@ from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import NO_FINDING
 from data_pipelines.tables.quarantine import Entry, verify_files, write_quarantine
 
-# The stages of the published recipe, which are those of every config here.
+# The stages of the published recipe and of every packaged config.
 STAGES = {"bce": "abnormal", "focal": "all"}
-SEED = 0  # of the split, the sample and the contact sheet
-EXAMPLES = 8  # of each finding on the contact sheet
+SEED = 0  # for the split, the sample and the contact sheet
+EXAMPLES = 8  # for each finding on the contact sheet
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What is looked at.
+    """Hold the table and the images under inspection.
 
     Attributes:
         table: the source's table.
         whole: the split of the full table.
-        used: the split of the images that can be used.
-        rows: ``[m]`` case ids of the images that can be used: present and not refused.
-        refused: image and reason of those that are present and damaged.
+        used: the split of the usable images.
+        rows: ``[m]`` case ids of the usable images: present and not refused.
+        refused: image and reason of the present but damaged ones.
     """
 
     table: CaseTable
@@ -56,22 +56,22 @@ class Inspection:
 
 
 def inspect(table: CaseTable, rule: str, *, size: int, sample: int, out: Path) -> dict:
-    """Looks at a table and its images, and writes what it finds.
+    """Describe a table and its images in files.
 
     Args:
         table: the source's table.
         rule: split rule, a key of ``splits.RULES``.
         size: side of the squares to read, in pixels, at least 16.
-        sample: most images to read for statistics and duplicates, a random choice; 0 for all.
+        sample: maximum number of images to measure, chosen at random; 0 for all.
         out: folder for ``summary.json``, ``duplicates.csv``, ``quarantine.csv`` and the pictures;
-            made if need be.
+            created if absent.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
-        InputError: a number out of range, a table that the rule cannot divide, no image that can be
-            read, or a folder that cannot be written to.
+        InputError: a number out of range, a table that the rule cannot split, no readable image, or
+            a folder without write permission.
     """
     for name, value, least in (("size", size, LEAST_SIZE), ("sample", sample, 0)):
         if value < least:
@@ -102,7 +102,7 @@ def _usable(table: CaseTable, rule: str) -> Inspection:
     present = np.flatnonzero(table.present)
     if not present.size:
         raise InputError(
-            f"Not one of the {len(table.images)} images of the table is in the data folder: name "
+            f"None of the {len(table.images)} images of the table is in the data folder: name "
             "the folder that holds them."
         )
     refused = verify_files(table, present)
@@ -110,7 +110,7 @@ def _usable(table: CaseTable, rule: str) -> Inspection:
     if not usable.any():
         name, reason = refused[0]
         raise InputError(
-            f"Not one of the {len(refused)} images that are present can be read ({name}: "
+            f"None of the {len(refused)} present images can be read ({name}: "
             f"{reason}): fetch them again."
         )
     used = splits.keep_rows(table, whole, usable)
@@ -133,7 +133,7 @@ def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
     present = int(table.present.sum())
     listed = named_parts(found.whole)
     parts = {
-        # Two parts may differ in the full table only, so the names are those of the full table.
+        # Two stages may differ in the full table only, so its names are used.
         name: {"listed": len(rows), **part_statistics(table, rows[np.isin(rows, found.rows)])}
         for name, rows in listed.items()
     }
@@ -203,16 +203,16 @@ def _draw(found: Inspection, statistics: ImageStatistics, out: Path) -> None:
 def choose_examples(
     table: CaseTable, rows: Int[np.ndarray, " m"], most: int
 ) -> dict[str, np.ndarray]:
-    """Images of each finding and, last, of none: a seeded choice.
+    """Choose images of each finding and, last, of none, by a fixed seed.
 
     Args:
         table: the source's table.
         rows: case ids to choose from.
-        most: images of a group at most.
+        most: maximum number of images in a group.
 
     Returns:
-        Case ids by finding and for ``No Finding`` (every label known and absent), each of another
-        patient; fewer, or none, where there are no more.
+        Case ids by finding and for ``No Finding`` (every label known and absent), each from another
+        patient; fewer where there are no more.
     """
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(rows)
     with_finding = [order[table.labels[order, f] == 1] for f in range(len(table.findings))]

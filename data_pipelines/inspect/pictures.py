@@ -1,4 +1,4 @@
-"""Pictures of a data set, as PNG files, in colours that the colour-blind can tell apart."""
+"""Draw pictures of a data set as PNG files, in colour-blind-safe colours."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DPI = 110
 SIMULATED = "SIMULATED data: "
-# Of Okabe and Ito.
+# The palette of Okabe and Ito.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _NAME = 20  # characters of an image's name below its picture
 
@@ -25,15 +25,15 @@ _NAME = 20  # characters of an image's name below its picture
 def draw_prevalence(
     path: Path, stages: Mapping[str, Mapping[str, dict]], *, simulated: bool
 ) -> None:
-    """Bars of each finding's prevalence, a panel for each stage.
+    """Draw bars of each finding's prevalence, with a panel for each stage.
 
-    The findings are in the order of the last stage's first part, the most frequent above.
+    The last stage's first split decides the order, the most frequent finding at the top.
 
     Args:
         path: PNG file to write.
-        stages: for each panel's title its parts: what ``table_statistics.part_statistics`` gives,
-            by name.
-        simulated: whether to say so.
+        stages: the splits of each panel by title: results of
+            ``table_statistics.part_statistics`` by name.
+        simulated: whether the title says so.
     """
     first = next(iter(list(stages.values())[-1].values()))["findings"]
     names = sorted(first, key=lambda name: first[name]["prevalence"] or 0)
@@ -89,15 +89,15 @@ def draw_co_occurrence(
     *,
     simulated: bool,
 ) -> None:
-    """A heat map of P(column | row) in per cent, most frequent finding first.
+    """Draw a heat map of P(column | row) in %, most frequent finding first.
 
     Args:
         path: PNG file to write.
         findings: names of the F findings.
-        shares: as of ``table_statistics.co_occurrence``, as are ``alone`` and ``counts``.
-        alone: drawn as one more column.
-        counts: drawn beside the names.
-        simulated: whether to say so.
+        shares: see ``table_statistics.co_occurrence``, for ``alone`` and ``counts`` too.
+        alone: an extra column.
+        counts: shown beside the names.
+        simulated: whether the title says so.
     """
     order = np.argsort(-counts, kind="stable")
     table = np.column_stack([shares[np.ix_(order, order)], alone[order]])
@@ -129,12 +129,12 @@ def draw_contact_sheet(
     *,
     simulated: bool,
 ) -> None:
-    """Examples, a row for each group.
+    """Draw examples, a row for each group.
 
     Args:
         path: PNG file to write.
-        groups: for each group's title, the name and the pixels of its images; may be empty.
-        simulated: whether to say so.
+        groups: name and pixels of the images of each group, by title; may be empty.
+        simulated: whether the title says so.
     """
     across = max(map(len, groups.values()), default=0) or 1
     figure = _figure(1.15 * across + 1.6, 1.38 * len(groups) + 0.6)
@@ -160,12 +160,12 @@ def _short(name: str) -> str:
 
 
 def draw_image_statistics(path: Path, statistics: ImageStatistics, *, simulated: bool) -> None:
-    """Grey levels of all pixels, the mean image, and each image's mean, SD and likeness.
+    """Draw grey levels, the mean image, and each image's statistics.
 
     Args:
         path: PNG file to write.
-        statistics: of the images read.
-        simulated: whether to say so.
+        statistics: statistics of the images read.
+        simulated: whether the title says so.
     """
     images = statistics.images
     figure = _figure(10.5, 8.0)
@@ -205,7 +205,7 @@ def draw_image_statistics(path: Path, statistics: ImageStatistics, *, simulated:
 
 
 def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
-    """A figure of so many inches that needs no display and no global state."""
+    """Make a figure, in inches, without a display or global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")

@@ -1,4 +1,4 @@
-"""What a table says before a pixel is read: parts, findings, patients."""
+"""Count images, findings and patients of a table and its splits."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,10 +10,10 @@ Statistics = dict[str, object]
 
 
 def named_parts(split: Split) -> dict[str, np.ndarray]:
-    """The parts of a split under names of their own, those that all stages share once.
+    """Name the splits of all stages, those that all stages share once.
 
     Returns:
-        ``[m]`` case ids by name: ``test`` where every stage has the same images in that part, else
+        ``[m]`` case ids by name: ``test`` where every stage has the same test images, else
         ``bce train`` and ``focal train``.
     """
     named = {}
@@ -26,23 +26,23 @@ def named_parts(split: Split) -> dict[str, np.ndarray]:
 
 
 def images_per_patient(table: CaseTable, rows: Int[np.ndarray, " m"]) -> Statistics:
-    """Number of patients; least, median, mean and most images of one, None without images."""
+    """Count patients, and the min, median, mean and max images of one."""
     counts = np.unique(table.patients[rows], return_counts=True)[1]
     return {"patients": len(counts), **_summary(counts)}
 
 
 def part_statistics(table: CaseTable, rows: Int[np.ndarray, " m"]) -> Statistics:
-    """Counts of one part.
+    """Count the images of one split.
 
     Args:
         table: the source's table.
-        rows: case ids of the part.
+        rows: case ids of the split.
 
     Returns:
-        ``images``, ``patients``, ``abnormal``; ``findings``: for each ``positive``, ``negative``
-        and ``unknown`` images and ``prevalence``, positives among the known, None without any;
-        ``views`` and ``sexes``: images by value, ``unknown`` for the empty one; ``ages``: of images
-        whose age is known, in years, and how many are ``unknown``.
+        ``images``, ``patients``, ``abnormal``; ``findings``: for each the ``positive``,
+        ``negative`` and ``unknown`` images and the ``prevalence`` among the known ones, None
+        without any; ``views`` and ``sexes``: images by value, ``unknown`` for the empty one;
+        ``ages``: min, median, mean and max in years, and the number of ``unknown`` ones.
     """
     labels, ages = table.labels[rows], table.ages[rows]
     return {
@@ -61,16 +61,16 @@ def part_statistics(table: CaseTable, rows: Int[np.ndarray, " m"]) -> Statistics
 def co_occurrence(
     table: CaseTable, rows: Int[np.ndarray, " m"]
 ) -> tuple[Float[np.ndarray, "f f"], Float[np.ndarray, " f"], Int[np.ndarray, " f"]]:
-    """How findings go together.
+    """Compute how often findings occur together.
 
     Args:
         table: the source's table.
         rows: case ids to count.
 
     Returns:
-        P(column | row): share, 0 to 1, of the images with the row's finding that have the column's,
-        among those where the column's is known; the share of the images with a finding that have
-        none besides; the images with each finding. A share of no images is NaN.
+        P(column | row): among the images with the row's finding and a known label of the column's,
+        the share with the column's, 0 to 1; the share of the images with a finding that have no
+        other; the number of images with each finding. A share of no images is NaN.
     """
     present = (table.labels[rows] == 1).astype(np.float64)
     known = (table.labels[rows] >= 0).astype(np.float64)
@@ -81,7 +81,7 @@ def co_occurrence(
 
 
 def parts_of_images(table: CaseTable, split: Split) -> dict[str, np.ndarray]:
-    """For each stage, ``[n]`` strings: the parts that hold each image, joined by ``+``."""
+    """Return the splits of each image by stage, ``[n]`` strings joined by ``+``."""
     stages = {}
     for stage, parts in split.stages.items():
         held = np.full(len(table.images), "", object)

@@ -1,4 +1,4 @@
-"""The findings of an inspection as text for a screen."""
+"""Write the results of an inspection as text for a terminal."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,11 @@ import pandas as pd
 
 from data_pipelines.inspect.image_statistics import OUTLIERS
 
-_NAMED = 5  # images of a kind that are named; the json and csv files name all
+_NAMED = 5  # images of a kind that the text names; the json and csv files name all
 
 
 def summary_text(summary: Mapping) -> str:
-    """What ``inspect.inspect`` found, in paragraphs."""
+    """Write the result of ``inspection.inspect`` in paragraphs."""
     paragraphs = [
         _head(summary),
         _part_table(summary["parts"]),
@@ -34,7 +34,7 @@ def _head(summary: Mapping) -> str:
     if images["refused"]:
         lines.append("refused images and the reasons: quarantine.csv")
     lines.append(
-        f"patients of the images that can be used: {patients['patients']:,}; images a patient: "
+        f"patients of the usable images: {patients['patients']:,}; images a patient: "
         f"{patients['mean']:.2f} on average, median {patients['median']:g}, "
         f"most {patients['max']:g}"
     )
@@ -47,7 +47,7 @@ def _part_table(parts: Mapping[str, Mapping]) -> str:
         ages = part["ages"]
         rows = {
             "images in the table": f"{part['listed']:,}",
-            "images that can be used": f"{part['images']:,}",
+            "usable images": f"{part['images']:,}",
             "patients": f"{part['patients']:,}",
             "abnormal images": _count(part["abnormal"], part["images"]),
         }
@@ -62,7 +62,7 @@ def _part_table(parts: Mapping[str, Mapping]) -> str:
         rows["age unknown"] = f"{ages['unknown']:,}"
         columns[name] = rows
     table = pd.DataFrame(columns).fillna("0")
-    return "Parts (a part under a bare name is the same in every stage)\n" + table.to_string()
+    return "Splits (a name without a stage is the same in every stage)\n" + table.to_string()
 
 
 def _finding_table(parts: Mapping[str, Mapping]) -> str:
@@ -104,9 +104,9 @@ def _count(count: int, of: int) -> str:
 def _leak(leak: Mapping[str, Mapping], rule: str) -> str:
     table, used = leak["table"], leak["used"]
     return (
-        f"Leak of the rule {rule!r}: {table['images']:,} of {table['of']:,} abnormal test images "
-        "are of patients that some stage trains or validates on "
-        f"({used['images']:,} of {used['of']:,} among the images that can be used)."
+        f"Leakage of the split rule {rule!r}: {table['images']:,} of {table['of']:,} abnormal test "
+        "images are of patients that some stage trains or validates on "
+        f"({used['images']:,} of {used['of']:,} among the usable images)."
     )
 
 
@@ -138,13 +138,12 @@ def _doubles(doubles: Mapping[str, int], pixels: Mapping) -> str:
     ]
     if doubles["groups"]:
         lines.append(
-            f"groups across parts: {doubles['across_parts']:,}, across patients: "
+            f"groups across splits: {doubles['across_parts']:,}, across patients: "
             f"{doubles['across_patients']:,}, with different findings: "
             f"{doubles['findings_differ']:,}"
         )
     if pixels["read"] < pixels["of"]:
         lines.append(
-            f"They were sought among the {pixels['read']:,} images read only; --sample 0 seeks "
-            "among all."
+            f"Only the {pixels['read']:,} images read were compared; --sample 0 compares all."
         )
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""Augmentation and normalisation on the device, in float32."""
+"""Augment and normalise images on the device, in float32."""
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-# Of ImageNet, for red, green and blue at 0..1: the pretrained backbones expect them.
+# For red, green and blue at 0..1; the pretrained backbones expect them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -15,7 +15,7 @@ Grey = Float[Array, "batch height width 1"]
 def training_images(
     key: PRNGKeyArray, images: UInt8[Array, "batch height width 1"], channels: int = 3
 ) -> Float[Array, "batch height width channels"]:
-    """Flipped, rotated and normalised images of a training batch, in 3 equal channels or 1."""
+    """Flip, rotate and normalise a training batch, in 3 equal channels or 1."""
     flip_key, rotate_key = jax.random.split(key)
     grey = images.astype(jnp.float32)
     return normalise(rotate(rotate_key, flip(flip_key, grey)), channels)
@@ -24,15 +24,15 @@ def training_images(
 def evaluation_images(
     images: UInt8[Array, "batch height width 1"], channels: int = 3
 ) -> Float[Array, "batch height width channels"]:
-    """Normalised images, unchanged otherwise, in 3 equal channels or 1."""
+    """Normalise a batch without augmentation, in 3 equal channels or 1."""
     return normalise(images.astype(jnp.float32), channels)
 
 
 def normalise(images: Grey, channels: int = 3) -> Float[Array, "batch height width channels"]:
-    """Grey 0..255 less ImageNet's mean, over its standard deviation.
+    """Normalise by ImageNet's mean and standard deviation.
 
     Args:
-        images: grey levels.
+        images: grey levels 0..255.
         channels: 3 for equal channels with ImageNet's three numbers, 1 for one with their means.
     """
     mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
@@ -43,16 +43,16 @@ def normalise(images: Grey, channels: int = 3) -> Float[Array, "batch height wid
 
 
 def flip(key: PRNGKeyArray, images: Grey, p: float = 0.5) -> Grey:
-    """Each image left-right mirrored with probability ``p``."""
+    """Mirror each image left to right with probability ``p``."""
     chosen = jax.random.bernoulli(key, p, (images.shape[0], 1, 1, 1))
     return jnp.where(chosen, images[:, :, ::-1], images)
 
 
 def rotate(key: PRNGKeyArray, images: Grey, degrees: float = 10.0, p: float = 0.5) -> Grey:
-    """Each image turned about its centre with probability ``p``.
+    """Rotate each image about its centre with probability ``p``.
 
-    The angle is uniform in ±``degrees``; values between pixels are bilinear; beyond the border the
-    image is mirrored at the centres of its outermost pixels (torch's ``grid_sample`` with
+    The angle is uniform in ±``degrees``; interpolation is bilinear; beyond the border the image is
+    mirrored at the centres of its outermost pixels (torch's ``grid_sample`` with
     ``padding_mode="reflection", align_corners=True``, which fastai uses; SciPy's ``mirror``).
     """
     angle_key, chosen_key = jax.random.split(key)
@@ -63,7 +63,7 @@ def rotate(key: PRNGKeyArray, images: Grey, degrees: float = 10.0, p: float = 0.
 
 
 def rotate_by(degrees: Float[Array, " batch"], images: Grey) -> Grey:
-    """Each image turned about its centre by its own angle, counter-clockwise, as in ``rotate``."""
+    """Rotate each image counter-clockwise by its own angle; see ``rotate``."""
     turned = jax.vmap(_rotate_one)(jnp.deg2rad(degrees), images[..., 0])
     return turned[..., None]
 
@@ -75,7 +75,7 @@ def _rotate_one(
     y = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2).reshape(-1, 1)
     x = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2).reshape(1, -1)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # Where each output pixel comes from; y points down.
+    # The source position of each output pixel; y points down.
     source_y = cos * y + sin * x + (height - 1) / 2
     source_x = cos * x - sin * y + (width - 1) / 2
     return map_coordinates(image, [source_y, source_x], order=1, mode="mirror")

@@ -1,4 +1,4 @@
-"""Image files that a user names, one by one or by folder, as a table and as batches."""
+"""Find and read image files that a user names."""
 
 import dataclasses
 import itertools
@@ -20,13 +20,13 @@ _THREADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class GivenImages:
-    """What was found.
+    """Hold the image files that were found.
 
     Attributes:
-        names: of the images, unique: their paths below the folder that was given, or as given where
-            two would be the same.
-        paths: of their files.
-        others: how many files of the folders do not look like images.
+        names: unique image names: paths below the given folder, or full paths where two would be
+            the same.
+        paths: files of the images.
+        others: number of files in the folders that do not look like images.
     """
 
     names: tuple[str, ...]
@@ -35,11 +35,10 @@ class GivenImages:
 
 
 def find(given: Sequence[str]) -> GivenImages:
-    """Looks for image files; folders are read with all below them, in the order of their names.
+    """Find image files, searching folders recursively in the order of names.
 
-    A file that is named itself is taken for an image whatever it is called. In a folder those are
-    that end as images do and, as archives of hospitals have them, DICOM files without an ending;
-    hidden files are none.
+    A file that is named itself counts as an image. In a folder, files with the suffix of an image
+    count, and DICOM files without a suffix, which hospital archives write; hidden files do not.
 
     Raises:
         InputError: a path does not exist, a folder has no image, or nothing is given.
@@ -90,12 +89,12 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def table_of(images: GivenImages, findings: Sequence[str], *, simulated: bool) -> CaseTable:
-    """The images as a table without labels or patients, sorted by name, to look them up in a run.
+    """Make a table of images without labels or patients, sorted by name.
 
     Args:
-        images: of ``find``.
+        images: result of ``find``.
         findings: names of the run's findings.
-        simulated: what the images are taken for.
+        simulated: whether the images count as simulated.
     """
     names = np.array(sorted(images.names))
     n = len(names)
@@ -118,7 +117,7 @@ def table_of(images: GivenImages, findings: Sequence[str], *, simulated: bool) -
 
 
 def is_simulated(path: Path) -> bool:
-    """Whether the folder of a file, or the one above, is marked as one of drawn images."""
+    """Whether the folder of a file, or its parent, is marked as simulated."""
     folders = itertools.islice(path.resolve().parents, 2)
     return any((folder / SIMULATED_MARKER).exists() for folder in folders)
 
@@ -126,16 +125,16 @@ def is_simulated(path: Path) -> bool:
 def batches(
     paths: Iterable[Path], *, image_size: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """All files once, in order, in batches of one size; a bad file does not stop the others.
+    """Read all files once, in order, in batches of equal size.
 
     Args:
-        paths: files.
+        paths: image files; a bad one does not stop the others.
         image_size: side S of the squares in pixels.
-        batch_size: B.
+        batch_size: number of images B.
 
     Yields:
-        ``[B, S, S, 1]`` uint8, zeros where there is no image, and for each file of the batch why it
-        cannot be read, or an empty string.
+        ``[B, S, S, 1]`` uint8, zeros where there is no image, and for each file of the batch the
+        reason why it is unreadable, or an empty string.
     """
     import grain
 

@@ -1,4 +1,4 @@
-"""Batches by Grain: the same images in the same order for any number of threads or processes."""
+"""Make Grain batches, in the same order for any number of threads."""
 
 import dataclasses
 import operator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import grain
 
 # Threads, not worker processes: faster on few cores, and the position of a stream stays one number
-# that does not depend on how many there are.
+# that does not depend on their number.
 DEFAULT_THREADS = 8
 
 Batch = dict[str, np.ndarray]
@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ReadCases:
-    """From case ids to a batch; a whole batch at once, so that a store can read in one go.
+    """Read a whole batch by case ids, so that a store can read it at once.
 
     Attributes:
         table: the source's table.
@@ -34,7 +34,7 @@ class ReadCases:
     image_size: int
 
     def __call__(self, case_ids: Int[np.ndarray, " batch"]) -> Batch:
-        """The cases in the order of their ids.
+        """Read the cases in the order of their ids.
 
         Returns:
             ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B, F]``, ``case_id`` and
@@ -53,9 +53,9 @@ class ReadCases:
 
 @dataclasses.dataclass(frozen=True)
 class _PaddedIds:
-    """Consecutive batches of equal size; the last is filled up with id 0 and masked.
+    """List consecutive batches of equal size; the last is padded and masked.
 
-    Of every batch only the share of one among several processes.
+    Each of several processes gets its share of every batch.
     """
 
     rows: np.ndarray
@@ -77,7 +77,7 @@ class _PaddedIds:
 
 @dataclasses.dataclass(frozen=True)
 class _ReadPadded:
-    """From padded ids to a batch whose padding is zero."""
+    """Read padded ids into a batch whose padding is zero."""
 
     read: ReadCases
 
@@ -93,13 +93,13 @@ class _ReadPadded:
 
 
 def _share(batch_size: int, process: int, processes: int) -> slice:
-    """The rows of every batch that are one process's."""
+    """Return the rows of every batch that belong to one process."""
     share = batch_size // processes
     return slice(process * share, (process + 1) * share)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Full batches in ``n`` images; the rest is left out, another rest in each epoch."""
+    """Count the full batches in ``n`` images; each epoch drops another rest."""
     return n // batch_size
 
 
@@ -113,23 +113,23 @@ def case_id_batches(
     process: int = 0,
     processes: int = 1,
 ) -> "grain.MapDataset[np.ndarray]":
-    """Shuffled case ids of ``epochs`` epochs, a batch each; what every mode of loading follows.
+    """Shuffle case ids into the batches of ``epochs`` epochs.
 
     Every epoch is a new permutation of the rows; its last partial batch is dropped, so no batch
     holds two epochs. The order is a function of ``rows``, ``batch_size`` and ``seed`` alone.
 
     Args:
-        rows: case ids of the part.
+        rows: case ids of the split.
         batch_size: images B in a batch, from 1 to n.
-        seed: any non-negative number.
+        seed: not negative.
         epochs: at least 1.
         batch_key: the config key that gives ``batch_size``, for the error message, e.g.
             ``config.stages.bce.batch_size``.
-        process: number of this process among those that train together.
-        processes: how many they are; each gets its share of every batch, in their order.
+        process: index of this process among those that train together.
+        processes: number of these processes; each gets its share of every batch, in their order.
 
     Raises:
-        InputError: a batch size that n images cannot fill or the processes cannot share.
+        InputError: n images cannot fill the batch, or the processes cannot share it.
     """
     import grain
 
@@ -143,11 +143,11 @@ def case_id_batches(
             f"{batch_key} is {batch_size} but the part has {len(rows)} images: set it to a number "
             f"from 1 to {len(rows)}."
         )
-    # Grain seeds epoch e with seed + e: spread the seeds, or run 1 would repeat run 0 from its
-    # second epoch on.
+    # Grain seeds epoch e with seed + e: without spread seeds, run 1 would repeat run 0 from its
+    # second epoch.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     mine = _share(batch_size, process, processes)
-    # The batch stage hands Grain's shuffle the epoch with each index, so every repeat reshuffles.
+    # The batch stage passes the epoch to Grain's shuffle, so every repeat reshuffles.
     return (
         grain.MapDataset.source(rows)
         .shuffle(seed=spread)
@@ -160,7 +160,7 @@ def case_id_batches(
 def training_ids(
     case_ids: "grain.MapDataset[np.ndarray]", start_step: int = 0
 ) -> "grain.DatasetIterator[Batch]":
-    """The batches that ``case_id_batches`` lists as their ids alone, for cases on the device."""
+    """Iterate over training batches of ids alone, for resident cases."""
     return iter(case_ids[start_step:].map(_named_ids).to_iter_dataset())
 
 
@@ -171,7 +171,7 @@ def _named_ids(ids: np.ndarray) -> Batch:
 def evaluation_ids(
     rows: Int[np.ndarray, " n"], *, batch_size: int, process: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """The batches of ``evaluation_batches`` as ids and mask alone, for cases on the device."""
+    """Iterate over evaluation batches of ids and mask, for resident cases."""
     padded = _PaddedIds(rows, batch_size, process, processes)
     return (padded[i] for i in range(len(padded)))
 
@@ -185,16 +185,15 @@ def training_batches(
     workers: int = 0,
     start_step: int = 0,
 ) -> "grain.DatasetIterator[Batch]":
-    """The batches that ``case_id_batches`` lists.
+    """Read the batches that ``case_id_batches`` lists.
 
     Args:
         table: the source's table.
-        case_ids: of each batch.
+        case_ids: case ids of each batch.
         image_size: side S of the images in pixels.
-        threads: threads that decode, a batch each; 0 decodes in the caller's thread.
-        workers: processes that decode in place of threads, for files that are slow to decode and a
-            machine with many cores; 0 for none.
-        start_step: batches to leave out, for a run that is taken up again.
+        threads: decoding threads, one for each batch; 0 decodes in the caller's thread.
+        workers: decoding processes in place of threads, for slow files on many cores; 0 for none.
+        start_step: batches to skip when a run resumes.
 
     Returns:
         An iterator over the batches of ``ReadCases``. ``close()`` ends threads and processes.
@@ -217,21 +216,21 @@ def evaluation_batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """All rows once, in order, in batches of one size.
+    """Read all rows once, in order, in batches of equal size.
 
     Args:
         table: the source's table.
-        rows: case ids of the part.
+        rows: case ids of the split.
         image_size: side S of the images in pixels.
         batch_size: images B in a batch, at least 1; may exceed n.
-        threads: as in ``training_batches``.
-        workers: as in ``training_batches``.
-        process: as in ``case_id_batches``.
-        processes: as in ``case_id_batches``; the batch size is a multiple of it.
+        threads: see ``training_batches``.
+        workers: see ``training_batches``.
+        process: see ``case_id_batches``.
+        processes: see ``case_id_batches``; ``batch_size`` is a multiple of it.
 
     Returns:
-        An iterator over batches as in ``training_batches`` with ``mask`` bool ``[B]``: False for
-        the rows of zeros that fill up the last batch.
+        An iterator over the batches of ``training_batches`` with ``mask`` bool ``[B]``: False for
+        the padding of the last batch.
 
     Raises:
         InputError: from ``next``, an absent or unreadable image.
@@ -250,7 +249,7 @@ def _stream(
     if workers:
         from absl import flags
 
-        # JAX's flags are unread in a worker process, and Grain's worker reads its own.
+        # A worker process has not parsed JAX's flags, and Grain's worker reads its own.
         flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         stream = batches.to_iter_dataset(options)

@@ -1,4 +1,4 @@
-"""A part's images in the memory of the device, from which a step takes its batch by case id."""
+"""Keep the images of a split in device memory, batched by case id."""
 
 import dataclasses
 import typing
@@ -21,13 +21,13 @@ _READ_BATCH = 256
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ResidentCases:
-    """Cases on the device.
+    """Hold cases in device memory.
 
     Attributes:
         images: grey levels.
         labels: 1 present, 0 absent, -1 unknown.
         patient_ids: patient numbers.
-        row_of: row in these arrays by case id; -1 for cases that are not here.
+        row_of: row in these arrays by case id; -1 for other cases.
     """
 
     images: UInt8[Array, "m size size 1"]
@@ -36,9 +36,9 @@ class ResidentCases:
     row_of: Int32[Array, " n"]
 
     def batch(self, case_ids: Int[Array, " batch"]) -> dict[str, Array]:
-        """What ``loader.ReadCases`` gives, gathered on the device; for use inside a jitted step.
+        """Gather a batch like that of ``loader.ReadCases`` inside a jitted step.
 
-        An id that is not here gives some other case: it is for padding, which is masked.
+        An id without a row returns some other case, so it may be used for masked padding only.
         """
         rows = self.row_of[case_ids]
         return {
@@ -55,16 +55,16 @@ def load(
     image_size: int,
     place: Callable[[ResidentCases], ResidentCases] = jax.device_put,
 ) -> ResidentCases:
-    """Reads cases once and puts them on the device, with a progress bar.
+    """Read cases once and put them on the device, with a progress bar.
 
     Args:
         table: the source's table.
         rows: case ids.
         image_size: side of the square images in pixels.
-        place: puts them where a step expects them.
+        place: function that puts the cases on the devices of a step.
 
     Raises:
-        InputError: they do not fit into the device's memory, or an image is absent or unreadable.
+        InputError: the images exceed the device's memory, or one is absent or unreadable.
     """
     _check_memory(len(rows) * image_size**2)
     images = np.empty((len(rows), image_size, image_size, 1), np.uint8)

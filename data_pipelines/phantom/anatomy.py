@@ -1,4 +1,4 @@
-"""The healthy thorax of a simulated X-ray: its measures, its shapes and its film."""
+"""Draw the healthy thorax of a simulated X-ray."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ TISSUE = 0.70  # grey level of heart, liver, fluid and airless lung
 
 @dataclasses.dataclass(frozen=True)
 class Thorax:
-    """The shapes of one chest; lengths in units of 19 cm."""
+    """Hold the shapes of one chest; lengths in units of 19 cm."""
 
     half_width: float  # of the rib cage at its widest, inner edge
     apex: float  # y of the lungs' tips
@@ -28,19 +28,19 @@ class Thorax:
 
     @property
     def heart(self) -> tuple[float, float]:
-        """X of the heart's left and right edge on the image; a third lies on the image's left."""
+        """X of the heart's edges, left and right; a third of it lies on the left."""
         width = 2 * self.half_width * self.heart_ratio
         return self.midline - 0.31 * width, self.midline + 0.69 * width
 
     def wall(self, y: np.ndarray | float) -> np.ndarray | float:
-        """Half-width of the rib cage at height y."""
+        """Return the half-width of the rib cage at height y."""
         depth = np.clip((y - self.apex) / (0.55 - self.apex), 0, 1)
         return self.half_width * (1 - (1 - depth) ** 2.3) ** 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a patient has a finding, and how much of it, from 0 to 1."""
+    """Locate a finding in a patient; position and extent from 0 to 1."""
 
     side: int
     along: float
@@ -51,7 +51,7 @@ class Place:
 
 @dataclasses.dataclass
 class Film:
-    """A picture in the making, in arrays of ``[size, size]``; signs change the last two."""
+    """Hold an unfinished picture, ``[size, size]``; signs change the last two arrays."""
 
     thorax: Thorax
     x: np.ndarray
@@ -65,23 +65,23 @@ class Film:
     )  # added grey level of vessels, lost where a sign covers or replaces the lung
 
     def below(self, level: np.ndarray | float, soft: float = 0.0) -> np.ndarray:
-        """1 below the line y = level, 0 above it."""
+        """Return 1 below the line y = level and 0 above it."""
         return edge(self.y - level, max(soft, self.pixel))
 
     def half(self, side: int) -> np.ndarray:
-        """1 on one side of the midline, 0 on the other."""
+        """Return 1 on one side of the midline and 0 on the other."""
         return edge(side * (self.x - self.thorax.midline), self.pixel)
 
     def disc(self, x: float, y: float, radius: float, soft: float = 0.0) -> np.ndarray:
-        """A filled circle; its edge is ``soft`` wide, a pixel at least."""
+        """Return a filled circle with an edge ``soft`` wide, at least a pixel."""
         return edge(radius - np.hypot(self.x - x, self.y - y), max(soft, self.pixel))
 
     def bump(self, x: float, y: float, wide: float, high: float) -> np.ndarray:
-        """A Gaussian of height 1 with the given standard deviations."""
+        """Return a Gaussian of height 1 with the given standard deviations."""
         return np.exp(-0.5 * (((self.x - x) / wide) ** 2 + ((self.y - y) / high) ** 2))
 
     def spot(self, place: Place, top: float, bottom: float, radius: float) -> tuple[float, float]:
-        """The centre of a round thing that lies in open lung, with y between top and bottom."""
+        """Return the centre of a round sign in open lung, y from top to bottom."""
         y = top + (bottom - top) * place.along
         heart = self.thorax.heart[place.side > 0] if y > 0.05 else self.thorax.midline
         inner = max(place.side * heart, self.thorax.mediastinum + 0.04) + radius
@@ -89,33 +89,33 @@ class Film:
         return place.side * (inner + (outer - inner) * place.across), y
 
     def opacify(self, amount: np.ndarray, level: float = TISSUE) -> None:
-        """Replaces lung by something of the given grey level, where ``amount`` is 1 wholly."""
+        """Replace lung by a grey level, completely where ``amount`` is 1."""
         amount = np.clip(amount, 0, 1)
         self.image += amount * (level - self.image)
         self.markings *= 1 - amount
 
 
 def edge(distance: np.ndarray, width: float) -> np.ndarray:
-    """1 where the distance is positive, 0 where negative, a ramp of the given width between."""
+    """Return 1 for positive and 0 for negative distances, with a ramp between."""
     return np.clip(distance / width + 0.5, 0, 1)
 
 
 @functools.lru_cache(maxsize=32)
 def spread(size: int, cells: int) -> np.ndarray:
-    """The ``[size, cells]`` weights that spread a coarse row of noise over a row of pixels."""
+    """Return weights ``[size, cells]`` that interpolate coarse noise to pixels."""
     at = (np.arange(size) + 0.5) / size * (cells - 1)
     weights = np.exp(-0.5 * ((at[:, None] - np.arange(cells)) / 0.6) ** 2)
     return (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def texture(noise: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise of mean 0 and variance 1 with about ``cells`` blobs across the picture."""
+    """Draw smooth noise, mean 0 and variance 1, about ``cells`` blobs across."""
     weights = spread(size, cells)
     return weights @ noise.standard_normal((cells, cells), np.float32) @ weights.T
 
 
 def healthy_thorax(patient_seed: int) -> Thorax:
-    """The chest of a patient without findings.
+    """Draw the measures of a patient without findings.
 
     Args:
         patient_seed: not negative; the same for all images of the patient.
@@ -149,7 +149,7 @@ def _heart(thorax: Thorax, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def healthy_film(thorax: Thorax, size: int, view: np.random.Generator) -> Film:
-    """Body, lungs, heart and abdomen, seen with a small shift, rotation and depth of breath."""
+    """Draw body, lungs, heart and abdomen, slightly shifted and rotated."""
     shift_x, shift_y, angle, zoom, breath = view.uniform(-1, 1, 5)
     thorax = dataclasses.replace(thorax, domes=tuple(d + 0.02 * breath for d in thorax.domes))
     line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
@@ -179,7 +179,7 @@ def healthy_film(thorax: Thorax, size: int, view: np.random.Generator) -> Film:
 
 
 def paint_markings(film: Film, patient_noise: np.random.Generator) -> None:
-    """Hila and the vessels that fan out from them, thinner towards the wall."""
+    """Paint the hila and the vessels that fan out from them."""
     size = film.x.shape[0]
     out, down = np.abs(film.x) - 0.17, film.y + 0.06
     away = np.hypot(out, down)
@@ -192,7 +192,7 @@ def paint_markings(film: Film, patient_noise: np.random.Generator) -> None:
 
 
 def paint_bones(film: Film) -> None:
-    """What lies in front of or behind everything: ribs, clavicles, spine, trachea, breasts."""
+    """Paint ribs, clavicles, spine, trachea and breasts over everything."""
     thorax, out = film.thorax, np.abs(film.x)
     arch = film.y - 0.7 * np.clip(out - 0.25, 0, 1) ** 2 + 0.25 * np.exp(-out / 0.12)
     ribs = np.clip(1.6 * np.cos(2 * np.pi * (arch / thorax.rib_gap + thorax.rib_phase)) - 0.5, 0, 1)

@@ -1,8 +1,4 @@
-"""Simulated chest X-rays in the layout of ChestX-ray14, for use without any patient's data.
-
-``python -m data_pipelines.phantom --out DIR`` writes a set; ``--contact_sheet FILE`` draws an
-overview of all signs.
-"""
+"""Draw simulated chest X-rays in the layout of ChestX-ray14."""
 
 import json
 import tempfile
@@ -28,8 +24,8 @@ from data_pipelines.phantom.signs import DENSITY_SIGNS, SHAPE_SIGNS
 from data_pipelines.progress import progress
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
 
-GENERATOR_VERSION = 1  # raise it when the same seed gives other pixels, labels or files
-MILLIMETRES = 380.0  # height and width of what the picture shows
+GENERATOR_VERSION = 1  # raise it when the same seed gives other output
+MILLIMETRES = 380.0  # height and width of the area that a picture shows
 RECORD = "phantom.json"
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -62,10 +58,10 @@ def _same_shape(thorax: Thorax, place: Place) -> Thorax:
 def draw_phantom(
     findings: Collection[str], patient_seed: int, image_seed: int, size: int
 ) -> UInt8[np.ndarray, "size size"]:
-    """Draws one simulated frontal chest X-ray.
+    """Draw one simulated frontal chest X-ray.
 
     Args:
-        findings: names of `NIH_FINDINGS`; empty for a normal chest.
+        findings: names of ``NIH_FINDINGS``; empty for a normal chest.
         patient_seed: not negative; fixes the anatomy, and the place and extent of each finding.
         image_seed: not negative; fixes position, breath, exposure and noise.
         size: height and width in pixels.
@@ -100,7 +96,7 @@ def draw_phantom(
 def _write_images(
     directory: Path, patients: list[list[str]], first_patient: int, seed: int, size: int, bar: tqdm
 ) -> tuple[list[str], list[str]]:
-    """Draws the images of one part; gives their names and the rows of the table."""
+    """Draw the images of one split; return their names and table rows."""
     names, rows = [], []
     for patient, images in enumerate(patients, first_patient):
         patient_seed = derived_seed(seed, 2, patient)
@@ -122,7 +118,7 @@ def _write_images(
 
 
 def _write_set(directory: Path, sets: dict[str, int]) -> None:
-    """Writes every file of the set into a directory that is empty."""
+    """Write every file of the set into an empty directory."""
     (directory / "images").mkdir()
     train_part = sample_patients(
         sets["train_images"], sets["min_train_positives"], derived_seed(sets["seed"], 5)
@@ -165,24 +161,25 @@ def write_phantoms(
     min_test_positives: int = 20,
     min_train_positives: int = 24,
 ) -> None:
-    """Writes a simulated set in the layout of ChestX-ray14, complete or not at all.
+    """Write a simulated set in the layout of ChestX-ray14, whole or not at all.
 
-    Patients are of one part only, with 3.6 images on average. Labels follow the joint frequencies
+    Each patient is in one split, with 3.6 images on average. Labels follow the joint frequencies
     of ChestX-ray14 except for the floors below. Image i depends only on the seed, its patient and
     its follow-up number. Everything is drawn into a hidden sibling folder that is then renamed.
 
     Args:
-        directory: where to write; must be absent or empty.
-        train_images: number of images of train_val, exact.
-        test_images: number of images of test, exact.
+        directory: folder to write, absent or empty.
+        train_images: exact number of images of train_val.
+        test_images: exact number of images of test.
         image_size: height and width in pixels, 16 or more.
         seed: not negative.
-        min_test_positives: least number of test images with each finding; see `sample_patients`.
-        min_train_positives: the same for train_val, so that rare findings can be learned at all.
+        min_test_positives: minimum number of test images with each finding; see
+            ``sample_patients``.
+        min_train_positives: the same for train_val, so that rare findings can be learned.
 
     Raises:
-        InputError: the directory holds something, a size is too small, or there are too few images
-            for the positives.
+        InputError: the directory is not empty, a size is too small, or there are too few images for
+            the positives.
     """
     sets = {
         "version": GENERATOR_VERSION,
@@ -197,7 +194,7 @@ def write_phantoms(
     directory = Path(directory)
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise InputError(
-            f"{directory} holds something other than the simulated set asked for: "
+            f"{directory} holds something other than the requested simulated set: "
             "delete or move it, or name another folder."
         )
     try:
@@ -209,7 +206,7 @@ def write_phantoms(
             _write_set(drawn, sets)
             drawn.rename(directory)
     except OSError as error:
-        if _recorded(directory) != sets:  # else another run has written the same meanwhile
+        if _recorded(directory) != sets:  # otherwise another run has written the same set
             raise InputError(
                 f"Simulated images cannot be written to {directory} ({error.strerror}): "
                 "name a folder that can be written to."
@@ -217,7 +214,7 @@ def write_phantoms(
 
 
 def _recorded(directory: Path) -> dict[str, int] | None:
-    """What a complete simulated set says of itself; None for anything else."""
+    """Read the record of a complete simulated set; None for anything else."""
     try:
         return json.loads((directory / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -234,10 +231,10 @@ def ensure_phantoms(
     min_test_positives: int = 20,
     min_train_positives: int = 24,
 ) -> None:
-    """Writes a simulated set unless the directory already holds exactly this one.
+    """Write a simulated set unless the directory already holds this one.
 
-    Arguments and errors are those of `write_phantoms`. What a set is, its ``phantom.json`` says:
-    sizes, seed and generator version; its images are not looked at again.
+    Arguments and errors are those of ``write_phantoms``. The ``phantom.json`` of a set records its
+    sizes, seed and generator version; its images are not checked again.
     """
     sizes = {
         "train_images": train_images,
@@ -252,10 +249,10 @@ def ensure_phantoms(
 
 
 def contact_sheet(path: Path, tile: int = 128) -> None:
-    """Draws an overview as a PNG: eight normal chests, then four examples of each finding.
+    """Draw an overview: eight normal chests, then four of each finding.
 
     Args:
-        path: file to write.
+        path: PNG file to write.
         tile: height and width of an example in pixels.
     """
     across, line = 8, 18

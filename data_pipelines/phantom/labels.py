@@ -1,4 +1,4 @@
-"""The label sets of simulated patients: the joint frequencies of ChestX-ray14, with floors."""
+"""Draw the label sets of simulated patients by ChestX-ray14's frequencies."""
 
 import collections
 import functools
@@ -12,14 +12,14 @@ from data_pipelines.errors import InputError
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 IMAGES_PER_PATIENT = 3.6  # mean; ChestX-ray14 has 112,120 images of 30,805 patients
-# Share of follow-ups that repeat the last labels. With those that do by chance it is 41 %, as in
+# Share of follow-ups that repeat the last labels. Including chance repeats it is 41 %, the share in
 # ChestX-ray14.
 CARRY_OVER = 0.15
 
 
 @functools.cache
 def label_sets() -> tuple[tuple[str, ...], np.ndarray]:
-    """The 836 sets of findings of ChestX-ray14, as its table writes them, and the share of each."""
+    """Return the 836 sets of findings of ChestX-ray14 and their shares."""
     table = json.loads(Path(__file__).with_name("nih_counts.json").read_text(encoding="utf-8"))
     counts = np.array(list(table["counts"].values()), np.float64)
     return tuple(table["counts"]), counts / table["total"]
@@ -33,28 +33,28 @@ def _label_sets_with(finding: str) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed that is a function of the numbers and of nothing else."""
+    """Derive a seed from numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """A stream of random numbers that is a function of the numbers."""
+    """Make a random generator seeded by numbers."""
     return np.random.Generator(np.random.PCG64(derived_seed(*numbers)))
 
 
 def _patients(rng: np.random.Generator) -> Iterator[list[str]]:
-    """Endlessly, the label sets of one patient after another."""
+    """Yield the label sets of one patient after another, endlessly."""
     sets, shares = label_sets()
     while True:
         images = [sets[rng.choice(len(sets), p=shares)]]
         for _ in range(rng.geometric(1 / IMAGES_PER_PATIENT) - 1):
-            anew = sets[rng.choice(len(sets), p=shares)]
-            images.append(images[-1] if rng.uniform() < CARRY_OVER else anew)
+            fresh = sets[rng.choice(len(sets), p=shares)]
+            images.append(images[-1] if rng.uniform() < CARRY_OVER else fresh)
         yield images
 
 
 def _first(patients: Iterable[list[str]], images: int) -> list[list[str]]:
-    """The patients that the first ``images`` images belong to, the last one cut short."""
+    """Take patients up to ``images`` images, cutting the last one short."""
     kept = []
     for patient in patients:
         if images == 0:
@@ -65,7 +65,7 @@ def _first(patients: Iterable[list[str]], images: int) -> list[list[str]]:
 
 
 def _missing_sets(images: Collection[str], floor: int, rng: np.random.Generator) -> list[str]:
-    """The label sets to add so that each finding has ``floor`` positives, the rarest first."""
+    """Draw label sets to add until each finding has ``floor`` positives."""
     have = collections.Counter(name for labels in images for name in labels.split("|"))
     added = []
     for finding in sorted(NIH_FINDINGS, key=lambda name: have[name]):
@@ -78,18 +78,18 @@ def _missing_sets(images: Collection[str], floor: int, rng: np.random.Generator)
 
 
 def sample_patients(images: int, min_positives: int, seed: int) -> list[list[str]]:
-    """Draws the label sets of a part's patients from the joint frequencies of ChestX-ray14.
+    """Draw label sets of patients by the joint frequencies of ChestX-ray14.
 
-    Where a finding falls short of ``min_positives``, the last ordinary images give way to added
-    patients with one image each, whose sets are drawn from those that contain the finding.
+    Where a finding falls short of ``min_positives``, added patients with one image each replace
+    the last ordinary images; their sets are drawn from those that contain the finding.
 
     Args:
         images: number of images, over all patients.
-        min_positives: least number of images with each finding; 0 leaves the frequencies alone.
+        min_positives: minimum number of images with each finding; 0 keeps the frequencies.
         seed: not negative.
 
     Returns:
-        For each patient the label set of each image, written like the column ``Finding Labels``.
+        The label set of each image of each patient, in the notation of ``Finding Labels``.
 
     Raises:
         InputError: too few images for that many positives.
@@ -97,7 +97,7 @@ def sample_patients(images: int, min_positives: int, seed: int) -> list[list[str
     drawn = _first(_patients(generator(seed, 0)), images)
     flat = [labels for patient in drawn for labels in patient]
     added: list[str] = []
-    # Fewer ordinary images leave more to add, so this grows until both fit.
+    # Fewer ordinary images leave more to add, so the number grows until both fit.
     while True:
         kept = flat[: images - len(added)]
         more = _missing_sets(kept, min_positives, generator(seed, 1))

@@ -1,4 +1,4 @@
-"""The radiographic signs of the 14 NIH findings, as changes of a drawn thorax.
+"""Draw the radiographic signs of the 14 NIH findings.
 
 Coordinates run from -1 to 1, x from the image's left (the patient's right side) to its right, y
 downwards; one unit is about 19 cm. Side -1 is the image's left, +1 its right, where the heart's
@@ -38,7 +38,7 @@ def _emphysema_shape(thorax: Thorax, place: Place) -> Thorax:
 
 
 def _atelectasis(film: Film, place: Place) -> None:
-    """A plate that widens from the hilum to the wall, above a raised diaphragm."""
+    """Draw a plate from hilum to wall, above a raised diaphragm."""
     top = film.thorax.domes[place.side > 0] - 0.10 - 0.22 * place.along
     reach = place.side * film.x
     slope = 0.5 * (place.across - 0.3)
@@ -49,7 +49,7 @@ def _atelectasis(film: Film, place: Place) -> None:
 
 
 def _consolidation(film: Film, place: Place) -> None:
-    """An airless lobe, bounded sharply by its fissure."""
+    """Draw an airless lobe, bounded sharply by its fissure."""
     if place.along < 0.5:
         lobe = 1 - film.below(-0.22 + 0.16 * place.across)
     else:
@@ -58,7 +58,7 @@ def _consolidation(film: Film, place: Place) -> None:
 
 
 def _infiltration(film: Film, place: Place) -> None:
-    """Faint patches over the middle and lower zones of one lung, less in the other."""
+    """Draw faint patches in the lower zones, mainly of one lung."""
     size = film.x.shape[0]
     patches = np.clip(texture(place.noise, size, 17) + 0.5, 0, 1.6)
     x, y = place.side * 0.42, -0.15 + 0.4 * place.along
@@ -67,7 +67,7 @@ def _infiltration(film: Film, place: Place) -> None:
 
 
 def _pneumothorax(film: Film, place: Place) -> None:
-    """Air between wall and lung: darker than lung, without vessels, bounded by the pleural line."""
+    """Draw dark air without vessels outside the pleural line."""
     wide = (0.15 + 0.13 * place.extent) * np.clip(1.15 - 0.5 * (film.y + 0.6), 0.4, 1.6)
     from_apex = film.y - film.thorax.apex - 0.1 - 0.14 * place.extent
     inside = np.minimum(film.inward - wide, from_apex)
@@ -78,14 +78,14 @@ def _pneumothorax(film: Film, place: Place) -> None:
 
 
 def _edema(film: Film, place: Place) -> None:
-    """Haze around both hila that spares the periphery, like a butterfly's wings."""
+    """Draw butterfly-shaped haze around both hila."""
     cloud = 1 + 0.25 * texture(place.noise, film.x.shape[0], 13)
     wings = sum(film.bump(side * 0.30, -0.02, 0.17, 0.28) for side in (-1, 1))
     film.opacify((0.75 + 0.15 * place.extent) * wings * cloud * film.lung)
 
 
 def _fibrosis(film: Film, place: Place) -> None:
-    """A coarse network of lines at the bases and along the walls of both lungs."""
+    """Draw a coarse network of lines at the bases and walls."""
     network = np.exp(-((texture(place.noise, film.x.shape[0], 21) / 0.28) ** 2))
     low = film.below(0.10 - 0.15 * place.extent, 0.4)
     zone = np.maximum(low, np.clip(1.0 - film.inward / (0.16 + 0.1 * place.across), 0, 1))
@@ -93,15 +93,15 @@ def _fibrosis(film: Film, place: Place) -> None:
 
 
 def _effusion(film: Film, place: Place) -> None:
-    """Fluid in the costophrenic angle whose surface climbs the wall."""
+    """Draw fluid in the costophrenic angle that climbs the wall."""
     level = film.thorax.domes[place.side > 0] + 0.01 - 0.24 * place.extent
     surface = level - (0.16 + 0.1 * place.along) * np.exp(-film.inward / 0.13)
-    # All of the soft edge: fluid and diaphragm are equally bright, no line is seen between them.
+    # Including the soft edge: fluid and diaphragm are equally bright, without a line between them.
     film.opacify(0.95 * film.below(surface, 0.03) * film.half(place.side) * (film.lung > 0))
 
 
 def _pneumonia(film: Film, place: Place) -> None:
-    """One fluffy patch that fades into the lung around it."""
+    """Draw one fluffy patch that fades into the lung."""
     radius = 0.13 + 0.05 * place.extent
     x, y = film.spot(place, -0.25, 0.3, radius)
     fluff = 1 + 0.35 * texture(place.noise, film.x.shape[0], 19)
@@ -109,7 +109,7 @@ def _pneumonia(film: Film, place: Place) -> None:
 
 
 def _pleural_thickening(film: Film, place: Place) -> None:
-    """A bright band along the side wall, with a cap over the apex."""
+    """Draw a bright band along the side wall and over the apex."""
     thick = 0.07 + 0.05 * place.extent
     cap = film.thorax.apex + 0.10 + 0.06 * place.across - film.y
     band = np.maximum(edge(thick - film.inward, 1.5 * film.pixel), edge(cap, film.pixel))
@@ -118,14 +118,14 @@ def _pleural_thickening(film: Film, place: Place) -> None:
 
 
 def _nodule(film: Film, place: Place) -> None:
-    """A round density of 2 to 3 cm."""
+    """Draw a round density of 2 to 3 cm."""
     radius = nodule_radius(place)
     x, y = film.spot(place, -0.5, 0.25, radius + 0.05)
     film.opacify(film.disc(x, y, radius, 0.03), level=0.80)
 
 
 def _mass(film: Film, place: Place) -> None:
-    """A round, slightly lobed density of 5 to 7 cm."""
+    """Draw a round, slightly lobed density of 5 to 7 cm."""
     radius = mass_radius(place)
     x, y = film.spot(place, -0.4, 0.2, radius)
     lobe = film.disc(x + 0.4 * radius, y - 0.45 * radius, 0.7 * radius)
@@ -133,17 +133,17 @@ def _mass(film: Film, place: Place) -> None:
 
 
 def nodule_radius(place: Place) -> float:
-    """Radius of a nodule in units of 19 cm: 1.0 to 1.4 cm."""
+    """Return the radius of a nodule in units of 19 cm: 1.0 to 1.4 cm."""
     return 0.055 + 0.02 * place.extent
 
 
 def mass_radius(place: Place) -> float:
-    """Radius of a mass in units of 19 cm: 2.5 to 3.6 cm, so always wider than 3 cm."""
+    """Return the radius of a mass in units of 19 cm: 2.5 to 3.6 cm."""
     return 0.13 + 0.06 * place.extent
 
 
 def _hernia(film: Film, place: Place) -> None:
-    """A round density behind the heart with air over a fluid level, just above the diaphragm."""
+    """Draw a round density behind the heart with an air-fluid level."""
     radius = 0.18 + 0.05 * place.extent
     x = film.thorax.midline + 0.05 + 0.10 * place.across
     y = min(film.thorax.domes) - 0.3 * radius
@@ -157,7 +157,7 @@ SHAPE_SIGNS: dict[str, Callable[[Thorax, Place], Thorax]] = {
     "Cardiomegaly": _cardiomegaly_shape,
     "Emphysema": _emphysema_shape,
 }
-# In the order of painting: what takes the lung's place comes after what shades it.
+# In the order of painting: signs that replace the lung come after those that shade it.
 DENSITY_SIGNS: dict[str, Callable[[Film, Place], None]] = {
     "Infiltration": _infiltration,
     "Edema": _edema,

@@ -1,17 +1,17 @@
-"""What a prepared data set says of where its images come from."""
+"""Describe the origin and terms of the sources for prepared data sets."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """Origin and terms of a source.
+    """Describe the origin and terms of a source.
 
     Attributes:
         description: what the images and labels are.
-        license: terms of use, in the words of the owner where there are any.
-        citation: how to cite; empty if there is nothing to cite.
-        homepage: address; empty if there is none.
+        license: terms of use, in the owner's words where there are any.
+        citation: empty if there is nothing to cite.
+        homepage: empty if there is none.
     """
 
     description: str
@@ -67,5 +67,5 @@ _CARDS = {
 
 
 def card_of(source: str) -> Card:
-    """The card of a source; a source without one holds the user's own images."""
+    """Return the card of a source; without one, it is a user's own folder."""
     return _CARDS.get(source, _USERS_OWN)

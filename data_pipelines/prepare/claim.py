@@ -1,4 +1,4 @@
-"""What a folder of prepared images was begun for, and what killed processes have left in it."""
+"""Claim a folder for one preparation, and remove leftovers of killed processes."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from data_pipelines.prepared.shards import Layout
 from data_pipelines.tables.case_table import CaseTable
 
 _HIDDEN = ".tfds-"
-# Such files are written in seconds; one that is older is of a process that is no more.
+# Such files are written in seconds; the process of an older one is dead.
 _STALE_SECONDS = 600
 
 
 def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
-    """What a folder is for: calls that agree in all of it share the work."""
+    """Identify a preparation; calls with the same identity share the work."""
     return {
         "format": 1,
         "source": layout.source,
@@ -32,14 +32,14 @@ def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
 
 
 def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
-    """Finds out whether the folder is free, or was begun for what is asked for; writes nothing.
+    """Check that a folder is free or has the same identity; write nothing.
 
     Raises:
-        InputError: it was begun for something else, or holds something else.
+        InputError: the folder has another identity or other content.
     """
     directory = layout.directory
     found = list(directory.iterdir()) if directory.is_dir() else []
-    # Looked for after the rest: another job that has begun meanwhile wrote it before all else.
+    # Checked after listing the folder: a job that started meanwhile wrote this file first.
     if not (directory / dataset.IDENTITY).exists():
         if not all(path == layout.reports or is_draft(path) for path in found):
             raise InputError(
@@ -51,8 +51,8 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
     for key in ("format", "source", "size", "rows_per_shard"):
         if began.get(key) != asked[key]:
             raise InputError(
-                f"{directory} (--out) was begun with {key} {began.get(key)} and is now asked for "
-                f"with {asked[key]}: name another folder, or delete it."
+                f"{directory} (--out) was begun with {key} {began.get(key)}, not "
+                f"{asked[key]}: name another folder, or delete it."
             )
     if began != asked:
         raise InputError(
@@ -62,10 +62,10 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
 
 
 def claim(layout: Layout, asked: dict[str, Any]) -> None:
-    """Writes into a free folder what it is for; of several calls at once the first one does.
+    """Write the identity into a free folder; the first of concurrent calls wins.
 
     Raises:
-        InputError: as ``check_claim``.
+        InputError: see ``check_claim``.
     """
     check_claim(layout, asked)
     path = layout.directory / dataset.IDENTITY
@@ -82,7 +82,7 @@ def claim(layout: Layout, asked: dict[str, Any]) -> None:
 
 
 def _link(draft: Path, path: Path) -> None:
-    """Gives a whole file its name, unless another file has it."""
+    """Give a complete file its name unless that is taken."""
     try:
         os.link(draft, path)
     except FileExistsError:
@@ -92,7 +92,7 @@ def _link(draft: Path, path: Path) -> None:
 
 
 def remove_leftovers(layout: Layout) -> None:
-    """Removes half-written files, other than shards, that killed processes have left."""
+    """Remove half-written files of killed processes, except shards."""
     oldest = time.time() - _STALE_SECONDS
     for path in (*layout.directory.iterdir(), *layout.reports.iterdir()):
         try:

@@ -1,4 +1,4 @@
-"""Resize the images of a source once and store them as records that are quick to read.
+"""Resize the images of a source once and store them as records.
 
 The output is a TensorFlow Datasets folder of uint8 grey squares in ArrayRecord shards, with the
 source's full table beside them. Neither writing nor reading it needs TensorFlow
@@ -37,18 +37,18 @@ def prepare(
     max_share: float = 0.001,
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> list[Entry]:
-    """Writes the shards that are not finished yet and, without ``part``, all that goes with them.
+    """Write the unfinished shards and, without ``part``, complete the data set.
 
     Args:
         source: a name of ``sources.SOURCES``.
         directory: folder of the source's own files.
-        out: folder to write: absent, empty, or what an earlier call with the same source, size and
-            table has begun.
+        out: folder to write: absent, empty, or begun by an earlier call with the same source, size
+            and table.
         size: side of the images in pixels, at least 1.
-        csv: as in ``sources.load``.
+        csv: see ``sources.load``.
         part: (i, n): write the i-th of n shares of the shards, i from 0, and nothing else.
         processes: worker processes, at least 1.
-        missing: ``error`` or ``skip``, as in ``quarantine.apply_policy``.
+        missing: ``error`` or ``skip``; see ``quarantine.apply_policy``.
         max_share: share of the images that may be refused, 0 to 1.
         rows_per_shard: rows of the table in a shard.
 
@@ -56,8 +56,8 @@ def prepare(
         ``(image, reason)`` of each image that was refused.
 
     Raises:
-        InputError: wrong arguments, ``out`` holds something else, too many images refused, or
-            whatever the source's loader finds wrong.
+        InputError: wrong arguments, other content in ``out``, too many images refused, or an error
+            that the source's loader finds.
     """
     directory, out = Path(directory), Path(out)
     _check_arguments(directory, out, size, processes)
@@ -77,7 +77,7 @@ def prepare(
     _check_space(layout, table, todo)
     claim(layout, asked)
     if todo:
-        # Until its last shard is written again, the data set is not complete.
+        # The data set is incomplete until its last shard is written again.
         (out / dataset.TFDS_INFO).unlink(missing_ok=True)
     refused = [] if missing == "skip" else absent
     with contextlib.closing(write_shards(table, layout, todo, processes)) as written:
@@ -105,12 +105,12 @@ def _check_arguments(directory: Path, out: Path, size: int, processes: int) -> N
 
 
 def _absent(table: CaseTable, missing: str, max_share: float) -> list[Entry]:
-    """The images without a file, if so many may be absent."""
+    """List the images without a file; refuse too many."""
     absent = table.images[~table.present].tolist()
     n = len(table.images)
     if len(absent) == n:
         raise InputError(
-            f"Not one of the {n} images of the table is in the data folder: name the folder that "
+            f"None of the {n} images of the table is in the data folder: name the folder that "
             "holds them with --source."
         )
     if missing == "error" and len(absent) > max_share * n:

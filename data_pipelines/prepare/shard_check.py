@@ -1,4 +1,4 @@
-"""Which shards of a prepared data set are finished and sound, and need not be written again."""
+"""Find the finished, undamaged shards, which need not be written again."""
 
 import hashlib
 import json
@@ -20,17 +20,17 @@ from data_pipelines.tables.case_table import CaseTable
 
 _RECORDS_AT_ONCE = 64
 _TEXTS = ("name", "view", "sex")
-# In the order in which a record is digested.
+# In the order in which the digest takes them.
 _NAMES = ("name", "patient", "labels", "view", "sex", "age", "case_id")
 
 
 def finished_shards(
     table: CaseTable, layout: Layout, indices: Sequence[int]
 ) -> dict[int, Report | None]:
-    """The report on each of some shards; None if the shard must be (re)written.
+    """Return the report on each shard, None if it must be (re)written.
 
-    That is so if it was never finished, is damaged, or if images have since been added, removed,
-    or are readable that were not. All records are read, with a progress bar.
+    A shard is rewritten if it was never finished, is damaged, or if images have since been added,
+    removed, or become readable. All records are read, with a progress bar.
     """
     reports = {index: _plausible(table, layout, index) for index in indices}
     total = sum(report["records"] for report in reports.values() if report)
@@ -42,7 +42,7 @@ def finished_shards(
 
 
 def _plausible(table: CaseTable, layout: Layout, index: int) -> Report | None:
-    """The report, unless something is wrong that is found without reading the records."""
+    """Return the report, None if a check without the records fails."""
     report = _read_report(layout.report(index))
     if report is None or not holds(layout.shard(index), report["records"]):
         return None
@@ -63,7 +63,7 @@ def _read_report(path: Path) -> Report | None:
 
 
 def _digest(shard: Path, step: Callable[[int], object]) -> str:
-    """``sha256`` of a report, from what the shard holds; empty if a record cannot be read."""
+    """Compute the ``sha256`` of a shard; empty if a record cannot be read."""
     from google.protobuf.message import DecodeError
 
     digest = hashlib.sha256()
@@ -83,7 +83,7 @@ def _digest(shard: Path, step: Callable[[int], object]) -> str:
 
 
 def _content(record: bytes) -> bytes:
-    """What was digested as a record was written, taken from the record."""
+    """Recover the digested bytes from a record."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     feature = tf_example_pb2.Example.FromString(record).features.feature

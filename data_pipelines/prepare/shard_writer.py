@@ -1,4 +1,4 @@
-"""Write shards, and remove the drafts that killed processes have left."""
+"""Write shards, and remove the drafts of killed processes."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.prepared.shards import Layout, features
 from data_pipelines.tables.case_table import CaseTable
 
-# A record a chunk, for random access. X-rays at 224 pixels shrink by 2 % under zstd, which reads
-# no faster and writes a quarter as fast.
+# One record in each chunk, for random access. Under zstd, X-rays at 224 pixels shrink by 2 %, read
+# no faster and are written at a quarter of the speed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 _DRAFT = ".draft"
 
@@ -28,17 +28,17 @@ Report = dict[str, Any]
 def write_shard(
     table: CaseTable, layout: Layout, index: int, step: Callable[[], bool]
 ) -> Report | None:
-    """Writes a shard under another name, renames it, and then writes the report on it.
+    """Write a shard as a draft, rename it, then write its report.
 
     Args:
         table: the source's full table.
-        layout: of the prepared data set.
-        index: of the shard.
+        layout: layout of the prepared data set.
+        index: number of the shard.
         step: called before each image; True abandons the shard.
 
     Returns:
-        ``records``, ``present`` (digest of which rows were), ``sha256`` (of what the records hold),
-        ``refused`` (``[name, reason]`` of each unreadable image); None if it was abandoned.
+        ``records``, ``present`` (digest of the present rows), ``sha256`` (digest of the records'
+        content), ``refused`` (``[name, reason]`` of each unreadable image); None if abandoned.
 
     Raises:
         InputError: the disk is full.
@@ -52,10 +52,10 @@ def write_shard(
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(draft, layout.shard(index))
-    except RuntimeError as error:  # what ArrayRecord makes of a full disk
+    except RuntimeError as error:  # ArrayRecord raises it for a full disk
         raise InputError(
-            f"The shard {layout.shard(index)} cannot be written ({error}): put that right and "
-            "start the same command again, it continues."
+            f"The shard {layout.shard(index)} cannot be written ({error}): fix this and start "
+            "the same command again; it continues."
         ) from error
     with whole_file(layout.report(index)) as file:
         json.dump(report, file)
@@ -91,14 +91,14 @@ def _write_records(
 
 
 def remove_stale_drafts(layout: Layout, indices: Container[int]) -> None:
-    """Removes what killed processes have left of some shards; living ones lock their drafts."""
+    """Remove drafts of killed processes; living ones lock theirs."""
     import fcntl  # not on Windows, where there is no ArrayRecord either
 
     for draft in layout.reports.glob(f"*{_DRAFT}"):
         if int(draft.name[:5]) not in indices:
             continue
         try:
-            # Where NFS keeps the lock, only a file that is open for writing can have one.
+            # NFS locks only files that are open for writing.
             with draft.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 draft.unlink()
@@ -108,7 +108,7 @@ def remove_stale_drafts(layout: Layout, indices: Container[int]) -> None:
 
 @contextmanager
 def _draft(layout: Layout, index: int) -> Iterator[Path]:
-    """A locked file of a name that no other process has; removed unless it was renamed."""
+    """Yield a locked file with a unique name; remove it unless renamed."""
     import fcntl
 
     path = layout.reports / f"{index:05d}.{uuid.uuid4().hex}{_DRAFT}"
@@ -121,8 +121,8 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
 
 
 def read_image(table: CaseTable, row: int, size: int) -> np.ndarray | str:
-    """One image ``[S, S, 1]``, or why it cannot be read."""
-    # Decoders take much that is damaged without a word.
+    """Read one image ``[S, S, 1]``, or return why it cannot be read."""
+    # Decoders accept much damage silently.
     if reason := table.store.fault(row, whole=True):
         return reason
     try:
@@ -144,16 +144,16 @@ def _record(table: CaseTable, row: int) -> dict[str, Any]:
 
 
 def record_content(record: dict[str, Any], pixels: bytes) -> bytes:
-    """What a report's ``sha256`` is of, for one record."""
+    """Return the bytes of one record that the digest covers."""
     return json.dumps(record).encode() + b"\n" + pixels
 
 
 def present_rows(layout: Layout, table: CaseTable, index: int) -> Int[np.ndarray, " n"]:
-    """The rows of a shard whose images are present."""
+    """Return the rows of a shard with a present image."""
     rows = layout.rows(index)
     return rows[table.present[rows]]
 
 
 def rows_digest(rows: Int[np.ndarray, " n"]) -> str:
-    """SHA-256 of row numbers."""
+    """Return the SHA-256 of row numbers."""
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What completes a prepared data set: its table, ``summary.json`` and the files of TFDS."""
+"""Complete a prepared data set: table, ``summary.json`` and TFDS files."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ SUMMARY = "summary.json"
 def write_summary(
     layout: Layout, table: CaseTable, reports: Sequence[Report], refused: Sequence[Entry]
 ) -> None:
-    """Writes all files but the shards; the one that makes the data set complete is the last.
+    """Write all files but the shards, ``dataset_info.json`` last.
 
     Args:
-        layout: of the data set.
+        layout: layout of the data set.
         table: the source's full table.
-        reports: on every shard, in order.
+        reports: reports on all shards, in order.
         refused: ``(image, reason)`` of each image that was refused.
     """
     unreadable = [name for report in reports for name, _ in report["refused"]]
@@ -52,7 +52,7 @@ def _summary(
 ) -> dict[str, Any]:
     views, counts = np.unique(table.views[kept], return_counts=True)
     positives = (table.labels[kept] == 1).sum(axis=0)
-    # Of what the records hold: the bytes of two files with the same records differ.
+    # A digest of the content: files with equal records differ in their bytes.
     digest = hashlib.sha256("\n".join(report["sha256"] for report in reports).encode())
     return {
         "source": table.source,
@@ -77,7 +77,7 @@ def _write_tfds(
     counts = ", ".join(f"{name} {count}" for name, count in summary["findings"].items())
     prefix = "SIMULATED images. " if table.simulated else ""
     with tempfile.TemporaryDirectory(dir=layout.directory, prefix=".tfds-") as hidden:
-        # TFDS learns name, split and format from the names of the shards.
+        # TFDS takes name, split and format from the file names.
         for index in range(layout.n_shards):
             Path(hidden, layout.shard(index).name).touch()
         template = tfds.core.ShardedFileTemplate(

@@ -1,4 +1,4 @@
-"""Writes shards in one process a core, with a progress bar over images."""
+"""Write shards in several processes, with one progress bar over images."""
 
 import concurrent.futures
 import multiprocessing
@@ -25,23 +25,23 @@ _POLL_SECONDS = 0.3
 def write_shards(
     table: CaseTable, layout: Layout, indices: Sequence[int], processes: int
 ) -> Iterator[tuple[int, Report]]:
-    """Writes shards; closing the iterator early abandons those that are not finished.
+    """Write shards; closing the iterator early abandons the unfinished ones.
 
     Args:
         table: the source's full table.
-        layout: of the prepared data set.
-        indices: of the shards to write.
-        processes: at least 1; with 1, or images in memory, the caller's own process does the work.
+        layout: layout of the prepared data set.
+        indices: numbers of the shards to write.
+        processes: at least 1; with 1, or images in memory, the caller's process does the work.
 
     Yields:
-        Index and report of each shard, in the order in which they are finished.
+        Index and report of each shard, in order of completion.
 
     Raises:
         InputError: a worker process was killed.
     """
     total = layout.present_in(indices, table)
     with progress(total=total, desc="preparing images", unit="images") as bar:
-        # A worker starts with a pickle of the table: each would get a copy of images in memory.
+        # Each worker gets a pickle of the table, and would get a copy of images in memory.
         in_memory = isinstance(table.store, ImageArray)
         if in_memory or min(processes, len(indices)) <= 1:
             for index in indices:
@@ -58,7 +58,7 @@ def _counted(bar: tqdm) -> bool:
 def _in_processes(
     table: CaseTable, layout: Layout, indices: Sequence[int], processes: int, bar: tqdm
 ) -> Iterator[tuple[int, Report]]:
-    # A fork would copy threads' locks, and JAX forbids it.
+    # A fork would copy the locks of threads; JAX does not support it.
     context = multiprocessing.get_context("spawn")
     count, stop = context.Value("q", 0), context.Event()
     with concurrent.futures.ProcessPoolExecutor(
@@ -76,7 +76,7 @@ def _in_processes(
         except BrokenProcessPool as error:
             raise InputError(
                 f"A process that prepared images for {layout.directory} was killed, perhaps for "
-                "want of memory: start the command again, with fewer --processes."
+                "lack of memory: start the command again with fewer --processes."
             ) from error
         finally:
             stop.set()
@@ -84,7 +84,7 @@ def _in_processes(
 
 
 class _Worker:
-    """What a worker process was started with."""
+    """Hold the arguments of a worker process."""
 
     write: Callable[[int], Report | None]
 
@@ -96,7 +96,7 @@ def _work(index: int) -> Report | None:
 def _start_worker(
     table: CaseTable, layout: Layout, count: "Synchronized[int]", stop: Event
 ) -> None:
-    # Ctrl-C reaches the whole group; the parent alone answers it.
+    # Ctrl-C reaches the whole process group; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -109,6 +109,6 @@ def _start_worker(
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed leaves workers that would wait for it for ever."""
+    """Exit with the parent, or a killed parent would leave waiting workers."""
     multiprocessing.parent_process().join()
     os._exit(1)

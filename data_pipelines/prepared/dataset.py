@@ -1,4 +1,4 @@
-"""A prepared data set: the images of a source as records, resized once, with its full table."""
+"""Read a prepared data set: resized images as records, with the full table."""
 
 import csv
 import dataclasses
@@ -25,26 +25,25 @@ if TYPE_CHECKING:
 TFDS_INFO = "dataset_info.json"
 IDENTITY = "prepare.json"
 TABLE = "table.csv.gz"
-# Before the findings, whose names are the user's and may be any of these.
+# These precede the findings, whose names the user chooses and may repeat one of these.
 _COLUMNS = ("image", "patient", "official_part", "view", "sex", "age", "record")
 _READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, csv.Error)
 
 
 def is_prepared(directory: Path) -> bool:
-    """Whether a folder holds a prepared data set that is complete."""
+    """Whether a folder holds a complete prepared data set."""
     return (Path(directory) / TFDS_INFO).is_file()
 
 
 def load(directory: Path, source: str) -> CaseTable:
-    """Reads the full table of a prepared data set, whose store are its records.
+    """Read the full table of a prepared data set, with its records as store.
 
     Args:
-        directory: what ``data_pipelines.prepare`` has written.
-        source: registry name that the user has asked for.
+        directory: folder that ``data_pipelines.prepare`` has written.
+        source: registry name of the expected source.
 
     Returns:
-        The table that the source's own loader gives, but for images that were unreadable: those
-        are not present.
+        The table that the source's own loader returns, except that unreadable images are absent.
 
     Raises:
         InputError: it was prepared from another source, or a file of it is missing or damaged.
@@ -84,7 +83,7 @@ def load(directory: Path, source: str) -> CaseTable:
 
 
 def notes(table: CaseTable) -> dict[str, Any]:
-    """What a table says of all its images together, for JSON; ``load`` takes it back."""
+    """Return the notes on a whole table for JSON; ``load`` reads them."""
     return {
         "official_known": table.official_known,
         "patients_known": table.patients_known,
@@ -98,16 +97,16 @@ def _from_json(notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_digest(table: CaseTable) -> str:
-    """SHA-256 of all that a table says of its images, whether they are present or not."""
+    """Return a SHA-256 of all rows of a table, present or not."""
     rows = _frame(table, np.full(len(table.images), -1)).to_csv(index=False)
     return hashlib.sha256(f"{table.source} {table.simulated}\n{rows}".encode()).hexdigest()
 
 
 def write_table(path: Path, table: CaseTable, records: Int[np.ndarray, " n"]) -> None:
-    """Writes the full table with the position of each image's record, -1 for none."""
+    """Write the full table with each record's position, -1 for none."""
     rows = _frame(table, records).to_csv(index=False)
     with whole_path(path) as draft:
-        # Without a name and a time in it, the same table gives the same file.
+        # Without a name and a time in its header, equal tables give equal files.
         draft.write_bytes(gzip.compress(rows.encode(), mtime=0))
 
 
@@ -128,10 +127,10 @@ def _frame(table: CaseTable, records: np.ndarray) -> pd.DataFrame:
 
 
 def read_identity(directory: Path) -> dict[str, Any]:
-    """What a folder was prepared from: source, size, rows and digest of the table.
+    """Read what a folder was prepared from: source, size, rows, table digest.
 
     Raises:
-        InputError: it is none of ours.
+        InputError: the folder was not written by ``data_pipelines.prepare``.
     """
     path = directory / IDENTITY
     try:
@@ -144,7 +143,7 @@ def read_identity(directory: Path) -> dict[str, Any]:
 
 
 def _read_table(path: Path) -> tuple[tuple[str, ...], pd.DataFrame]:
-    """Names of the findings, and the rows: columns by name, findings by number."""
+    """Read the names of the findings, and the rows with numbered finding columns."""
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             header = next(csv.reader(file))
@@ -177,7 +176,7 @@ def _records(layout: Layout, images: np.ndarray, records: np.ndarray) -> "Record
 
 
 class _Readers:
-    """Open shards of this process; a pickle of it takes none along."""
+    """Hold the open shards of a process; pickling drops them."""
 
     def __init__(self, layout: Layout):
         self._layout = layout
@@ -188,7 +187,7 @@ class _Readers:
         return _Readers, (self._layout,)
 
     def read(self, shard: int, records: list[int]) -> list[bytes]:
-        """Records of a shard by their positions in it; any number of threads may call it."""
+        """Read records by their positions in a shard; thread-safe."""
         with self._lock:
             if shard not in self._open:
                 self._open[shard] = open_shard(self._layout.shard(shard))
@@ -197,10 +196,10 @@ class _Readers:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of a prepared data set; an ``ImageStore`` of one size.
+    """Read the images of a prepared data set: an ``ImageStore`` of one size.
 
     Attributes:
-        layout: of the data set.
+        layout: layout of the data set.
         names: ``[n]`` image names of the table.
         records: ``[n]`` int64 position of each image's record among all, -1 for none.
         first: ``[shards + 1]`` int64 position of each shard's first record, and their number.
@@ -223,7 +222,7 @@ class Records:
     def read(
         self, case_ids: Int[np.ndarray, " batch"], size: int
     ) -> UInt8[np.ndarray, "batch size size 1"]:
-        """Reads a batch, shard by shard; see ``ImageStore``."""
+        """Read a batch, shard by shard; see ``ImageStore``."""
         self.check_size(size)
         records = self.records[case_ids]
         if (records < 0).any():
@@ -232,7 +231,7 @@ class Records:
                 f"{self.layout.directory} has no record of it: fetch the image and prepare the "
                 "folder again, or set --config.data.missing=skip."
             )
-        # A shard without records has the same first one as the next; 'right' finds the next.
+        # An empty shard has the same first record as the next; 'right' finds the next.
         shards = np.searchsorted(self.first, records, side="right") - 1
         images = np.empty((len(case_ids), size, size, 1), np.uint8)
         for shard in np.unique(shards).tolist():
@@ -241,7 +240,7 @@ class Records:
         return images
 
     def check_size(self, size: int) -> None:
-        """Refuses another size than the prepared one; see ``ImageStore``."""
+        """Refuse any size but the prepared one; see ``ImageStore``."""
         prepared = self.layout.size
         if size != prepared:
             raise InputError(
@@ -251,7 +250,7 @@ class Records:
             )
 
     def fault(self, case_id: int, *, whole: bool) -> str:
-        """The image was verified when it was prepared; ``whole`` reads its record once more."""
+        """Return the fault of a record, which is read only if ``whole``."""
         if whole:
             try:
                 self.read(np.array([case_id]), self.layout.size)
@@ -262,7 +261,7 @@ class Records:
     def _read_shard(
         self, images: np.ndarray, places: np.ndarray, case_ids: np.ndarray, shard: int
     ) -> None:
-        """Fills the places of a batch whose records are in one shard."""
+        """Fill the places of a batch that one shard holds."""
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 

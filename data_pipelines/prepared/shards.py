@@ -1,7 +1,7 @@
-"""The shards of a prepared data set: which rows are in which, and how one is written.
+"""Describe and open the shards of a prepared data set.
 
-A shard holds the images that are present of a fixed range of rows of the source's full table, so
-its records are a function of the table and the images, whoever writes it and in whatever order.
+A shard holds the present images of a fixed range of rows of the source's full table. Its records
+therefore do not depend on which process writes it, or when.
 """
 
 import dataclasses
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
     from tensorflow_datasets.core.features import FeaturesDict
 
-# 103 MB of images at 224 pixels: large enough for a network disk, small enough to do again.
+# 103 MB of images at 224 pixels: large enough for a network disk, small enough to redo.
 ROWS_PER_SHARD = 2048
-# TFDS keeps the name 'all' for the union of the splits, which is this one.
+# TFDS reserves the name 'all' for the union of its splits.
 SPLIT = "full"
-# Nothing is read ahead: the next record of a batch is somewhere else.
+# Reading ahead is useless: the next record of a batch is elsewhere.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the shards of a prepared data set are.
+    """Locate the shards of a prepared data set.
 
     Attributes:
-        directory: of the data set.
+        directory: folder of the data set.
         source: registry name of the source.
         size: side S of the images in pixels.
         n_rows: rows of the source's full table.
-        rows_per_shard: rows of that table, present or not, that a shard covers.
+        rows_per_shard: rows of that table in a shard, with and without an image.
     """
 
     directory: Path
@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def n_shards(self) -> int:
-        """Number of shards, those without an image included."""
+        """Number of shards, including those without an image."""
         return -(-self.n_rows // self.rows_per_shard)
 
     @property
@@ -56,27 +56,27 @@ class Layout:
         return self.directory / "progress"
 
     def rows(self, index: int) -> Int[np.ndarray, " n"]:
-        """Rows of the table that a shard covers."""
+        """Return the rows of the table that a shard covers."""
         start = index * self.rows_per_shard
         return np.arange(start, min(start + self.rows_per_shard, self.n_rows))
 
     def present_in(self, indices: Sequence[int], table: CaseTable) -> int:
-        """Number of images that are present in the rows of some shards."""
+        """Count the present images of some shards."""
         present = table.present
         return sum(int(present[self.rows(index)].sum()) for index in indices)
 
     def shard(self, index: int) -> Path:
-        """A shard's file, named as TFDS expects it."""
+        """Return the path of a shard, named for TFDS."""
         name = f"{self.source}-{SPLIT}.array_record-{index:05d}-of-{self.n_shards:05d}"
         return self.directory / name
 
     def report(self, index: int) -> Path:
-        """What is written once a shard is finished."""
+        """Return the path of the report on a finished shard."""
         return self.reports / f"{index:05d}.json"
 
 
 def features(size: int, n_findings: int) -> "FeaturesDict":
-    """What a record holds, as TFDS describes it.
+    """Return the TFDS description of a record.
 
     Args:
         size: side S of the images in pixels.
@@ -101,16 +101,16 @@ def features(size: int, n_findings: int) -> "FeaturesDict":
 
 
 def open_shard(shard: Path) -> "ArrayRecordReader":
-    """A shard for random access; its ``ok()`` is False if the file is absent or cut short."""
+    """Open a shard for random access; ``ok()`` is False for a damaged one."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(str(shard), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER)
 
 
 def holds(shard: Path, records: int) -> bool:
-    """Whether a shard is there, whole, and has so many records."""
+    """Whether a shard is whole and has the given number of records."""
     reader = open_shard(shard)
-    # A reader that is not ok cannot be closed, and holds nothing.
+    # A reader that is not ok cannot be closed.
     if not reader.ok():
         return False
     try:

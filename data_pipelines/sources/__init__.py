@@ -1,4 +1,4 @@
-"""The registry of data sources: a new one is a file with a loader and one line here."""
+"""Register the data sources: a file with a loader and one line here each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +18,20 @@ SOURCES: dict[str, Callable[..., CaseTable]] = {
 
 
 def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTable:
-    """Reads the table of a source.
+    """Read the table of a source.
 
     Args:
         source: a name of ``SOURCES``.
         directory: folder of the data, raw or prepared (``data_pipelines.prepare``).
         csv: file to read in place of the source's own table; empty for the source's own.
-        **options: what this source alone takes, the keys of ``config.data.<source>``.
+        **options: options of this source, the keys of ``config.data.<source>``.
 
     Raises:
-        InputError: unknown source, or whatever the source's loader finds wrong.
+        InputError: unknown source, or an error that the source's loader finds.
     """
     if source not in SOURCES:
         raise InputError(
-            f"config.data.source is {source!r}, which is no known source: "
+            f"config.data.source is {source!r}, which is not a known source: "
             f"{did_you_mean(source, SOURCES)}"
         )
     if dataset.is_prepared(directory):

@@ -1,13 +1,13 @@
-"""A user's own images: a folder with a table of its own findings.
+"""Read a user's own images: a folder with a table of its findings.
 
-``labels.csv`` has a line an image and a header that names these columns:
+``labels.csv`` has one line for each image and a header that names these columns:
 
 | column | content |
 | --- | --- |
 | ``image`` | path of the image file below the folder, written as on the disk |
 | ``patient`` (optional) | any text or number; images of one patient have the same |
-| ``split`` (optional) | ``train``, ``val`` or ``test``: the parts of the rule ``official`` |
-| ``view``, ``sex``, ``age`` (optional) | of use for subgroups: ``PA`` ..., ``F`` or ``M``, years |
+| ``split`` (optional) | ``train``, ``val`` or ``test``: the split under the rule ``official`` |
+| ``view``, ``sex``, ``age`` (optional) | for subgroups: ``PA`` ..., ``F`` or ``M``, years |
 | any other | a finding: 1 present, 0 absent, empty or -1 unknown |
 """
 
@@ -26,24 +26,24 @@ from data_pipelines.tables.findings import NO_FINDING
 TABLE = "labels.csv"
 PARTS = ("train", "val", "test")
 _RESERVED = ("image", "patient", "split", "view", "sex", "age")
-# As people and pandas write them; a column of integers with gaps becomes one of floats there.
+# pandas writes a column of integers with gaps as floats.
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1, "": -1, "nan": -1, "NaN": -1}
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
 def load(directory: Path, csv: str = "") -> CaseTable:
-    """Reads the table and looks which of its images are present.
+    """Read the table, and check which of its images are present.
 
     Args:
         directory: folder with ``labels.csv`` and the images, anywhere below. A file
-            ``SIMULATED.txt`` marks images that are drawn rather than acquired.
+            ``SIMULATED.txt`` marks simulated images.
         csv: table to read in place of ``labels.csv``: a path, also looked for in ``directory``.
 
     Returns:
         The table, sorted by image name. Findings are in the order of their columns. Patients are
         numbered by their rank among the sorted distinct values of ``patient``; without that column
         each image is its own patient, and a warning says so. Without ``split`` the rule
-        ``official`` divides by patient, as ``patient`` does.
+        ``official`` splits by patient, like ``patient``.
 
     Raises:
         InputError: the folder, table, a column, a line or a value is missing or wrong.
@@ -77,7 +77,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
 def _no_patients(path: Path) -> str:
     return (
         f"The table {path} has no column 'patient': each image counts as a patient of its own, so "
-        "images of one patient may be in several parts and scores may be too high."
+        "images of one patient may be in several splits and scores may be too high."
     )
 
 
@@ -100,8 +100,8 @@ def _table_path(directory: Path, csv: str) -> Path:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """All cells as text, by column name; the index is the line in the file."""
-    # Without a header for pandas, or it would rename a column that is there twice.
+    """Read all cells as text; the index is the line in the file."""
+    # With a header, pandas would rename a column that occurs twice.
     try:
         cells = pd.read_csv(
             path,
@@ -146,7 +146,7 @@ def _check_header(header: list[str], path: Path) -> None:
             raise InputError(f"The table {path} has a column {name!r}: write it {name.lower()!r}.")
         if name == NO_FINDING:
             raise InputError(
-                f"The table {path} has a column {name!r}, which is no finding: remove it, as an "
+                f"The table {path} has a column {name!r}, which is not a finding: remove it, as an "
                 "image with 0 in every column is one without findings."
             )
     if not set(header) - set(_RESERVED):
@@ -157,7 +157,7 @@ def _check_header(header: list[str], path: Path) -> None:
 
 
 def _sorted_by_image(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The rows in the order of their images' names, which become ``a/b.png`` for ``./a//b.png``."""
+    """Sort the rows by image name, with ``./a//b.png`` written ``a/b.png``."""
     for line, name in rows["image"].items():
         place = PurePosixPath(name)
         if not place.parts or len(name.splitlines()) != 1:
@@ -186,7 +186,7 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _patients(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """``[n]`` int32 numbers, and the name of each; no names without the column."""
+    """Assign each patient a number, ``[n]`` int32; no names without the column."""
     if "patient" not in rows:
         return np.arange(len(rows), dtype=np.int32), ()
     empty = rows["patient"] == ""
@@ -201,7 +201,7 @@ def _patients(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ..
 
 
 def _parts(rows: pd.DataFrame, path: Path) -> np.ndarray:
-    """``[n]`` strings; a part that is left empty is for the split rule to judge."""
+    """Return the split column, ``[n]`` strings; the split rule checks empty ones."""
     parts = _column(rows, "split")
     wrong = ~parts.isin(("", *PARTS))
     if wrong.any():
@@ -215,7 +215,7 @@ def _parts(rows: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _labels(rows: pd.DataFrame, findings: tuple[str, ...], path: Path) -> np.ndarray:
-    """``[n, F]`` int8: 1, 0 or -1 for unknown."""
+    """Return the labels, ``[n, F]`` int8: 1, 0, or -1 for unknown."""
     labels = np.empty((len(rows), len(findings)), np.int8)
     for column, name in enumerate(findings):
         values = rows[name].map(_LABELS)
@@ -230,7 +230,7 @@ def _labels(rows: pd.DataFrame, findings: tuple[str, ...], path: Path) -> np.nda
         labels[:, column] = values
         if not (labels[:, column] >= 0).any():
             raise InputError(
-                f"The table {path} knows no label of the finding {name!r}: fill the column with 0 "
+                f"The table {path} has no label of the finding {name!r}: fill the column with 0 "
                 "and 1 where they are known, or remove it."
             )
     return labels

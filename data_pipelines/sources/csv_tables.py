@@ -1,4 +1,4 @@
-"""What the loaders of sources share: where a table is, what reading it raises, and ages."""
+"""Find and parse the tables of sources: helpers of their loaders."""
 
 import zlib
 from pathlib import Path
@@ -9,22 +9,22 @@ from jaxtyping import Int16
 
 from data_pipelines.errors import InputError
 
-# Errors of gzip, csv and text have no common base.
+# Errors of gzip, csv and text have no common base class.
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
-_OLDEST = 120  # years; tables have typing errors of 148 and above
+_OLDEST = 120  # years; larger ones, 148 and above, are typing errors
 
 
 def given_file(csv: str, directory: Path, kind: str, remedy: str) -> Path:
-    """The file that ``config.data.csv`` names: a path, also looked for in ``directory``.
+    """Find the file that ``config.data.csv`` names.
 
     Args:
-        csv: the key's value, not empty.
+        csv: a path, also looked for in ``directory``; not empty.
         directory: folder of the data.
-        kind: what the sentence calls the file.
-        remedy: what it says can be done.
+        kind: the file's kind for the error message.
+        remedy: end of the error message.
 
     Raises:
-        InputError: it is in neither place.
+        InputError: there is no such file.
     """
     for path in (Path(csv), directory / csv):
         if path.is_file():
@@ -33,6 +33,6 @@ def given_file(csv: str, directory: Path, kind: str, remedy: str) -> Path:
 
 
 def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:
-    """Ages from text such as '58'; -1 for what is none."""
+    """Parse ages such as '58' in years; -1 where the text is no age."""
     years = pd.to_numeric(ages, errors="coerce")
     return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)

@@ -1,15 +1,15 @@
-"""The two chest X-ray sets of MedMNIST, as the .npz files that it offers for download.
+"""Read the two chest X-ray sets of MedMNIST from their .npz files.
 
-``chestmnist``: 112,120 frontal chest X-rays of ChestX-ray14 with its 14 findings, in parts of
-78,468, 11,219 and 22,433 images. They are not the official lists of ChestX-ray14, of which the test
-list alone has 25,596 images, and no patient numbers are given: patients may be in several parts,
-and whoever trained on ChestX-ray14 has seen test images of ChestMNIST.
+``chestmnist``: 112,120 frontal chest X-rays of ChestX-ray14 with its 14 findings, in splits
+of 78,468, 11,219 and 22,433 images. They are not the official lists of ChestX-ray14, whose test
+list alone has 25,596 images, and there are no patient numbers: patients may be in several splits,
+and a model trained on ChestX-ray14 has seen test images of ChestMNIST.
 
-``pneumoniamnist``: 5,856 chest X-rays of children, pneumonia or normal, in parts of 4,708, 524 and
+``pneumoniamnist``: 5,856 chest X-rays of children, pneumonia or normal, in splits of 4,708, 524 and
 624 images (train, val, test), without patient numbers.
 
 Each comes at 28 (``chestmnist.npz``), 64 (``chestmnist_64.npz``), 128 and 224 pixels; an image's
-name is its part and its number there, so that all sizes share their names.
+name is its split and its number there, so all sizes share the names.
 
 Citation: J. Yang, R. Shi, D. Wei, Z. Liu, L. Zhao, B. Ke, H. Pfister, B. Ni, "MedMNIST v2 - A
 large-scale lightweight benchmark for 2D and 3D biomedical image classification", Scientific Data
@@ -55,15 +55,15 @@ CHEST_COLUMNS = (
     "Hernia",
 )
 _CHEST_WARNING = (
-    "ChestMNIST holds the images of ChestX-ray14 in parts of its own, not the official lists, and "
-    "without patient numbers: patients may be in several parts, and a network trained on "
+    "ChestMNIST splits the images of ChestX-ray14 in its own way, not by the official lists, and "
+    "has no patient numbers: patients may be in several splits, and a model trained on "
     "ChestX-ray14 has seen test images of it."
 )
 _PNEUMONIA_WARNING = (
     "PneumoniaMNIST gives no patient numbers: each image counts as a patient of its own, so "
-    "patients may be in several parts."
+    "patients may be in several splits."
 )
-# Errors of zip, npy and deflate have no common base; a damaged header is parsed as Python's.
+# Errors of zip, npy and deflate have no common base class; npy headers are parsed as Python.
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -78,28 +78,27 @@ _READ_ERRORS = (
     zlib.error,
     zipfile.BadZipFile,
 )
-# Images do not become a hundredth when they are packed; below this size it does not matter.
+# Images never shrink a hundredfold when packed; files below this size are harmless.
 _MOST_DEFLATED, _SMALL = 100, 2**28
 _PARTS = ("test", "train", "val")  # sorted, so that names in this order are
 
 
 def load_chestmnist(directory: Path, csv: str = "") -> CaseTable:
-    """Reads ChestMNIST; its findings get the order of ``NIH_FINDINGS``.
+    """Read ChestMNIST, with its findings in the order of ``NIH_FINDINGS``.
 
     Args:
         directory: folder with one ``chestmnist*.npz``.
-        csv: the file to read where there are several sizes: a path, also looked for in
-            ``directory``.
+        csv: file to read where there are several sizes: a path, also looked for in ``directory``.
 
     Raises:
-        InputError: there is no such file or more than one, or what it holds is wrong.
+        InputError: there is no such file or more than one, or its content is wrong.
     """
     order = [CHEST_COLUMNS.index(name) for name in NIH_FINDINGS]
     return _load(directory, csv, "chestmnist", NIH_FINDINGS, order, _CHEST_WARNING)
 
 
 def load_pneumoniamnist(directory: Path, csv: str = "") -> CaseTable:
-    """Reads PneumoniaMNIST, which has one finding; arguments and errors as for ChestMNIST."""
+    """Read PneumoniaMNIST, which has one finding; see ``load_chestmnist``."""
     return _load(directory, csv, "pneumoniamnist", ("Pneumonia",), [0], _PNEUMONIA_WARNING)
 
 
@@ -149,7 +148,7 @@ def _find(directory: Path, csv: str, source: str) -> Path:
 
 
 def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """All images, ``[n, S, S]`` uint8 in the order of the parts, and the labels of each part."""
+    """Read all images, ``[n, S, S]`` uint8, and the labels of each split."""
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
@@ -172,10 +171,10 @@ def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray
 
 
 def _check_claims(path: Path, archive: zipfile.ZipFile) -> None:
-    """Compares what the arrays and the archive claim to hold with the file, before memory is taken.
+    """Compare the claimed size of the arrays with the file before allocating memory.
 
     Raises:
-        ValueError: there is less in it.
+        ValueError: the file holds less.
     """
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(_SMALL, _MOST_DEFLATED * path.stat().st_size):
@@ -186,7 +185,7 @@ def _check_claims(path: Path, archive: zipfile.ZipFile) -> None:
             if version != (1, 0):
                 raise ValueError(f"{member.filename} is of format {version}")
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy warns of headers that it has to guess at
+                warnings.simplefilter("error")  # NumPy warns about headers that it guesses
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         if math.prod(shape) * dtype.itemsize > member.file_size:
             raise ValueError(f"{member.filename} claims the shape {shape} and holds less")
@@ -207,7 +206,7 @@ def _check_labels(path: Path, labels: dict[str, np.ndarray], n_findings: int) ->
 
 
 def _gather(path: Path, arrays: np.lib.npyio.NpzFile, labels: dict[str, np.ndarray]) -> np.ndarray:
-    """The images of all parts in one array; each part is freed before the next is read."""
+    """Gather the images of all splits in one array, holding one split at a time."""
     images, done = None, 0
     for part in progress(_PARTS, desc=f"reading {path.name}", unit="parts"):
         values, n = arrays[f"{part}_images"], len(labels[part])

@@ -1,8 +1,8 @@
-"""ChestX-ray14 of the NIH Clinical Center, as users have it on a disk.
+"""Read ChestX-ray14 of the NIH Clinical Center from its downloaded folder.
 
 112,120 frontal chest X-rays (1024x1024 PNG) of 30,805 patients with 14 findings, mined from the
-reports by text processing; 60,361 images carry no finding. The official lists give 86,524 images of
-28,008 patients to training and validation and 25,596 images of 2,797 other patients to test.
+reports by text processing; 60,361 images carry no finding. The official lists assign 86,524 images
+of 28,008 patients to training and validation, and 25,596 images of 2,797 other patients to test.
 
 Citation: X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers, "ChestX-ray8: Hospital-scale
 Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common
@@ -26,18 +26,18 @@ from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
 DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
-# Of use for subgroups; a table without them is read all the same.
+# Optional columns, for subgroups.
 _OPTIONAL = ("View Position", "Patient Gender", "Patient Age")
 _INT32_MAX = int(np.iinfo(np.int32).max)
 
 
 def load(directory: Path, csv: str = "") -> CaseTable:
-    """Reads the table, the official lists and the places of the images that are present.
+    """Read the table and the official lists, and find the images.
 
     Args:
         directory: folder with ``Data_Entry_2017*.csv`` or ``.csv.gz`` (where there are several, the
             last by name), ``train_val_list.txt``, ``test_list.txt``, and PNG files anywhere below.
-            A file ``SIMULATED.txt`` marks images that are drawn rather than acquired.
+            A file ``SIMULATED.txt`` marks simulated images.
         csv: table to read in place of ``Data_Entry_2017*``: a path, also looked for in
             ``directory``.
 
@@ -94,7 +94,7 @@ def _table_path(directory: Path, csv: str) -> Path:
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    """The columns as strings, sorted by image; the index is the line in the file."""
+    """Read the columns as strings, sorted by image; the index is the line number."""
     # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
     # the needed columns are read, by name.
     try:
@@ -146,12 +146,12 @@ def _patients(rows: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _ages(rows: pd.DataFrame) -> np.ndarray:
-    """``[n]`` int16 years, from '58' or, in the table's first version, '058Y'; -1 if unknown."""
+    """Parse ages such as '58' or '058Y' in years, ``[n]`` int16; -1 if unknown."""
     return whole_years(rows["Patient Age"].str.removesuffix("Y"))
 
 
 def _labels(rows: pd.DataFrame, path: Path) -> np.ndarray:
-    """``[n, 14]`` int8, from '|'-separated names; each of the ~800 combinations is parsed once."""
+    """Parse '|'-separated names, ``[n, 14]`` int8; each combination once."""
     codes, combinations = pd.factorize(rows["Finding Labels"])
     column = {name: i for i, name in enumerate(NIH_FINDINGS)}
     labels = np.zeros((len(combinations), len(NIH_FINDINGS)), np.int8)
@@ -169,7 +169,7 @@ def _labels(rows: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
-    """``[n]`` strings ``train_val``, ``test``, or empty where the list is absent or silent."""
+    """Return ``train_val``, ``test`` or an empty string for each image."""
     row = {name: i for i, name in enumerate(images.tolist())}
     part = np.full(len(images), "", dtype="<U9")
     for value, file_name in LISTS.items():
@@ -196,11 +196,11 @@ def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
-    """The PNG of each image by row; of two files with one name, the first in sorted order."""
+    """Find the PNG of each image by row; sorted order decides between equal names."""
     row = {name: i for i, name in enumerate(images.tolist())}
     places: dict[str, str] = {}
     visited: set[tuple[int, int]] = set()
-    # Image folders are often links to another disk; a link back up must not make the walk endless.
+    # Image folders are often links to another disk; a link back up must not loop forever.
     for folder, subfolders, names in os.walk(directory, followlinks=True):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in visited:

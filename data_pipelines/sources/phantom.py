@@ -1,4 +1,4 @@
-"""Simulated chest X-rays, drawn on first use."""
+"""Read simulated chest X-rays, drawing them on first use."""
 
 import dataclasses
 from pathlib import Path
@@ -9,15 +9,15 @@ from data_pipelines.tables.case_table import CaseTable
 
 
 def load(directory: Path, csv: str = "", **sizes: int) -> CaseTable:
-    """Reads a simulated set, drawing it on first use.
+    """Read a simulated set, drawing it on first use.
 
     Args:
-        directory: of the set.
-        csv: as for ChestX-ray14.
-        **sizes: those of `write_phantoms`; without any, a set that was drawn before is read.
+        directory: folder of the set.
+        csv: table to read in place of the set's own.
+        **sizes: arguments of ``write_phantoms``; without any, an existing set is read.
 
     Raises:
-        InputError: as in `write_phantoms` and for ChestX-ray14.
+        InputError: see ``write_phantoms`` and ``nih_chest_xray14.load``.
     """
     if sizes:
         ensure_phantoms(directory, **sizes)

@@ -1,1 +1,1 @@
-"""Hold the cases of a data set: tables, findings, splits and quarantined images."""
+"""Hold the cases of a data set: table, findings, splits, quarantined images."""

@@ -1,4 +1,4 @@
-"""The table of a source: what is known of every image, whether it is present or not."""
+"""Hold the labels and metadata of every image of a source."""
 
 import dataclasses
 
@@ -7,13 +7,15 @@ from jaxtyping import Bool
 
 from data_pipelines.images.store import ImageStore
 
-# A file of this name marks a folder of images that are drawn rather than acquired.
+# A file with this name marks a folder of simulated images.
 SIMULATED_MARKER = "SIMULATED.txt"
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseTable:
-    """All cases of a source, sorted by image name, so that a row's number is its case id.
+    """List all cases of a source, sorted by image name.
+
+    The row number is the case id. Images without a file have a row, too.
 
     Attributes:
         source: registry name of the source, e.g. ``nih_chest_xray14``.
@@ -21,18 +23,18 @@ class CaseTable:
         images: ``[n]`` image names (strings), sorted, unique.
         patients: ``[n]`` int32 patient numbers, not negative.
         labels: ``[n, F]`` int8: 1 present, 0 absent, -1 unknown.
-        official_part: ``[n]`` strings, the part that the source's own lists give (``train_val``,
-            ``test``, or ``train``, ``val``, ``test``), or an empty string where they give none.
+        official_part: ``[n]`` strings, the split in the source's own lists (``train_val``,
+            ``test``, or ``train``, ``val``, ``test``); empty where they name none.
         views: ``[n]`` strings such as ``PA`` and ``AP``; empty for unknown.
         sexes: ``[n]`` strings ``F``, ``M``; empty for unknown.
         ages: ``[n]`` int16 years; -1 for unknown.
         store: the pixels of the images that are present.
-        simulated: whether the images are drawn rather than acquired.
-        official_known: whether the source gives parts at all; if not, rule ``official`` divides by
+        simulated: whether the images are drawn by a program.
+        official_known: whether the source has its own splits; if not, rule ``official`` splits by
             patient.
-        patients_known: whether the source tells patients apart; if not, each image is its own.
-        patient_names: what the source calls each patient, by number; empty where it numbers them.
-        warnings: what a user has to know of these data, a sentence each; the commands print them.
+        patients_known: whether the source identifies patients; if not, each image counts as one.
+        patient_names: the source's name of each patient, by number; empty where it numbers them.
+        warnings: limitations of the data, a sentence each; the commands print them.
     """
 
     source: str
@@ -53,14 +55,14 @@ class CaseTable:
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
-        """Whether the image is there."""
+        """Whether each image is present."""
         return self.store.present
 
     @property
     def abnormal(self) -> Bool[np.ndarray, " n"]:
-        """Whether the image has at least one finding."""
+        """Whether each image has at least one finding."""
         return (self.labels == 1).any(axis=1)
 
     def patient_name(self, number: int | np.integer) -> str:
-        """What the source calls a patient."""
+        """Return the source's name of a patient."""
         return self.patient_names[number] if self.patient_names else str(number)

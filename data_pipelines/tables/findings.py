@@ -1,4 +1,4 @@
-"""The findings of ChestX-ray14, in the order that every array and file of this project uses."""
+"""List the findings of ChestX-ray14 in the order of all label columns."""
 
 NIH_FINDINGS = (
     "Atelectasis",

@@ -1,4 +1,4 @@
-"""Missing and damaged images: found before training, listed, never dropped silently."""
+"""Find missing and damaged images before training, and list them."""
 
 import concurrent.futures
 import csv
@@ -14,8 +14,8 @@ from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.splits import Split, keep_rows
 
 ABSENT = "absent"
-# Every byte of up to this many files is read; the 42 GB of the full set would take minutes at every
-# start. What a look at the header misses still stops the run, with the file's name, when it is met.
+# Up to this many files are read in full; the 42 GB of the full set would delay every start by
+# minutes. Damage that a header does not show stops the run later, with the file's name.
 FULL_CHECK_ROWS = 20_000
 _THREADS = 8
 
@@ -23,13 +23,13 @@ Entry = tuple[str, str]
 
 
 def verify_files(table: CaseTable, rows: np.ndarray) -> list[Entry]:
-    """Finds images that are absent, empty or damaged.
+    """Find images that are absent, empty or damaged.
 
-    Up to 20,000 images, every one is read whole; above that only its size and header are.
+    Up to 20,000 images are read in full; of more, only size and header are checked.
 
     Args:
         table: the source's table.
-        rows: ``[n]`` case ids to look at.
+        rows: ``[n]`` case ids to check.
 
     Returns:
         ``(image, reason)`` of each bad image, in the order of ``rows``; the reason is ``absent``,
@@ -52,18 +52,19 @@ def verify_files(table: CaseTable, rows: np.ndarray) -> list[Entry]:
 def apply_policy(
     table: CaseTable, split: Split, missing: str, max_share: float = 0.001
 ) -> tuple[Split, list[Entry]]:
-    """Drops bad images from the split where that is allowed, and says which.
+    """Drop bad images from the split, within the allowed share.
 
     Args:
         table: the source's table.
-        split: parts over the full table.
+        split: split of the full table.
         missing: ``error``: absent and damaged images together may be at most ``max_share`` of the
             used ones. ``skip``: any number may be absent; damaged ones may be at most ``max_share``
             of those present.
         max_share: 0 to 1.
 
     Returns:
-        The split without the bad images, its leak counted anew, and ``(image, reason)`` of each.
+        The split without the bad images, its leakage counted again, and ``(image, reason)`` of
+        each bad image.
 
     Raises:
         InputError: too many bad images, none left, or an unknown ``missing``.
@@ -76,7 +77,7 @@ def apply_policy(
     n_absent = len(entries) - len(damaged)
     if len(entries) == len(rows):
         raise InputError(
-            f"Not one of the {len(rows)} images of the table {_is_usable(entries)}: set "
+            f"None of the {len(rows)} images of the table {_is_usable(entries)}: set "
             "--config.data.dir to the folder that holds the image files."
         )
     if missing == "error" and len(entries) > max_share * len(rows):
@@ -96,7 +97,7 @@ def apply_policy(
 
 
 def write_quarantine(path: Path, entries: Sequence[Entry]) -> None:
-    """Writes ``image,reason`` lines; the file appears whole or not at all."""
+    """Write ``image,reason`` lines; the file appears whole or not at all."""
     with whole_file(path) as file:
         csv.writer(file).writerows([("image", "reason"), *entries])
 

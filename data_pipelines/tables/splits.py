@@ -1,4 +1,4 @@
-"""The rules that divide a source's full table into parts, and what they leak."""
+"""Split a table into train, validation and test, and count the leakage."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
 
 IMAGES = ("abnormal", "all")
-# Of the published notebook; it is the rule's own and does not follow config.data.split_seed.
+# The published notebook fixes its own seed, so config.data.split_seed does not apply.
 NOTEBOOK_SEED = 85
 NOTEBOOK_SHARE = 0.125
 
@@ -19,16 +19,16 @@ Parts = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The parts of every stage.
+    """Hold the train, validation and test cases of every stage.
 
     Attributes:
-        rule: name of the rule, a key of ``RULES``.
+        rule: name of the split rule, a key of ``RULES``.
         split_seed: seed of the permutation of the patients.
-        stages: for each stage, in the order of training, its parts by name (``train``, ``val``,
+        stages: for each stage, in the order of training, its splits by name (``train``, ``val``,
             ``test``; ``notebook`` also ``test_published``): int64 case ids, sorted.
-        leak_images: abnormal test images of the last stage whose patient some stage has trained or
-            validated on.
-        leak_of: abnormal test images of the last stage.
+        leak_images: number of abnormal test images of the last stage from patients that some stage
+            trains or validates on.
+        leak_of: number of abnormal test images of the last stage.
     """
 
     rule: str
@@ -38,15 +38,15 @@ class Split:
     leak_of: int
 
     def rows(self, stage: str, part: str) -> np.ndarray:
-        """Case ids of a part that is needed.
+        """Return the case ids of one split of a stage.
 
         Raises:
-            InputError: the rule has no such part, or it is empty.
+            InputError: the rule has no such split, or it is empty.
         """
         parts = self.stages[stage]
         if part not in parts:
             raise InputError(
-                f"The split rule {self.rule!r} has no part {part!r}: choose one of "
+                f"The split rule {self.rule!r} has no split {part!r}: choose one of "
                 f"{', '.join(parts)}."
             )
         if not parts[part].size:
@@ -59,15 +59,15 @@ class Split:
 
     @property
     def used_rows(self) -> np.ndarray:
-        """``[m]`` int64: case ids that any part of any stage holds, sorted."""
+        """Sorted case ids that any stage uses, ``[m]`` int64."""
         parts = [rows for parts in self.stages.values() for rows in parts.values()]
         return np.unique(np.concatenate(parts))
 
 
 def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_seed: int) -> Split:
-    """Divides the full table, whether the image files are present or not.
+    """Split the full table, including images without a file.
 
-    A source that has no parts of its own is divided by ``patient`` where the rule is ``official``.
+    A source without official splits is split by ``patient`` under the rule ``official``.
 
     Args:
         table: the source's full table.
@@ -77,11 +77,12 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
 
     Raises:
         InputError: unknown rule or kind of images, a table without what the rule needs, or a
-            patient in two parts.
+            patient in two splits.
     """
     if rule not in RULES:
         raise InputError(
-            f"config.data.split is {rule!r}, which is no known rule: {did_you_mean(rule, RULES)}"
+            f"config.data.split is {rule!r}, which is not a known split rule: "
+            f"{did_you_mean(rule, RULES)}"
         )
     for stage, kind in images.items():
         if kind not in IMAGES:
@@ -94,7 +95,7 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
 
 
 def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:
-    """The split without the cases where ``keep`` (``[n]`` bool) is False; its leak counted anew."""
+    """Keep the cases where ``keep`` (``[n]`` bool) is True, and count the leakage again."""
     stages = {
         stage: {part: rows[keep[rows]] for part, rows in parts.items()}
         for stage, parts in split.stages.items()
@@ -103,7 +104,7 @@ def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:
 
 
 def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
-    """``images``, ``patients`` and ``sha256`` of the sorted names, which users can compare."""
+    """Return ``images``, ``patients`` and the ``sha256`` of the sorted image names."""
     names = "\n".join(sorted(table.images[rows].tolist()))
     return {
         "images": len(rows),
@@ -113,15 +114,18 @@ def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
 
 
 def shuffled_patients(table: CaseTable, split_seed: int) -> np.ndarray:
-    """``[p]`` int32: all patients of the table in the random order that the rules cut."""
+    """Return all patients in random order, ``[p]`` int32."""
     generator = np.random.Generator(np.random.PCG64(split_seed))
     return generator.permutation(np.unique(table.patients))
 
 
 def torch_randperm(n: int, seed: int) -> np.ndarray:
-    """``[n]`` int64: what ``torch.manual_seed(seed); torch.randperm(n)`` gives on a CPU.
+    """Reproduce ``torch.manual_seed(seed); torch.randperm(n)`` on a CPU.
 
     Both draw from a Mersenne Twister; torch swaps forward, with a modulo.
+
+    Returns:
+        ``[n]`` int64.
     """
     raw = np.random.RandomState(seed).randint(0, 2**32, size=max(n - 1, 0), dtype=np.uint32)
     order = list(range(n))
@@ -132,7 +136,10 @@ def torch_randperm(n: int, seed: int) -> np.ndarray:
 
 
 def _official(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
-    """The source's own parts; validation is an eighth of the train_val patients if not given."""
+    """Apply the source's own splits.
+
+    Where it has no validation split, an eighth of the train_val patients becomes one.
+    """
     part = _official_parts(table)
     train_val = part == "train_val"
     if train_val.any():
@@ -157,14 +164,17 @@ def _official_parts(table: CaseTable) -> np.ndarray:
     wrong = ~np.isin(part, list(known))
     if wrong.any():
         raise InputError(
-            f"The image {table.images[wrong][0]} is in the part '{part[wrong][0]}': the split "
+            f"The image {table.images[wrong][0]} is in the split '{part[wrong][0]}': the split "
             "column takes train, val and test (or train_val and test)."
         )
     return part
 
 
 def _patient(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
-    """A fifth of all patients to test, a tenth to validation (6,161 and 3,080 of NIH's 30,805)."""
+    """Assign a fifth of all patients to test and a tenth to validation.
+
+    Of NIH's 30,805 patients these are 6,161 and 3,080.
+    """
     patients = shuffled_patients(table, split_seed)
     n_test, n_val = max(len(patients) // 5, 1), max(len(patients) // 10, 1)
     test, val = patients[:n_test], patients[n_test : n_test + n_val]
@@ -175,7 +185,10 @@ def _patient(table: CaseTable, images: Mapping[str, str], split_seed: int) -> di
 
 
 def _shared(table: CaseTable, images: Mapping[str, str], part: np.ndarray) -> dict[str, Parts]:
-    """One division for all stages; a stage of abnormal images has only those in train and val."""
+    """Use one split for all stages.
+
+    A stage of abnormal images has only those in train and val.
+    """
     _assert_disjoint(table, part)
     everything = np.ones(len(part), bool)
     return {
@@ -196,17 +209,17 @@ def _assert_disjoint(table: CaseTable, part: np.ndarray) -> None:
     if clash.size:
         first, second = order[clash[0]], order[clash[0] + 1]
         raise InputError(
-            f"The patient {table.patient_name(patients[clash[0]])} is in two parts, "
+            f"The patient {table.patient_name(patients[clash[0]])} is in two splits, "
             f"'{part[first]}' ({table.images[first]}) and '{part[second]}' "
-            f"({table.images[second]}): put all the images of a patient into one part, or set "
+            f"({table.images[second]}): put all the images of a patient into one split, or set "
             "--config.data.split=patient."
         )
 
 
 def _notebook(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
-    """The published notebook's parts, drawn for each stage anew: its stages leak into each other.
+    """Reproduce the published notebook, which splits each stage separately.
 
-    ``split_seed`` does not matter: the notebook fixes its own.
+    One stage's test patients are therefore in the other's training split.
     """
     del split_seed
     return {stage: _notebook_stage(table, kind) for stage, kind in images.items()}
@@ -230,14 +243,14 @@ def _notebook_stage(table: CaseTable, kind: str) -> Parts:
 
 
 def _cut(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A random eighth of the rows, and the rest."""
+    """Return a random eighth of the rows, and the rest."""
     order = torch_randperm(len(rows), NOTEBOOK_SEED)
     n = int(NOTEBOOK_SHARE * len(rows))
     return np.sort(rows[order[:n]]), np.sort(rows[order[n:]])
 
 
 def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts]) -> Split:
-    """Counts the leak: validation images count as seen, since they chose the weights."""
+    """Count the leakage; validation images count as seen, since they select the weights."""
     seen = [parts[part] for parts in stages.values() for part in ("train", "val")]
     test = list(stages.values())[-1]["test"]
     test = test[table.abnormal[test]]
@@ -246,6 +259,6 @@ def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts])
 
 
 Rule = Callable[[CaseTable, Mapping[str, str], int], dict[str, Parts]]
-# Rules in which no patient is in two parts; asserted when they are applied.
+# Rules that put each patient into one split only; asserted when they are applied.
 DISJOINT = ("official", "patient")
 RULES: dict[str, Rule] = {"official": _official, "patient": _patient, "notebook": _notebook}

@@ -16,7 +16,7 @@ def _inspect(films, out, *more):
         (["--size", "8"], "--size is 8: give 16 or more"),
         (["--sample", "-1"], "--sample is -1: give 0 or more"),
         (["--split", "patients"], "did you mean 'patient'"),
-        (["--source", "nih"], "no known source"),
+        (["--source", "nih"], "not a known source"),
         (["--source", "phantom"], "--source nih_chest_xray14"),
         (["--csv", "gone.csv"], "gone.csv"),
     ],
@@ -35,7 +35,7 @@ def test_a_folder_without_images_and_one_of_broken_images(films, tmp_path, capsy
     for name in films.names:
         films.file(name).unlink()
     assert _inspect(films, tmp_path / "out") == 2
-    assert "Not one of the 12 images of the table" in capsys.readouterr().err
+    assert "None of the 12 images of the table" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_named(films, tmp_path, capsys):

@@ -39,7 +39,7 @@ def test_everything_is_written_and_the_text_is_that_of_the_screen(films, tmp_pat
 def test_a_double_in_another_part_is_found_by_name(films, tmp_path, capsys):
     shutil.copy(films.file(films.names[1]), films.file(films.names[10]))
     assert _inspect(films, tmp_path / "out") == 0
-    assert "groups across parts: 1, across patients: 1, with different findings: 0" in (
+    assert "groups across splits: 1, across patients: 1, with different findings: 0" in (
         capsys.readouterr().out
     )
     with (tmp_path / "out" / "duplicates.csv").open() as file:
@@ -62,7 +62,7 @@ def test_a_sample_says_what_it_is_and_is_the_same_again(films, tmp_path, capsys)
     assert _inspect(films, tmp_path / "a", "--sample", "5") == 0
     text = capsys.readouterr().out
     assert "Image statistics of 5 of 12 images" in text
-    assert "sought among the 5 images read only" in text
+    assert "Only the 5 images read were compared" in text
     assert _inspect(films, tmp_path / "b", "--sample", "5") == 0
     assert _summary(tmp_path / "a") == _summary(tmp_path / "b")
 

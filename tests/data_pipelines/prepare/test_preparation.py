@@ -217,7 +217,7 @@ def test_absent_images_need_a_word(nih, out):
 def test_a_folder_without_images_is_refused(nih, out):
     for name in nih.names:
         nih.file(name).unlink()
-    with pytest.raises(InputError, match="Not one of the 12 images"):
+    with pytest.raises(InputError, match="None of the 12 images"):
         prepare_nih(nih, out, missing="skip")
 
 

@@ -113,7 +113,7 @@ def test_a_killed_worker_is_one_sentence(many, tmp_path):
                 with open(f"/proc/{child}/cmdline") as command:
                     if "spawn_main" in command.read():
                         os.kill(child, signal.SIGKILL)
-    assert b"was killed, perhaps for want of memory" in process.communicate()[1]
+    assert b"was killed, perhaps for lack of memory" in process.communicate()[1]
     assert process.returncode == 1
     assert not is_prepared(out)
 

@@ -165,7 +165,7 @@ def test_what_pandas_writes_comes_back(tmp_path, labels: list, as_float: bool):
         ("image,Mass\na.png,1\nb.png,0\n./a.png,1\n", ["a.png", "second time", "line 4"]),
         ("image,Mass\na.png,1\n\nb.png,2\n", ["line 4", "b.png", "'2'", "'Mass'"]),
         ("image,Mass\na.png,yes\n", ["line 2", "'yes'", "'Mass'", "unknown"]),
-        ("image,Mass,Edema\na.png,1,\nb.png,0,-1\n", ["'Edema'", "knows no label"]),
+        ("image,Mass,Edema\na.png,1,\nb.png,0,-1\n", ["'Edema'", "has no label"]),
         ("image,Mass,split\na.png,1,train\nb.png,1,vall\n", ["line 3", "'vall'", "'val'"]),
         ("image,Mass,patient\na.png,1,x\nb.png,1,\n", ["line 3", "names no patient"]),
     ],
@@ -228,7 +228,7 @@ def test_a_split_column_with_a_gap_names_the_other_rule(write):
 
 def test_a_patient_in_two_parts_is_named_as_in_the_table(write):
     table = csv_folder.load(write(GOOD.replace("007", "P 1")))
-    message = r"patient P 1 is in two parts, 'val' \(a\.png\) and 'test' \(c\.tif\)"
+    message = r"patient P 1 is in two splits, 'val' \(a\.png\) and 'test' \(c\.tif\)"
     with pytest.raises(InputError, match=message):
         splits.make_split(table, "official", BOTH, 0)
     assert splits.make_split(table, "patient", BOTH, 0).rule == "patient"

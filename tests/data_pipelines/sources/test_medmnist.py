@@ -58,7 +58,7 @@ def test_chest_labels_get_the_order_of_the_project(chest):
 def test_the_parts_are_the_official_rule_and_patients_are_not_known(chest):
     table = sources.load("chestmnist", chest[0])
     assert not table.patients_known
-    assert "not the official lists" in table.warnings[0]
+    assert "not by the official lists" in table.warnings[0]
     split = splits.make_split(table, "official", {"focal": "all"}, 0)
     assert {part: len(rows) for part, rows in split.stages["focal"].items()} == SIZES
 
