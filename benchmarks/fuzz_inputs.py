@@ -22,10 +22,10 @@ from pathlib import Path
 
 import fuzz_corpus
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import fault, read_image
+from data_pipelines.progress import progress
 from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14
 from data_pipelines.tables.case_table import CaseTable
 
@@ -149,7 +149,7 @@ class Worker:
         self.process = None
 
     def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, *self.args), daemon=True)
         self.process.start()
@@ -189,7 +189,7 @@ def fuzz(kind: str, cases: int, seed: int, out: Path | None) -> int:
     corpus, counts, memory = KINDS[kind][0](), collections.Counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(kind, Path(folder))
-        for number in tqdm(range(cases), desc=kind, unit="file", disable=cases < 1_000):
+        for number in progress(range(cases), desc=kind, unit="files"):
             rng = np.random.default_rng([seed, list(KINDS).index(kind), number])
             data = make_case(corpus, number, rng)
             outcome, used = worker.outcome(data)
@@ -212,6 +212,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path, help="folder that keeps the inputs that fail")
     args = parser.parse_args()
+    # Workers are forked from a clean process that has imported this module once.
+    multiprocessing.set_forkserver_preload(["__main__"])
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     failures = [fuzz(kind, args.cases, args.seed, args.out) for kind in args.kinds]

@@ -11,6 +11,8 @@ from dicom_files import save
 from PIL import Image
 
 from data_pipelines.images import dicom
+from data_pipelines.sources import nih_chest_xray14
+from data_pipelines.tables.case_table import CaseTable
 
 HEADER_V2020 = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -33,6 +35,12 @@ def _test_data(folder: str) -> Path:
 def nih_dir() -> Path:
     """1,000 real images, the full table of 112,120 rows and the official lists."""
     return _test_data("nih_chest_xray14")
+
+
+@pytest.fixture(scope="session")
+def nih_table(nih_dir: Path) -> CaseTable:
+    """The full table of the real images, read once."""
+    return nih_chest_xray14.load(nih_dir)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.inspect import inspection
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Skip the pictures, which take most of the time of an inspection."""
+    monkeypatch.setattr(inspection, "_draw", lambda *_: None)
+
 
 @pytest.fixture
 def films(nih):

@@ -45,6 +45,7 @@ def test_an_output_that_cannot_be_written_is_named(films, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_warnings_of_a_source_are_said(films, tmp_path, capsys):
     lines = [f"{path.relative_to(films.path)},1" for path in films.path.rglob("*.png")]
     (films.path / "labels.csv").write_text("\n".join(["image,Mass", *lines]) + "\n")
@@ -53,6 +54,7 @@ def test_the_warnings_of_a_source_are_said(films, tmp_path, capsys):
     assert "warning: The table" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_prepared_folder_is_read_as_what_and_at_the_size_that_it_was_prepared(films, tmp_path):
     prepare("nih_chest_xray14", films.path, tmp_path / "prepared", size=24)
     assert main([str(tmp_path / "prepared"), "--out", str(tmp_path / "out")]) == 0

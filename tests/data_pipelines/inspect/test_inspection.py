@@ -3,6 +3,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from data_pipelines.inspect.__main__ import main
 from data_pipelines.inspect.inspection import choose_examples
@@ -36,6 +37,7 @@ def test_everything_is_written_and_the_text_is_that_of_the_screen(films, tmp_pat
     assert found["duplicates"]["images"] == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_double_in_another_part_is_found_by_name(films, tmp_path, capsys):
     shutil.copy(films.file(films.names[1]), films.file(films.names[10]))
     assert _inspect(films, tmp_path / "out") == 0
@@ -58,6 +60,7 @@ def test_refused_images_are_listed_and_end_in_code_1(films, tmp_path, capsys):
     assert _summary(tmp_path / "out")["pixels"]["read"] == 10
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_sample_says_what_it_is_and_is_the_same_again(films, tmp_path, capsys):
     assert _inspect(films, tmp_path / "a", "--sample", "5") == 0
     text = capsys.readouterr().out

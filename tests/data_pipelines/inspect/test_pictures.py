@@ -44,8 +44,9 @@ def _draw_all(folder, table, simulated):
     pictures.draw_image_statistics(folder / "images.png", statistics, simulated=simulated)
 
 
-@pytest.mark.parametrize("simulated", [False, True])
-@pytest.mark.parametrize("findings", [NIH_FINDINGS, ("Mass",)], ids=["many", "one"])
+@pytest.mark.parametrize(
+    ("findings", "simulated"), [(NIH_FINDINGS, True), (("Mass",), False)], ids=["many", "one"]
+)
 def test_pictures_are_drawn_large_enough_and_say_what_is_simulated(
     tmp_path, titles, findings, simulated
 ):

@@ -25,6 +25,9 @@ def _strict_ranks():
         yield
 
 
+_rotated = jax.jit(rotate, static_argnames=("degrees", "p"))
+
+
 def _images(n=4, height=12, width=16, seed=0):
     grey = np.random.default_rng(seed).integers(0, 256, (n, height, width, 1), np.uint8)
     return jnp.asarray(grey)
@@ -50,7 +53,7 @@ def test_evaluation_images_are_normalised_only():
 def test_p_0_is_the_identity():
     images, key = _floats(), jax.random.key(0)
     np.testing.assert_array_equal(flip(key, images, p=0.0), images)
-    np.testing.assert_allclose(rotate(key, images, p=0.0), images, atol=1e-4)
+    np.testing.assert_allclose(_rotated(key, images, p=0.0), images, atol=1e-4)
 
 
 def test_flip_with_p_1_is_the_mirror_image():
@@ -81,7 +84,7 @@ def test_rotation_by_a_known_angle_is_scipy_s(angle, shape):
 
 def test_a_positive_angle_turns_counter_clockwise():
     image = jnp.zeros((1, 5, 5, 1)).at[0, 2, 4, 0].set(1.0)  # right of the centre
-    turned = rotate_by(jnp.array([90.0]), image)
+    turned = jax.jit(rotate_by)(jnp.array([90.0]), image)
     assert jnp.unravel_index(jnp.argmax(turned[0, ..., 0]), (5, 5)) == (0, 2)  # above it
 
 
@@ -89,7 +92,7 @@ def test_angles_stay_in_range_and_half_of_the_images_are_turned():
     # A bright pixel straight above the centre moves sideways by radius * sin(angle).
     radius, n = 40, 200
     image = jnp.zeros((1, 2 * radius + 3, 2 * radius + 3, 1)).at[0, 1, radius + 1, 0].set(1.0)
-    turned = rotate(jax.random.key(2), jnp.repeat(image, n, axis=0), degrees=10.0)
+    turned = _rotated(jax.random.key(2), jnp.repeat(image, n, axis=0), degrees=10.0)
     top = np.asarray(turned[..., 0]).sum(axis=1)
     shift = (top * (np.arange(top.shape[1]) - radius - 1)).sum(axis=1) / top.sum(axis=1)
     angles = np.degrees(np.arcsin(shift / radius))
@@ -105,12 +108,12 @@ def test_rotation_keeps_the_range_and_roughly_the_mean():
         np.random.default_rng(0).uniform(0, 255, (8, 64, 64)), (0, 6, 6)
     )
     images = jnp.asarray(smooth, jnp.float32)[..., None]
-    turned = rotate(jax.random.key(3), images, p=1.0)
+    turned = _rotated(jax.random.key(3), images, p=1.0)
     assert float(turned.min()) >= float(images.min()) - 1e-3
     assert float(turned.max()) <= float(images.max()) + 1e-3
     np.testing.assert_allclose(turned.mean((1, 2, 3)), images.mean((1, 2, 3)), rtol=0.02)
     constant = jnp.full((2, 16, 16, 1), 77.0)
-    np.testing.assert_allclose(rotate(jax.random.key(4), constant, p=1.0), constant, rtol=1e-5)
+    np.testing.assert_allclose(_rotated(jax.random.key(4), constant, p=1.0), constant, rtol=1e-5)
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -126,7 +129,7 @@ def test_training_images_hang_on_the_key_alone(jit):
 
 def test_training_images_contain_both_unchanged_and_changed_ones():
     images = _images(64, 8, 8)
-    out = training_images(jax.random.key(0), images)
+    out = jax.jit(training_images)(jax.random.key(0), images)
     same = np.isclose(out, evaluation_images(images), atol=1e-3).all(axis=(1, 2, 3))
     assert 4 <= same.sum() <= 30  # a quarter of 64 is 16
 

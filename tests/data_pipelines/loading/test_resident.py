@@ -56,8 +56,8 @@ def test_evaluation_gathers_what_would_be_streamed(nih):
         _assert_same({key: value[mask] for key, value in batch.items()}, gathered)
 
 
-def test_real_images_are_the_same_in_both_modes(nih_dir):
-    table = load(nih_dir)
+def test_real_images_are_the_same_in_both_modes(nih_table):
+    table = nih_table
     rows = np.flatnonzero(table.present)[100:400]
     cases = resident.load(table, rows, 32)
     order = _order(rows, batch_size=64, epochs=1)

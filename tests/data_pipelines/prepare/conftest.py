@@ -13,5 +13,7 @@ def many(nih):
     """Enough images for a kill to fall into the middle: 12 patients' worth of noise."""
     rng = np.random.default_rng(0)
     for name in nih.names:
-        Image.fromarray(rng.integers(0, 256, (900, 900), np.uint8)).save(nih.file(name))
+        Image.fromarray(rng.integers(0, 256, (900, 900), np.uint8)).save(
+            nih.file(name), compress_level=1
+        )
     return nih

@@ -16,27 +16,30 @@ def _command(source, out, *rest):
     return main([SOURCE, "--source", str(source), "--out", str(out), "--processes", "1", *rest])
 
 
-def test_exit_codes_of_real_images(nih_dir, tmp_path, capsys):
-    """0 as they are; 1 with one of 1,000 damaged; 2 with two."""
+def test_images_that_are_not_there_end_in_code_2(nih_dir, tmp_path, capsys):
     assert _command(nih_dir, tmp_path / "out", "--size", "16") == 2
     assert "111120 of 112120 images are absent" in capsys.readouterr().err
+
+
+def test_exit_codes(tmp_path, capsys):
+    """0 as they are; 1 with one of 1,000 damaged; 2 with two."""
     raw = tmp_path / "raw"
     raw.mkdir()
-    for path in nih_dir.iterdir():
-        (raw / path.name).symlink_to(path)
-    images = sorted((nih_dir / "images").glob("*.png"))
-    (raw / "images").unlink()
-    (raw / "images").mkdir()
-    for path in images:
-        (raw / "images" / path.name).symlink_to(path)
-    options = ("--size", "16", "--missing=skip")
-    assert _command(raw, tmp_path / "out", *options) == 0
+    names = [f"{i:04d}.png" for i in range(1_000)]
+    for i, name in enumerate(names):
+        Image.new("L", (8, 8), i % 256).save(raw / name)
+    (raw / "labels.csv").write_text("image,Mass\n" + "".join(f"{name},1\n" for name in names))
+
+    def command(out):
+        options = (f"--source={raw}", f"--out={tmp_path / out}", "--size=8", "--processes=1")
+        return main(["csv_folder", *options])
+
+    assert command("out") == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 1_000
-    for spoilt, code in ((images[3], 1), (images[500], 2)):
-        (raw / "images" / spoilt.name).unlink()
-        (raw / "images" / spoilt.name).write_bytes(spoilt.read_bytes()[:300])
-        assert _command(raw, tmp_path / f"out{code}", *options) == code
-    assert images[500].name in (tmp_path / "out2" / "quarantine.csv").read_text()
+    for spoilt, code in ((names[3], 1), (names[500], 2)):
+        (raw / spoilt).write_bytes((raw / spoilt).read_bytes()[:60])
+        assert command(f"out{code}") == code
+    assert names[500] in (tmp_path / "out2" / "quarantine.csv").read_text()
     assert "error: 2 of 1000 images are absent or unreadable" in capsys.readouterr().err
 
 

@@ -28,8 +28,8 @@ def test_full_table_has_the_published_counts(nih_dir):
     assert not table.simulated
 
 
-def test_full_table_is_sorted_so_that_the_row_is_the_case_id(nih_dir):
-    table = load(nih_dir)
+def test_full_table_is_sorted_so_that_the_row_is_the_case_id(nih_table):
+    table = nih_table
     assert (table.images[:-1] < table.images[1:]).all()
     assert table.images[0] == "00000001_000.png"
     assert _findings(table, 2) == {"Cardiomegaly", "Effusion"}

@@ -146,8 +146,8 @@ def test_unknown_policy_names_the_key(nih):
         apply_policy(table, _split(table), "ignore")
 
 
-def test_real_subset_is_used_as_far_as_it_goes(nih_dir):
-    table = load(nih_dir)
+def test_real_subset_is_used_as_far_as_it_goes(nih_table):
+    table = nih_table
     split, entries = apply_policy(table, _split(table), "skip")
     assert len(split.used_rows) == 1_000
     assert len(entries) == 111_120

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from tables import small_table
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources.nih_chest_xray14 import load
 from data_pipelines.tables.findings import NIH_FINDINGS
 from data_pipelines.tables.splits import (
     RULES,
@@ -29,11 +28,6 @@ def _table(patients, abnormal, official_part=None):
         labels=np.asarray(abnormal, np.int8).reshape(n, 1),
         official_part=np.asarray(official_part if official_part is not None else [""] * n),
     )
-
-
-@pytest.fixture(scope="module")
-def nih_table(nih_dir):
-    return load(nih_dir)
 
 
 def _sizes(table, parts):
