@@ -212,8 +212,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path, help="folder that keeps the inputs that fail")
     args = parser.parse_args()
-    # Workers are forked from a clean process that has imported this module once.
-    multiprocessing.set_forkserver_preload(["__main__"])
+    # Workers are forked from a clean process that has done the slow imports once.
+    multiprocessing.set_forkserver_preload(["data_pipelines.sources", "pydicom.pixels"])
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     failures = [fuzz(kind, args.cases, args.seed, args.out) for kind in args.kinds]

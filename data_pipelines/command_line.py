@@ -1,4 +1,4 @@
-"""Parse the options of a command, with one sentence for what is wrong with them."""
+"""Parse the options of a command; report errors in one sentence."""
 
 import argparse
 from typing import NoReturn
@@ -7,7 +7,7 @@ from data_pipelines.errors import InputError, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that raises ``InputError`` and shows an example in its help.
+    """Parse arguments, raise ``InputError``, and show an example in the help.
 
     Options and positional arguments may come in any order.
 

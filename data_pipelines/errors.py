@@ -15,9 +15,9 @@ class InputError(Exception):
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known ones.
+    """Return the end of a sentence about an unknown name.
 
-    Where no known name is near, none is suggested. At most 20 known names are listed.
+    It suggests the nearest known name if one is near, and lists at most 20 known names.
     """
     known = list(known)
     more = f", ... ({len(known)} in all)" if len(known) > _MOST_LISTED else ""

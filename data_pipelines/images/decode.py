@@ -1,4 +1,4 @@
-"""Decode an image file to a grey square: the only decode and resize."""
+"""Decode image files to grey squares, in one place for all uses."""
 
 import contextlib
 import struct
@@ -41,7 +41,7 @@ DECODE_ERRORS = (
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """Decode an image to one grey channel and resize it to a square.
+    """Decode an image to grey and resize it to a square.
 
     The content of a file decides its format, not its name. Colour becomes luma (ITU-R 601: equal
     channels keep their value; of 16-bit colour the upper 8 bits count), alpha is ignored, and
@@ -74,7 +74,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 
 def fault(path: Path, whole: bool) -> str:
-    """Say in a few words why a file is unusable; empty if it is fine.
+    """Say briefly why a file is unusable; empty if it is fine.
 
     Args:
         path: the file.

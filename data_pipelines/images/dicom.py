@@ -89,7 +89,7 @@ def check_header(path: Path) -> None:
 
 
 def _starts_with_element(head: bytes) -> bool:
-    """Whether bytes start with group 2 or 8 and a plausible VR or length."""
+    """Whether bytes start with a plausible element of group 2 or 8."""
     if len(head) < 8:
         return False
     group, _, length = struct.unpack("<HHI", head[:8])

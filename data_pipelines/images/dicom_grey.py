@@ -1,4 +1,4 @@
-"""Map the stored values of a DICOM image to grey by its tags."""
+"""Map stored DICOM values to grey by the tags of an image."""
 
 import math
 from typing import TYPE_CHECKING
@@ -89,7 +89,7 @@ def _window(values: _Values, center: float, width: float, function: str) -> _Val
 def _look_up(
     values: _Values, table: "pydicom.Dataset", dataset: "pydicom.Dataset"
 ) -> tuple[_Values, float]:
-    """Look up each value in a table; also return the largest possible entry."""
+    """Look up values in a table; also return its largest possible entry."""
     n_entries, first, bits = (int(number) for number in table.LUTDescriptor)
     n_entries = n_entries or 2**16
     if not 8 <= bits <= 16:

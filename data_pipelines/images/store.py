@@ -15,7 +15,7 @@ from data_pipelines.images.decode import fault, read_image, to_square
 
 @runtime_checkable
 class ImageStore(Protocol):
-    """Read images by case id, the row number in the table of a source."""
+    """Read images by case id, the row number in the table."""
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -38,7 +38,7 @@ class ImageStore(Protocol):
         """
 
     def fault(self, case_id: int, *, whole: bool) -> str:
-        """Say in a few words why a present image is unusable; empty if it is fine.
+        """Say briefly why a present image is unusable; empty if it is fine.
 
         With ``whole`` all of it is checked, else only its header.
         """

@@ -69,14 +69,14 @@ def _parser() -> CommandParser:
 
 
 def _defaults(directory: Path) -> dict[str, Any]:
-    """Return the source and size to read a folder with; a prepared one has its own."""
+    """Return the source and image size to read a folder with."""
     if is_prepared(directory):
         return read_identity(directory)
     return {"source": "nih_chest_xray14", "size": 64}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 1 where images were refused."""
+    """Run the command and return its exit code."""
     try:
         options = _parser().parse_args(argv)
         defaults = _defaults(options.dir)

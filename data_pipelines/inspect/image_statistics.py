@@ -195,7 +195,7 @@ def _measure(
 
 
 def _thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """Average 8 x 8 blocks, ``[k, 64]`` float32, without the rest at the edges."""
+    """Average an 8 x 8 grid of blocks, ``[k, 64]`` float32."""
     side = pixels.shape[1] // _THUMBNAIL
     whole = pixels[:, : side * _THUMBNAIL, : side * _THUMBNAIL]
     blocks = whole.reshape(-1, _THUMBNAIL, side, _THUMBNAIL, side).mean(axis=(2, 4))

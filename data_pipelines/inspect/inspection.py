@@ -203,7 +203,7 @@ def _draw(found: Inspection, statistics: ImageStatistics, out: Path) -> None:
 def choose_examples(
     table: CaseTable, rows: Int[np.ndarray, " m"], most: int
 ) -> dict[str, np.ndarray]:
-    """Choose images of each finding and, last, of none, by a fixed seed.
+    """Choose images of each finding, and of none, by a fixed seed.
 
     Args:
         table: the source's table.

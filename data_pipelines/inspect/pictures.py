@@ -89,7 +89,7 @@ def draw_co_occurrence(
     *,
     simulated: bool,
 ) -> None:
-    """Draw a heat map of P(column | row) in %, most frequent finding first.
+    """Draw a heat map of P(column | row), most frequent finding first.
 
     Args:
         path: PNG file to write.

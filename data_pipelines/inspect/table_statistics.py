@@ -81,7 +81,7 @@ def co_occurrence(
 
 
 def parts_of_images(table: CaseTable, split: Split) -> dict[str, np.ndarray]:
-    """Return the splits of each image by stage, ``[n]`` strings joined by ``+``."""
+    """Return the splits of each image by stage, joined by ``+``."""
     stages = {}
     for stage, parts in split.stages.items():
         held = np.full(len(table.images), "", object)

@@ -15,7 +15,7 @@ Grey = Float[Array, "batch height width 1"]
 def training_images(
     key: PRNGKeyArray, images: UInt8[Array, "batch height width 1"], channels: int = 3
 ) -> Float[Array, "batch height width channels"]:
-    """Flip, rotate and normalise a training batch, in 3 equal channels or 1."""
+    """Flip, rotate and normalise a training batch, in 3 channels or 1."""
     flip_key, rotate_key = jax.random.split(key)
     grey = images.astype(jnp.float32)
     return normalise(rotate(rotate_key, flip(flip_key, grey)), channels)

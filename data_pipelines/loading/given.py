@@ -117,7 +117,7 @@ def table_of(images: GivenImages, findings: Sequence[str], *, simulated: bool) -
 
 
 def is_simulated(path: Path) -> bool:
-    """Whether the folder of a file, or its parent, is marked as simulated."""
+    """Whether the folder of a file or its parent is marked simulated."""
     folders = itertools.islice(path.resolve().parents, 2)
     return any((folder / SIMULATED_MARKER).exists() for folder in folders)
 

@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ReadCases:
-    """Read a whole batch by case ids, so that a store can read it at once.
+    """Read a whole batch at once by its case ids.
 
     Attributes:
         table: the source's table.

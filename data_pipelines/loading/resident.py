@@ -1,4 +1,4 @@
-"""Keep the images of a split in device memory, batched by case id."""
+"""Keep the images of a split in device memory for jitted steps."""
 
 import dataclasses
 import typing
@@ -55,7 +55,7 @@ def load(
     image_size: int,
     place: Callable[[ResidentCases], ResidentCases] = jax.device_put,
 ) -> ResidentCases:
-    """Read cases once and put them on the device, with a progress bar.
+    """Read cases once, with a progress bar, onto the device.
 
     Args:
         table: the source's table.

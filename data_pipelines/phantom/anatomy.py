@@ -28,7 +28,7 @@ class Thorax:
 
     @property
     def heart(self) -> tuple[float, float]:
-        """X of the heart's edges, left and right; a third of it lies on the left."""
+        """X of the heart's left and right edge; a third lies left."""
         width = 2 * self.half_width * self.heart_ratio
         return self.midline - 0.31 * width, self.midline + 0.69 * width
 
@@ -40,7 +40,7 @@ class Thorax:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Locate a finding in a patient; position and extent from 0 to 1."""
+    """Locate a finding; position and extent run from 0 to 1."""
 
     side: int
     along: float
@@ -69,11 +69,11 @@ class Film:
         return edge(self.y - level, max(soft, self.pixel))
 
     def half(self, side: int) -> np.ndarray:
-        """Return 1 on one side of the midline and 0 on the other."""
+        """Return 1 on one side of the midline, 0 on the other."""
         return edge(side * (self.x - self.thorax.midline), self.pixel)
 
     def disc(self, x: float, y: float, radius: float, soft: float = 0.0) -> np.ndarray:
-        """Return a filled circle with an edge ``soft`` wide, at least a pixel."""
+        """Return a filled circle with an edge at least a pixel wide."""
         return edge(radius - np.hypot(self.x - x, self.y - y), max(soft, self.pixel))
 
     def bump(self, x: float, y: float, wide: float, high: float) -> np.ndarray:
@@ -81,7 +81,7 @@ class Film:
         return np.exp(-0.5 * (((self.x - x) / wide) ** 2 + ((self.y - y) / high) ** 2))
 
     def spot(self, place: Place, top: float, bottom: float, radius: float) -> tuple[float, float]:
-        """Return the centre of a round sign in open lung, y from top to bottom."""
+        """Return the centre of a round sign in open lung."""
         y = top + (bottom - top) * place.along
         heart = self.thorax.heart[place.side > 0] if y > 0.05 else self.thorax.midline
         inner = max(place.side * heart, self.thorax.mediastinum + 0.04) + radius
@@ -96,7 +96,7 @@ class Film:
 
 
 def edge(distance: np.ndarray, width: float) -> np.ndarray:
-    """Return 1 for positive and 0 for negative distances, with a ramp between."""
+    """Return 1 for positive, 0 for negative distances, a ramp between."""
     return np.clip(distance / width + 0.5, 0, 1)
 
 

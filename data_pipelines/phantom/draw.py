@@ -161,11 +161,12 @@ def write_phantoms(
     min_test_positives: int = 20,
     min_train_positives: int = 24,
 ) -> None:
-    """Write a simulated set in the layout of ChestX-ray14, whole or not at all.
+    """Write a simulated set in the layout of ChestX-ray14.
 
     Each patient is in one split, with 3.6 images on average. Labels follow the joint frequencies
     of ChestX-ray14 except for the floors below. Image i depends only on the seed, its patient and
-    its follow-up number. Everything is drawn into a hidden sibling folder that is then renamed.
+    its follow-up number. The set appears whole or not at all: it is drawn in a hidden
+    sibling folder that is then renamed.
 
     Args:
         directory: folder to write, absent or empty.

@@ -133,12 +133,12 @@ def _mass(film: Film, place: Place) -> None:
 
 
 def nodule_radius(place: Place) -> float:
-    """Return the radius of a nodule in units of 19 cm: 1.0 to 1.4 cm."""
+    """Return a nodule's radius in units of 19 cm: 1.0 to 1.4 cm."""
     return 0.055 + 0.02 * place.extent
 
 
 def mass_radius(place: Place) -> float:
-    """Return the radius of a mass in units of 19 cm: 2.5 to 3.6 cm."""
+    """Return a mass's radius in units of 19 cm: 2.5 to 3.6 cm."""
     return 0.13 + 0.06 * place.extent
 
 

@@ -67,5 +67,5 @@ _CARDS = {
 
 
 def card_of(source: str) -> Card:
-    """Return the card of a source; without one, it is a user's own folder."""
+    """Return the card of a source, by default a user's own folder."""
     return _CARDS.get(source, _USERS_OWN)

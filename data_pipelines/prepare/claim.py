@@ -32,7 +32,7 @@ def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
 
 
 def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
-    """Check that a folder is free or has the same identity; write nothing.
+    """Check that a folder is free or has the same identity.
 
     Raises:
         InputError: the folder has another identity or other content.
@@ -62,7 +62,7 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
 
 
 def claim(layout: Layout, asked: dict[str, Any]) -> None:
-    """Write the identity into a free folder; the first of concurrent calls wins.
+    """Write the identity into a free folder; the first call wins.
 
     Raises:
         InputError: see ``check_claim``.

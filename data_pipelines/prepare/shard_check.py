@@ -63,7 +63,7 @@ def _read_report(path: Path) -> Report | None:
 
 
 def _digest(shard: Path, step: Callable[[int], object]) -> str:
-    """Compute the ``sha256`` of a shard; empty if a record cannot be read."""
+    """Compute the ``sha256`` of a shard; empty if a record is unreadable."""
     from google.protobuf.message import DecodeError
 
     digest = hashlib.sha256()

@@ -121,7 +121,7 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
 
 
 def read_image(table: CaseTable, row: int, size: int) -> np.ndarray | str:
-    """Read one image ``[S, S, 1]``, or return why it cannot be read."""
+    """Read one image ``[S, S, 1]``, or return why it is unreadable."""
     # Decoders accept much damage silently.
     if reason := table.store.fault(row, whole=True):
         return reason

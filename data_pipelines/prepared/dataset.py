@@ -1,4 +1,4 @@
-"""Read a prepared data set: resized images as records, with the full table."""
+"""Read a prepared data set: resized images and the full table."""
 
 import csv
 import dataclasses
@@ -36,7 +36,7 @@ def is_prepared(directory: Path) -> bool:
 
 
 def load(directory: Path, source: str) -> CaseTable:
-    """Read the full table of a prepared data set, with its records as store.
+    """Read the full table of a prepared data set.
 
     Args:
         directory: folder that ``data_pipelines.prepare`` has written.
@@ -143,7 +143,7 @@ def read_identity(directory: Path) -> dict[str, Any]:
 
 
 def _read_table(path: Path) -> tuple[tuple[str, ...], pd.DataFrame]:
-    """Read the names of the findings, and the rows with numbered finding columns."""
+    """Read the findings, and the rows with numbered finding columns."""
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             header = next(csv.reader(file))
@@ -196,7 +196,7 @@ class _Readers:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Read the images of a prepared data set: an ``ImageStore`` of one size.
+    """Read prepared images: an ``ImageStore`` of one size.
 
     Attributes:
         layout: layout of the data set.

@@ -101,7 +101,7 @@ def features(size: int, n_findings: int) -> "FeaturesDict":
 
 
 def open_shard(shard: Path) -> "ArrayRecordReader":
-    """Open a shard for random access; ``ok()`` is False for a damaged one."""
+    """Open a shard for random access; ``ok()`` detects damage."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(str(shard), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER)

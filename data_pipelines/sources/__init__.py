@@ -1,4 +1,4 @@
-"""Register the data sources: a file with a loader and one line here each."""
+"""Register the data sources; each is a file with a loader."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Read a user's own images: a folder with a table of its findings.
+"""Read a user's own folder of images and its table of findings.
 
 ``labels.csv`` has one line for each image and a header that names these columns:
 
@@ -100,7 +100,7 @@ def _table_path(directory: Path, csv: str) -> Path:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read all cells as text; the index is the line in the file."""
+    """Read all cells as text; the index is the line number."""
     # With a header, pandas would rename a column that occurs twice.
     try:
         cells = pd.read_csv(

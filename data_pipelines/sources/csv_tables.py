@@ -33,6 +33,6 @@ def given_file(csv: str, directory: Path, kind: str, remedy: str) -> Path:
 
 
 def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:
-    """Parse ages such as '58' in years; -1 where the text is no age."""
+    """Parse ages such as '58' in years; -1 if unknown."""
     years = pd.to_numeric(ages, errors="coerce")
     return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)

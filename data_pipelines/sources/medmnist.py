@@ -148,7 +148,7 @@ def _find(directory: Path, csv: str, source: str) -> Path:
 
 
 def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Read all images, ``[n, S, S]`` uint8, and the labels of each split."""
+    """Read the images, ``[n, S, S]`` uint8, and labels of each split."""
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
@@ -171,7 +171,7 @@ def _read(path: Path, n_findings: int) -> tuple[np.ndarray, dict[str, np.ndarray
 
 
 def _check_claims(path: Path, archive: zipfile.ZipFile) -> None:
-    """Compare the claimed size of the arrays with the file before allocating memory.
+    """Check the claimed size of the arrays before allocating memory.
 
     Raises:
         ValueError: the file holds less.
@@ -206,7 +206,7 @@ def _check_labels(path: Path, labels: dict[str, np.ndarray], n_findings: int) ->
 
 
 def _gather(path: Path, arrays: np.lib.npyio.NpzFile, labels: dict[str, np.ndarray]) -> np.ndarray:
-    """Gather the images of all splits in one array, holding one split at a time."""
+    """Gather the images of all splits, holding one split at a time."""
     images, done = None, 0
     for part in progress(_PARTS, desc=f"reading {path.name}", unit="parts"):
         values, n = arrays[f"{part}_images"], len(labels[part])

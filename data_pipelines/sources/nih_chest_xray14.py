@@ -94,7 +94,7 @@ def _table_path(directory: Path, csv: str) -> Path:
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    """Read the columns as strings, sorted by image; the index is the line number."""
+    """Read the columns as text, sorted by image, indexed by line."""
     # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
     # the needed columns are read, by name.
     try:
@@ -146,7 +146,7 @@ def _patients(rows: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _ages(rows: pd.DataFrame) -> np.ndarray:
-    """Parse ages such as '58' or '058Y' in years, ``[n]`` int16; -1 if unknown."""
+    """Parse ages such as '58' or '058Y' in years; -1 if unknown."""
     return whole_years(rows["Patient Age"].str.removesuffix("Y"))
 
 
@@ -196,7 +196,7 @@ def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
-    """Find the PNG of each image by row; sorted order decides between equal names."""
+    """Find each image's PNG by row; the first of equal names counts."""
     row = {name: i for i, name in enumerate(images.tolist())}
     places: dict[str, str] = {}
     visited: set[tuple[int, int]] = set()

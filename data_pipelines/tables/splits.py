@@ -95,7 +95,7 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
 
 
 def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:
-    """Keep the cases where ``keep`` (``[n]`` bool) is True, and count the leakage again."""
+    """Keep the cases where ``keep``, ``[n]`` bool, is True, and recount leakage."""
     stages = {
         stage: {part: rows[keep[rows]] for part, rows in parts.items()}
         for stage, parts in split.stages.items()
@@ -171,7 +171,7 @@ def _official_parts(table: CaseTable) -> np.ndarray:
 
 
 def _patient(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
-    """Assign a fifth of all patients to test and a tenth to validation.
+    """Assign a fifth of the patients to test, a tenth to validation.
 
     Of NIH's 30,805 patients these are 6,161 and 3,080.
     """
@@ -250,7 +250,7 @@ def _cut(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts]) -> Split:
-    """Count the leakage; validation images count as seen, since they select the weights."""
+    """Count the leakage; validation images count as seen: they select weights."""
     seen = [parts[part] for parts in stages.values() for part in ("train", "val")]
     test = list(stages.values())[-1]["test"]
     test = test[table.abnormal[test]]

@@ -21,7 +21,7 @@ def _inspect(films, out, *more):
         (["--csv", "gone.csv"], "gone.csv"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(films, tmp_path, capsys, arguments, needle):
+def test_wrong_input_is_one_sentence(films, tmp_path, capsys, arguments, needle):
     assert _inspect(films, tmp_path / "out", *arguments) == 2
     assert needle in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -46,7 +46,7 @@ def test_an_output_that_cannot_be_written_is_named(films, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_warnings_of_a_source_are_said(films, tmp_path, capsys):
+def test_the_warnings_of_a_source_are_printed(films, tmp_path, capsys):
     lines = [f"{path.relative_to(films.path)},1" for path in films.path.rglob("*.png")]
     (films.path / "labels.csv").write_text("\n".join(["image,Mass", *lines]) + "\n")
     arguments = ("--source", "csv_folder", "--split", "patient")

@@ -51,6 +51,7 @@ def test_a_double_in_another_part_is_found_by_name(films, tmp_path, capsys):
     assert {row["across_parts"] for row in rows} == {"True"}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_refused_images_are_listed_and_end_in_code_1(films, tmp_path, capsys):
     films.file(films.names[0]).unlink()
     films.file(films.names[4]).write_text("<html>Not Found</html>")
@@ -81,6 +82,7 @@ def test_examples_show_the_finding_and_one_image_a_patient(nih):
     assert not table.abnormal[chosen["No Finding"]].any()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_simulated_data_are_called_simulated_and_the_notebook_leaks(tmp_path, capsys):
     phantom.write_phantoms(
         tmp_path / "set",
@@ -104,6 +106,7 @@ def test_simulated_data_are_called_simulated_and_the_notebook_leaks(tmp_path, ca
     assert 0 < leak["images"] < leak["of"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_real_images(nih_dir, tmp_path):
     assert main([str(nih_dir), "--out", str(tmp_path / "out")]) == 0
     found = _summary(tmp_path / "out")

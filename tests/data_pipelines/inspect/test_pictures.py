@@ -31,7 +31,8 @@ def _table(n, findings, path):
 
 def _draw_all(folder, table, simulated):
     rows = np.arange(len(table.images))
-    parts = {part: part_statistics(table, rows[start::3]) for start, part in enumerate("abc")}
+    names = ("a", "b", "c", "d")[: 3 + simulated]
+    parts = {name: part_statistics(table, rows[start::4]) for start, name in enumerate(names)}
     stages = {"first": parts, "second": parts}
     pictures.draw_prevalence(folder / "prevalence.png", stages, simulated=simulated)
     pictures.draw_co_occurrence(

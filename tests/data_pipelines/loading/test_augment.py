@@ -117,7 +117,7 @@ def test_rotation_keeps_the_range_and_roughly_the_mean():
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_training_images_hang_on_the_key_alone(jit):
+def test_training_images_depend_on_the_key_only(jit):
     run = jax.jit(training_images) if jit else training_images
     images = _images(8, 16, 16)
     one, again, other = (run(jax.random.key(seed), images) for seed in (0, 0, 1))

@@ -63,7 +63,7 @@ def test_the_command_says_what_it_did(nih, out, capsys):
     ]
 
 
-def test_what_is_to_be_known_of_the_data_is_said_once(tmp_path, capsys):
+def test_warnings_of_the_source_are_printed_once(tmp_path, capsys):
     raw = tmp_path / "own"
     raw.mkdir()
     for i in range(4):

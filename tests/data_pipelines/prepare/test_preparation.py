@@ -154,7 +154,7 @@ def test_impossible_numbers_are_named(nih, out, options):
     assert not out.exists()
 
 
-def test_too_little_space_is_said_before_anything_is_written(nih, out, monkeypatch):
+def test_too_little_space_is_reported_before_writing(nih, out, monkeypatch):
     usage = preparation.shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"0\.0 GB free and 12 images at 8 pixels need"):

@@ -91,9 +91,9 @@ def _batches(table, rule):
         case_ids = loader.case_id_batches(
             parts["train"], batch_size=16, seed=3, epochs=1, batch_key=stage
         )
-        seen += list(loader.training_batches(table, case_ids[:8], image_size=32))
+        seen += list(loader.training_batches(table, case_ids[:5], image_size=32))
         seen += list(
-            loader.evaluation_batches(table, parts["val"][:40], image_size=32, batch_size=16)
+            loader.evaluation_batches(table, parts["val"][:20], image_size=32, batch_size=16)
         )
     return seen
 

@@ -124,7 +124,7 @@ def test_notebook_published_test_images_had_been_in_stage_1(nih_table, notebook)
     assert (int(seen.sum()), int(seen[hernia].sum())) == (979, 7)
 
 
-def test_notebook_does_not_hang_on_the_split_seed(nih_table, notebook):
+def test_notebook_ignores_the_split_seed(nih_table, notebook):
     other = make_split(nih_table, "notebook", {"focal": "all"}, split_seed=3)
     np.testing.assert_array_equal(other.stages["focal"]["val"], notebook.stages["focal"]["val"])
     assert other.leak_images == 0  # one stage has nothing to leak into
@@ -167,7 +167,7 @@ def _table_arguments(draw):
     rule=st.sampled_from(["official", "patient"]),
     seed=st.integers(0, 2**32),
 )
-def test_parts_hold_each_image_once_and_share_no_patient(drawn, rule, seed):
+def test_splits_hold_each_image_once_and_share_no_patient(drawn, rule, seed):
     table = _table(*drawn)
     split = make_split(table, rule, {"only": "all"}, seed)
     parts = split.stages["only"]
