@@ -1,4 +1,4 @@
-"""Preparing and reading a set as large as ChestX-ray14, and how much faster than decoding files.
+"""Time preparing and reading a set as large as ChestX-ray14, beside decoding files.
 
     CHARM_TEST_DATA=DIR python benchmarks/data_engine.py --work DIR --out FILE.json
 
@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data_pipelines import sources
 from data_pipelines.images.decode import read_image
 from data_pipelines.loading import loader
 from data_pipelines.phantom.draw import draw_phantom
+from data_pipelines.progress import progress
 from data_pipelines.tables import quarantine, splits
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import NIH_FINDINGS
@@ -51,16 +51,16 @@ def arguments() -> argparse.Namespace:
 
 
 def draw_files(folder: Path, phantoms: int, files: int) -> list[Path]:
-    """Different PNG files of simulated images, seeded."""
+    """Draw different PNG files of simulated images, seeded."""
     rng = np.random.default_rng(0)
     drawn = []
-    for seed in tqdm(range(phantoms), desc="drawing phantoms"):
+    for seed in progress(range(phantoms), desc="drawing phantoms", unit="images"):
         findings = [NIH_FINDINGS[seed % 15]] if seed % 15 < 14 else []
         small = Image.fromarray(draw_phantom(findings, seed, seed, 64))
         drawn.append(np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32))
     folder.mkdir(parents=True)
     paths = []
-    for number in tqdm(range(files), desc="varying them"):
+    for number in progress(range(files), desc="varying them", unit="files"):
         image = drawn[number % phantoms] * rng.uniform(0.8, 1.1) + rng.uniform(-10, 10)
         image = np.roll(image, rng.integers(-20, 20, 2), (0, 1)) + 3 * rng.standard_normal(
             (SIZE, 1)
@@ -72,7 +72,7 @@ def draw_files(folder: Path, phantoms: int, files: int) -> list[Path]:
 
 
 def make_set(real: Path, folder: Path, phantoms: int, files: int) -> None:
-    """A folder in the NIH layout with the true table and a file for each of its rows."""
+    """Make a folder in the NIH layout with the true table and a file for each row."""
     if (folder / "SIMULATED.txt").exists():
         return
     paths = draw_files(folder / "drawn", phantoms, files)
@@ -80,13 +80,14 @@ def make_set(real: Path, folder: Path, phantoms: int, files: int) -> None:
         (folder / path.name).symlink_to(path)
     images = folder / "images"
     images.mkdir()
-    for row, name in enumerate(tqdm(sources.load(SOURCE, folder).images.tolist(), desc="linking")):
+    names = sources.load(SOURCE, folder).images.tolist()
+    for row, name in enumerate(progress(names, desc="linking", unit="files")):
         os.link(paths[row % files], images / name)
     (folder / "SIMULATED.txt").write_text("Every image here is SIMULATED.\n")
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants."""
+    """List a process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -95,7 +96,7 @@ def family(pid: int) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process holds in memory; 0 if it is gone."""
+    """Return the resident bytes of a process; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -103,7 +104,7 @@ def resident(pid: int) -> int:
 
 
 def run_prepare(folder: Path, out: Path) -> dict[str, float]:
-    """Prepares the set; gives images a second, and peak memory of parent and workers together."""
+    """Prepare the set; return images a second, and peak memory of all processes."""
     command = [sys.executable, "-m", "data_pipelines.prepare", SOURCE]
     command += ["--source", str(folder), "--out", str(out), "--size", str(SIZE)]
     start, peak = time.perf_counter(), 0
@@ -128,7 +129,7 @@ def run_prepare(folder: Path, out: Path) -> dict[str, float]:
 
 
 def stream(table: CaseTable, rows: np.ndarray, batches: int, seed: int) -> float:
-    """Images a second of shuffled training batches, from the call to the last batch."""
+    """Return images a second of shuffled training batches, from the call on."""
     start = time.perf_counter()
     case_ids = loader.case_id_batches(
         rows, batch_size=BATCH, seed=seed, epochs=1, batch_key="BATCH"
@@ -140,7 +141,7 @@ def stream(table: CaseTable, rows: np.ndarray, batches: int, seed: int) -> float
 
 
 def rehearse_reading(prepared: Path) -> dict[str, float]:
-    """Load, split by every rule, check all images, first batch, one epoch."""
+    """Time loading, each split rule, the check of all images, and an epoch."""
     start = time.perf_counter()
     table = sources.load(SOURCE, prepared)
     result = {"load_seconds": time.perf_counter() - start}
@@ -161,7 +162,7 @@ def rehearse_reading(prepared: Path) -> dict[str, float]:
 
 
 def enlarge(real: Path, folder: Path, copies: int = 32) -> list[Path]:
-    """PNG files of 1024 pixels from smaller real images; each copy has other noise."""
+    """Write PNG files of 1024 pixels from smaller images, each with other noise."""
     folder.mkdir(exist_ok=True)
     rng, paths = np.random.default_rng(0), []
     for path in sorted(real.glob("*.png")):
@@ -174,7 +175,7 @@ def enlarge(real: Path, folder: Path, copies: int = 32) -> list[Path]:
 
 
 class PngFiles:
-    """What a PyTorch user writes: decode and resize in ``__getitem__``."""
+    """Decode and resize in ``__getitem__``, as is usual in PyTorch."""
 
     def __init__(self, paths: list[Path], n: int):
         self.paths, self.n = paths, n
@@ -187,7 +188,7 @@ class PngFiles:
 
 
 def peer(paths: list[Path], n: int) -> float:
-    """Images a second of PyTorch's DataLoader with 2 workers, from the call to the last batch."""
+    """Return images a second of PyTorch's DataLoader with 2 workers."""
     from torch.utils.data import DataLoader
 
     start = time.perf_counter()
@@ -197,7 +198,7 @@ def peer(paths: list[Path], n: int) -> float:
 
 
 def against_peer(prepared: Path, files: list[Path], rounds: int) -> dict[str, float | list[float]]:
-    """Ours and the peer in turn, after one round of each that is not counted."""
+    """Time ours and the peer in turn, after one warm-up round of each."""
     try:
         import torch  # noqa: F401
     except ImportError:

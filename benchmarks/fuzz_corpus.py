@@ -1,4 +1,4 @@
-"""Small sound files and decompression bombs that ``fuzz_inputs.py`` starts from."""
+"""Make the small sound files and decompression bombs for ``fuzz_inputs.py``."""
 
 import gzip
 import io
@@ -69,7 +69,7 @@ def dicom() -> list[bytes]:
 
 
 def repaired(data: bytes) -> bytes:
-    """A PNG with the checksums of its chunks made right, so that damage gets past them."""
+    """Correct the checksums of a PNG's chunks, so that damage gets past them."""
     parts, at = [data[:8]], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)

@@ -1,11 +1,10 @@
-"""Damages input files in many ways and looks that each is either read or refused with a sentence.
+"""Damage input files in many ways; each must be read or refused with a sentence.
 
     python -W error benchmarks/fuzz_inputs.py --cases 5000 --out DIR
 
 Each case is read in a worker process that has 5 seconds and 4 GiB: anything but a sound result or
-an InputError is a failure. Files that are read although a C library complained are counted
-as "aloud". Failing inputs are kept in DIR; the same seed makes the same cases. Exit code 1 if there
-was a failure.
+an InputError is a failure. Files that are read while a C library complains count as "aloud".
+Failing inputs are kept in DIR; the same seed makes the same cases. Exit code 1 after a failure.
 """
 
 import argparse
@@ -36,7 +35,7 @@ _SIDE = 16
 
 
 def read_square(path: Path) -> None:
-    """Reads an image as training does; what comes back must be what is promised."""
+    """Read an image as training does, and check shape and type."""
     assert "\n" not in fault(path, whole=False) + fault(path, whole=True)
     image = read_image(path, _SIDE)
     assert image.shape == (_SIDE, _SIDE, 1), image.shape
@@ -44,7 +43,7 @@ def read_square(path: Path) -> None:
 
 
 def read_table(load: Callable[[Path, str], CaseTable], path: Path) -> None:
-    """Reads a table; what comes back must be sorted and of the promised types."""
+    """Read a table, and check its order and types."""
     table = load(path.parent, str(path))
     n = len(table.images)
     assert n, "no rows"
@@ -109,7 +108,7 @@ _DAMAGES = (flip, flip_header, set_field, cut_off, cut_out, splice)
 
 
 def make_case(corpus: list[bytes], number: int, rng: np.random.Generator) -> bytes:
-    """The corpus itself first, then files with one to three damages."""
+    """Make a case: the corpus itself first, then files with one to three damages."""
     if number < len(corpus):
         return corpus[number]
     # The bombs are long, and most of what could be damaged in them is zeros.
@@ -124,7 +123,7 @@ def make_case(corpus: list[bytes], number: int, rng: np.random.Generator) -> byt
 
 
 def work(connection, kind: str, noise: Path) -> None:
-    """Reads the files it is sent the names of, and answers with what came of each."""
+    """Read the files named through a connection, and answer with the outcomes."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.dup2(os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     reader = KINDS[kind][1]
@@ -141,7 +140,7 @@ def work(connection, kind: str, noise: Path) -> None:
 
 
 class Worker:
-    """A process that reads one file after another, replaced when it dies or hangs."""
+    """Read files in a process, which is replaced when it dies or hangs."""
 
     def __init__(self, kind: str, folder: Path):
         self.args = (kind, folder / "stderr")
@@ -156,7 +155,7 @@ class Worker:
         theirs.close()
 
     def outcome(self, data: bytes) -> tuple[str, int]:
-        """What came of a file, and the most memory that the process has had, in KiB."""
+        """Return the outcome of a file, and the process's peak memory in KiB."""
         if self.process is None:
             self.start()
             self.path.write_bytes(b"")
@@ -185,7 +184,7 @@ class Worker:
 
 
 def fuzz(kind: str, cases: int, seed: int, out: Path | None) -> int:
-    """Prints the counts of one kind and what failed; returns the number of failures."""
+    """Print the counts and failures of one kind; return the number of failures."""
     corpus, counts, memory = KINDS[kind][0](), collections.Counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(kind, Path(folder))
@@ -207,7 +206,7 @@ def fuzz(kind: str, cases: int, seed: int, out: Path | None) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=5_000, help="of each kind")
+    parser.add_argument("--cases", type=int, default=5_000, help="cases of each kind (5000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path, help="folder that keeps the inputs that fail")
