@@ -44,4 +44,4 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the arguments as ``InputError``."""
-        raise InputError(f"{message[:1].upper()}{message[1:]}: see {self.prog} --help.")
+        raise InputError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
