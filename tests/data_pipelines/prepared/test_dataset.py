@@ -84,7 +84,10 @@ def test_the_real_table_survives_whole(real):
 def _batches(table, rule):
     """All that a training run would read, with the split hashes."""
     split = splits.make_split(table, rule, RECIPE, split_seed=0)
-    split, entries = quarantine.apply_policy(table, split, "skip")
+    if rule == "official":  # all files are read whole, which takes a while
+        split, entries = quarantine.apply_policy(table, split, "skip")
+    else:
+        split, entries = splits.keep_rows(table, split, table.present), []
     seen = [len(entries)]
     for stage, parts in split.stages.items():
         seen += [splits.part_summary(table, rows) for rows in parts.values()]
