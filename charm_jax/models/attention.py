@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from charm_jax.models.layers.batch_norm import at_least_float32
 from charm_jax.models.layers.conv import Conv, torch_kernel_init
 
 
@@ -30,4 +31,4 @@ class MultiScaleAttention(nn.Module):
         width = max(features.shape[-1] // 8, 8)
         branches = [conv(width, size, name=f"conv{size}")(features) for size in (1, 3, 5)]
         merged = conv(1, 1, name="merge")(jnp.concatenate(branches, axis=-1))
-        return nn.sigmoid(merged.astype(jnp.float32))
+        return nn.sigmoid(at_least_float32(merged))

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import flax
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from charm_jax.models.charm import Cases
+from charm_jax.models.layers.batch_norm import at_least_float32
 from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
 
 
@@ -70,7 +70,7 @@ class Baseline(nn.Module):
         memory: None,
     ) -> Float[Array, "batch findings"]:
         """Compute the logits from the block's features; called like ``Charm.classify``."""
-        pooled = self.final(main).astype(jnp.float32).mean((1, 2))
+        pooled = at_least_float32(self.final(main)).mean((1, 2))
         classifier = nn.Dense(
             self.num_findings,
             kernel_init=torch_kernel_init,

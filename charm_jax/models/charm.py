@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int8, Int32
 
 from charm_jax.models import memory_bank
 from charm_jax.models import momentum as momentum_branch
-from charm_jax.models.layers.batch_norm import BatchNorm
+from charm_jax.models.layers.batch_norm import BatchNorm, at_least_float32
 from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
 from charm_jax.models.memory_bank import MemoryBank, Retrieved
 from charm_jax.models.momentum import Momentum
@@ -95,8 +95,8 @@ class CharmOutput:
         if self.attention is not None:
             kept["attention"] = self.attention[..., 0]
         if self.momentum_features is not None:
-            main = self.main.astype(jnp.float32).mean((1, 2))
-            average = self.momentum_features.astype(jnp.float32).mean((1, 2))
+            main = at_least_float32(self.main).mean((1, 2))
+            average = at_least_float32(self.momentum_features).mean((1, 2))
             cosine = optax.losses.cosine_similarity(main, average, epsilon=1e-12)
             kept["disagreement"] = 1 - cosine
         return kept
@@ -116,7 +116,7 @@ class Head(nn.Module):
         self, enhanced: Float[Array, "batch dim"], *, train: bool
     ) -> Float[Array, "batch findings"]:
         """Map enhanced features to logits."""
-        x = BatchNorm(name="norm")(enhanced, train=train)
+        x = BatchNorm(dtype=enhanced.dtype, name="norm")(enhanced, train=train)
         x = nn.relu(_dense(_HIDDEN, x.shape[-1], "hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return _dense(self.num_findings, _HIDDEN, "logits")(x)
@@ -205,13 +205,13 @@ class Charm(nn.Module):
         momentum_features: Float[Array, "batch height width dim"] | None,
     ) -> tuple[Float[Array, "batch height width 1"] | None, Float[Array, "batch dim"]]:
         """Compute a (None without fusion) and q = GAP(f ⊙ a) + GAP(f̄)."""
-        attention, weighted = None, main.astype(jnp.float32)
+        attention, weighted = None, at_least_float32(main)
         if self.fusion is not None:
             attention = self.fusion(main)
             weighted = weighted * attention
         fused = weighted.mean((1, 2))
         if momentum_features is not None:
-            fused = fused + momentum_features.astype(jnp.float32).mean((1, 2))
+            fused = fused + at_least_float32(momentum_features).mean((1, 2))
         return attention, fused
 
     def read(
@@ -247,4 +247,4 @@ class Charm(nn.Module):
         main = self.expansion(self.trunk(images, train=False), train=False)
         if self.fusion is not None:
             self.fusion(main)
-        self.head(main.mean((1, 2)).astype(jnp.float32), train=False)
+        self.head(at_least_float32(main.mean((1, 2))), train=False)

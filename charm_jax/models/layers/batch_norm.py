@@ -14,7 +14,7 @@ class BatchNorm(nn.Module):
     """Normalise over all axes but the last.
 
     While training it normalises with the batch's own (biased) variance; the running variance takes
-    the unbiased one, n/(n-1) times as large. Statistics are computed in float32.
+    the unbiased one, n/(n-1) times as large. Statistics are computed in float32, of float64 in float64.
 
     Source: torch.nn.BatchNorm2d with momentum 0.1, which is a decay of 0.9 here.
     Differs: ``flax.linen.BatchNorm`` keeps the biased variance.
@@ -53,6 +53,11 @@ class BatchNorm(nn.Module):
         return y
 
 
+def at_least_float32(x: Array) -> Array:
+    """Return ``x`` as float32, or as float64 where that is its type."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _line_up(values: Array, x: Array) -> Array:
     """Reshape one value a channel to broadcast against ``x``."""
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
@@ -60,7 +65,7 @@ def _line_up(values: Array, x: Array) -> Array:
 
 def _affine(x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:
     factor = scale / jnp.sqrt(var + epsilon)
-    return x.astype(jnp.float32) * _line_up(factor, x) + _line_up(bias - mean * factor, x)
+    return at_least_float32(x) * _line_up(factor, x) + _line_up(bias - mean * factor, x)
 
 
 def _normalised(
@@ -82,7 +87,7 @@ def _batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
 ) -> tuple[Array, Array, Array]:
     """Return normalised ``x``, mean and variance; no gradient passes through the last two."""
-    pixels, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    pixels, axes = at_least_float32(x), tuple(range(x.ndim - 1))
     mean = pixels.mean(axes)
     # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head.
     var = jnp.square(pixels - _line_up(mean, x)).mean(axes)
@@ -106,12 +111,12 @@ def _backward(
     # The barrier makes XLA compute the sigmoid again from ``x`` rather than keep it and z from the
     # forward pass: that takes less memory, and on a CPU less time.
     (x, scale, bias, mean, var), grad = lax.optimization_barrier((residuals, grads[0]))
-    grad, axes = grad.astype(jnp.float32), tuple(range(x.ndim - 1))
+    grad, axes = at_least_float32(grad), tuple(range(x.ndim - 1))
     if silu:
         z = _affine(x, scale, bias, mean, var, epsilon)
         sigmoid = nn.sigmoid(z)
         grad = grad * sigmoid * (1 + z * (1 - sigmoid))
-    inverse, pixels = 1 / jnp.sqrt(var + epsilon), x.astype(jnp.float32)
+    inverse, pixels = 1 / jnp.sqrt(var + epsilon), at_least_float32(x)
     unit, grad_bias = (pixels - _line_up(mean, x)) * _line_up(inverse, x), grad.sum(axes)
     if x.ndim == 2:
         grad_scale = (grad * unit).sum(axes)
