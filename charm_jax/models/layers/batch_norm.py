@@ -14,7 +14,8 @@ class BatchNorm(nn.Module):
     """Normalise over all axes but the last.
 
     While training it normalises with the batch's own (biased) variance; the running variance takes
-    the unbiased one, n/(n-1) times as large. Statistics are computed in float32, of float64 in float64.
+    the unbiased one, n/(n-1) times as large. Statistics are computed in float32,
+    or in float64 where ``x`` is.
 
     Source: torch.nn.BatchNorm2d with momentum 0.1, which is a decay of 0.9 here.
     Differs: ``flax.linen.BatchNorm`` keeps the biased variance.

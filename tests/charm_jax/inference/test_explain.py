@@ -17,7 +17,7 @@ from charm_jax.inference import explain as evidence
 from charm_jax.inference.steps import cases_of, jit_eval_step
 from charm_jax.models import memory_bank, state
 from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
+from charm_jax.models.charm import Cases, Charm
 from data_pipelines.loading.augment import evaluation_images
 
 SLOTS, K = 9, 3
@@ -86,6 +86,10 @@ def charm():
     return Network(model, a_state(model, a_bank(0)), step, plain)
 
 
+def jitted_once(function, **arguments):
+    return jax.jit(functools.partial(chex.assert_max_traces(function, n=1), **arguments))
+
+
 @settings(max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, SLOTS))
 def test_forgetting_a_case_changes_the_logits_by_its_contribution(charm, seed, count):
@@ -136,17 +140,52 @@ def test_own_case_and_own_patient_are_no_evidence(charm):
 
 
 def test_a_case_reads_the_same_in_a_bank_and_in_a_batch(charm):
-    """What a bank is refilled with, and how it is read without the images."""
+    """A bank is refilled, and read without the images, by steps that are traced once each."""
     model, state, step, _ = charm
-    batch = a_batch(3)
-    explained = step(state, batch)
-    embed = jax.jit(functools.partial(evidence.embed_step, model=model, prepare=PREPARE))
-    read = jax.jit(functools.partial(evidence.read_step, model=model))
-    fused = embed(state, batch)["fused"]
-    np.testing.assert_allclose(fused, explained["fused"], atol=1e-5)
-    again = read(state, state.memory, fused, cases_of(batch))
-    np.testing.assert_allclose(again["logits"], explained["logits"], atol=1e-5)
-    np.testing.assert_array_equal(again["slots"], explained["slots"])
+    embed = jitted_once(evidence.embed_step, model=model, prepare=PREPARE)
+    read = jitted_once(evidence.read_step, model=model)
+    for seed in (3, 6):
+        batch, bank = a_batch(seed), a_bank(seed)
+        explained = step(state.replace(memory=bank), batch)
+        fused = embed(state, batch)["fused"]
+        np.testing.assert_allclose(fused, explained["fused"], atol=1e-5)
+        again = read(state, bank, fused, cases_of(batch))
+        np.testing.assert_allclose(again["logits"], explained["logits"], atol=1e-5)
+        valid = np.asarray(again["valid"])
+        np.testing.assert_array_equal(valid, explained["valid"])
+        np.testing.assert_array_equal(again["slots"][valid], explained["slots"][valid])
+
+
+def test_scores_with_thumbnails_are_those_of_an_evaluation(charm):
+    model, state, _, plain = charm
+    step = jitted_once(evidence.familiar_step, model=model, prepare=PREPARE)
+    for seed in (7, 8):
+        batch = a_batch(seed)
+        outputs = step(state, batch)
+        np.testing.assert_allclose(
+            outputs["logits"], plain(state, batch)["logits"], rtol=0, atol=1e-5
+        )
+        np.testing.assert_allclose(outputs["thumbnail"], evidence.thumbnails(batch["image"]))
+
+
+def test_selected_rows_are_written_in_their_order_by_one_trace():
+    """Rows that only fill up the batch are not written, whatever the rule says of them."""
+    write = jitted_once(evidence.write_selected, select=lambda fused, labels: labels[:, 0] == 1)
+    bank, expected = memory_bank.empty(SLOTS, DIM, FINDINGS), []
+    for seed, real in ((0, BATCH), (1, 5)):
+        rng = np.random.default_rng(seed)
+        fused = rng.normal(size=(BATCH, DIM)).astype(np.float32)
+        labels = rng.integers(0, 2, (BATCH, FINDINGS), dtype=np.int8)
+        labels[:2, 0] = 0, 1
+        fresh = np.arange(BATCH) < real
+        ids = np.arange(BATCH, dtype=np.int32) + 100 * seed
+        cases = Cases(*(jnp.asarray(value) for value in (labels, ids, ids)))
+        bank, count = write(bank, jnp.asarray(fused), cases, jnp.asarray(fresh))
+        kept = fresh & (labels[:, 0] == 1)
+        assert 0 < int(count) == kept.sum() < BATCH
+        expected += list(ids[kept])
+    assert int(bank.count) == len(expected) <= SLOTS
+    np.testing.assert_array_equal(bank.case_ids[: len(expected)], expected)
 
 
 def test_grad_cam_equals_its_formula_image_by_image(charm):
@@ -155,8 +194,7 @@ def test_grad_cam_equals_its_formula_image_by_image(charm):
     explained = step(state, batch)
     pairs = [(0, 2), (5, 1), (5, 0)]
     rows, findings = (jnp.asarray(numbers, jnp.int32) for numbers in zip(*pairs, strict=True))
-    once = chex.assert_max_traces(evidence.grad_cams, n=1)
-    cams = jax.jit(functools.partial(once, model=model))
+    cams = jitted_once(evidence.grad_cams, model=model)
     got = cams(state, batch, explained, rows, findings)
     turned = cams(state, batch, explained, rows[::-1], findings[::-1])
     np.testing.assert_allclose(turned[::-1], got, atol=1e-5)
