@@ -1,6 +1,16 @@
-"""What every test runs under: shapes checked at run time, no silent rank promotion."""
+"""Check shapes at run time, refuse silent rank promotion and compile each program once."""
 
 import os
+import tempfile
+
+# Set before JAX is imported; commands that run as processes and pytest's workers inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="charm_jax_xla_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Several processes share a GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import hypothesis
 import jax
@@ -12,6 +22,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # How long an example takes says nothing here: others may share the machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Run all tests in two processes and a chosen few in this one, which starts sooner."""
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return 2 if whole and not config.option.keyword else 0
 
 
 def pytest_collection_modifyitems(items):

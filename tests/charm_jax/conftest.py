@@ -1,27 +1,34 @@
+import os
+import pickle
+import shutil
+
 import pytest
+from filelock import FileLock
 from running import command, train
 
 from charm_jax.config.cli import guarded
 
 
 @pytest.fixture(scope="session")
-def _compile_once(tmp_path_factory):
-    """All runs share their compiled steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("xla")
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        yield
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, _compile_once):
-    """A folder with the run `demo`, trained and evaluated."""
-    folder = tmp_path_factory.mktemp("finished")
-    trained = train(cwd=folder)
-    assert trained.returncode == 0, trained.stderr
-    evaluated = command("eval", cwd=folder)
-    assert evaluated.returncode == 0, evaluated.stderr
-    return folder, trained, evaluated
+def finished(tmp_path_factory):
+    """A folder with the run `demo`, trained and evaluated once; each worker has its own copy."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / "finished"
+    outputs = root / "finished.pickle"
+    with FileLock(root / "finished.lock"):
+        if not outputs.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a failed attempt
+            folder.mkdir()
+            trained = train(cwd=folder)
+            assert trained.returncode == 0, trained.stderr
+            evaluated = command("eval", cwd=folder)
+            assert evaluated.returncode == 0, evaluated.stderr
+            outputs.write_bytes(pickle.dumps((trained, evaluated)))
+    copy = tmp_path_factory.mktemp("worker") / "finished"
+    shutil.copytree(folder, copy)
+    return copy, *pickle.loads(outputs.read_bytes())
 
 
 @pytest.fixture

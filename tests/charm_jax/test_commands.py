@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from html_check import Page
 from PIL import Image
-from running import command, copy_data, read, train
+from running import command_here, copy_data, read, train_here
 
 from charm_jax.config.cli import load_and_parse
 from data_pipelines.tables.findings import NIH_FINDINGS
@@ -152,7 +152,7 @@ def test_the_auroc_is_that_of_the_predictions(finished):
 def test_a_finished_run_says_so_and_stays_as_it_is(finished):
     folder = finished[0]
     before = (folder / "runs/demo/summary.json").stat().st_mtime_ns
-    again = train(cwd=folder)
+    again = train_here(cwd=folder)
     assert again.returncode == 0
     assert "finished" in again.stderr
     assert (folder / "runs/demo/summary.json").stat().st_mtime_ns == before
@@ -161,7 +161,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished):
 @pytest.mark.parametrize("checkpoint", ["last", "bce/best?"])
 def test_evaluation_of_a_named_checkpoint(finished, checkpoint):
     folder = finished[0]
-    result = command("eval", "--checkpoint", checkpoint, "--split", "val", cwd=folder)
+    result = command_here("eval", "--checkpoint", checkpoint, "--split", "val", cwd=folder)
     if checkpoint == "last":
         assert result.returncode == 0, result.stderr
         assert read(folder / "runs/demo/eval/val/metrics.json")["split"] == "val"
@@ -173,7 +173,7 @@ def test_evaluation_of_a_named_checkpoint(finished, checkpoint):
 
 def test_dry_run_prints_one_json_object_and_leaves_nothing(finished, tmp_path):
     copy_data(finished, tmp_path)
-    result = train("--dry_run", cwd=tmp_path)
+    result = train_here("--dry_run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     described = json.loads(result.stdout)
     assert described == read(finished[0] / "runs/demo/split.json")
@@ -198,7 +198,7 @@ def test_one_bad_image_among_a_thousand_is_named_and_the_others_are_used(tmp_pat
     (data / "test_list.txt").write_text("\n".join(names[900:]))
     keys = ["data.source=nih_chest_xray14", f"data.dir={data}", "name=bad", "data.image_size=32"]
     arguments = [f"--config.{key}" for key in keys]
-    result = command("train", "--dry_run", *arguments, cwd=tmp_path)
+    result = command_here("train", "--dry_run", *arguments, cwd=tmp_path)
     assert result.returncode == 1, result.stderr
     assert json.loads(result.stdout)["refused"] == 1
     assert f"warning: {names[7]} is refused: " in result.stderr
@@ -206,7 +206,7 @@ def test_one_bad_image_among_a_thousand_is_named_and_the_others_are_used(tmp_pat
 
 def test_the_notebook_rule_shows_its_leak(finished, tmp_path):
     copy_data(finished, tmp_path)
-    result = train("--dry_run", "--config.data.split=notebook", cwd=tmp_path)
+    result = train_here("--dry_run", "--config.data.split=notebook", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     described = json.loads(result.stdout)
     assert described["leak_images"] > 0
@@ -230,7 +230,7 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
 
 
 def test_evaluating_the_training_part_says_that_it_is_one(finished):
-    result = command("eval", "--split", "train", cwd=finished[0])
+    result = command_here("eval", "--split", "train", cwd=finished[0])
     assert result.returncode == 0, result.stderr
     metrics = read(finished[0] / "runs/demo/eval/train/metrics.json")
     assert 0 < metrics["leak_images"] == metrics["leak_of"]
@@ -242,7 +242,7 @@ def test_evaluation_leaves_a_save_in_progress_alone(finished, tmp_path):
     shutil.copytree(finished[0], folder)
     saving = folder / "runs/demo/checkpoints/focal/99.orbax-checkpoint-tmp"
     saving.mkdir()
-    assert command("eval", cwd=folder).returncode == 0
+    assert command_here("eval", cwd=folder).returncode == 0
     assert saving.is_dir()
 
 
@@ -253,7 +253,7 @@ def test_ci_has_the_real_data():
 
 def test_images_on_the_device_train_the_same_network(finished, tmp_path):
     copy_data(finished, tmp_path)
-    result = train("--config.data.resident", cwd=tmp_path)
+    result = train_here("--config.data.resident", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "loading images" in result.stderr
     here, there = (read(folder / "runs/demo/summary.json") for folder in (tmp_path, finished[0]))

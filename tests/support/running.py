@@ -1,9 +1,17 @@
-"""Running the commands as a user does, on a small simulated set."""
+"""Run the commands on a small simulated set, in a process of their own or in this one."""
 
+import contextlib
+import importlib
+import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from unittest import mock
+
+from charm_jax.config import cli
 
 SMALL = [
     "--config.data.phantom.train_images=420",
@@ -31,6 +39,32 @@ def command(module, *arguments, cwd):
 
 def train(*arguments, cwd):
     return command("train", *SMALL, *arguments, cwd=cwd)
+
+
+def command_here(module, *arguments, cwd):
+    """Run a command in this process, which has imported everything already.
+
+    The result is that of ``command``; signal handlers and environment are put back.
+    """
+    main = importlib.import_module(f"charm_jax.{module}.__main__").main
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with (
+            mock.patch.dict(os.environ),
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = cli.guarded(main, list(arguments))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def train_here(*arguments, cwd):
+    return command_here("train", *SMALL, *arguments, cwd=cwd)
 
 
 def read(path):

@@ -17,7 +17,7 @@ HERE = Path(__file__).parents[2] / "support"
 
 
 @pytest.fixture(scope="module")
-def runs(_compile_once):
+def runs():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "on_devices.py"],
