@@ -35,7 +35,8 @@ MODEL = network().clone(
 
 def fresh():
     bank = memory_bank.empty(SLOTS, DIM, FINDINGS)
-    new = state.create(MODEL, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), bank)
+    images = jnp.zeros((1, SIDE, SIDE, 3))
+    new = jax.jit(lambda key: state.create(MODEL, key, images, bank))(jax.random.key(0))
     return state.begin_stage(new, OPTIMIZER, jax.random.key(1))
 
 

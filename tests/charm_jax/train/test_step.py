@@ -35,6 +35,14 @@ from data_pipelines.loading.resident import ResidentCases
 METRICS = {"loss", "grad_norm", "selected", "bank_count", "similarity", "rate", "b1"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """Each step runs a few times; trained runs and golden files test the optimized programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def jitted(model):
     chex.clear_trace_counter()
     return steps.jit_train_step(
@@ -67,7 +75,8 @@ def copied(tree):
 @pytest.fixture(scope="module")
 def fresh():
     bank = memory_bank.empty(SLOTS, DIM, FINDINGS)
-    new = state.create(network(), jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), bank)
+    images = jnp.zeros((1, SIDE, SIDE, 3))
+    new = jax.jit(lambda key: state.create(network(), key, images, bank))(jax.random.key(0))
     return state.begin_stage(new, OPTIMIZER, jax.random.key(1))
 
 
