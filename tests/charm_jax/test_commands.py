@@ -224,9 +224,9 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
     overrides = [*given, "--config.stages.focal.loss=bce"]
     config, _ = load_and_parse(path, overrides, lambda values: None)
     assert config.data.split == config.preset == "notebook"
-    assert config.stages.focal.lr_spread == 1.0
-    assert config.stages.bce.frozen_epochs == 2
-    assert config.stages.focal.loss == "bce"
+    assert config.stages["focal"].lr_spread == 1.0
+    assert config.stages["bce"].frozen_epochs == 2
+    assert config.stages["focal"].loss == "bce"
 
 
 def test_evaluating_the_training_part_says_that_it_is_one(finished):
