@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from running import command_here, read
+from running import command, read
 from safetensors.numpy import load_file
 
 from charm_jax.eval import __main__ as eval_command
@@ -25,7 +25,7 @@ def folder(finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def listed(folder):
-    result = command_here("memory", "demo", "list", cwd=folder)
+    result = command("memory", "demo", "list", cwd=folder)
     assert result.returncode == 0, result.stderr
     return list(csv.DictReader(io.StringIO(result.stdout))), result.stderr
 
@@ -35,7 +35,7 @@ def forgotten(folder, listed):
     """All cases of the patient of the case that is read most."""
     patient = listed[0][0]["patient"]
     arguments = ("forget", "--patients", patient, "--label", "without")
-    result = command_here("memory", "demo", *arguments, cwd=folder)
+    result = command("memory", "demo", *arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     return patient, result
 
@@ -66,7 +66,7 @@ REFILL = [
 
 @pytest.fixture(scope="module")
 def refilled(folder, site):
-    result = command_here("memory", "demo", *REFILL, cwd=folder)
+    result = command("memory", "demo", *REFILL, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "runs/demo/memory/site", result
 
@@ -91,7 +91,7 @@ def test_every_case_is_listed_with_how_often_it_is_read(folder, listed):
 
 def test_a_case_is_shown_with_its_readers(folder, listed):
     row = listed[0][0]
-    result = command_here("memory", "demo", "show", row["image"], cwd=folder)
+    result = command("memory", "demo", "show", row["image"], cwd=folder)
     assert result.returncode == 0, result.stderr
     assert f"{row['image']}: patient {row['patient']}, {row['findings']}" in result.stdout
     assert f"read by {row['read_by_val_images']} SIMULATED images of 'val'" in result.stdout
@@ -105,7 +105,7 @@ def test_a_forgotten_patient_is_gone_from_the_bank_and_not_from_the_weights(
     assert "macro" in result.stdout
     assert "SIMULATED images of 'val'" in result.stdout
     gone = [row for row in listed[0] if row["patient"] == patient]
-    again = command_here("memory", "demo", "list", "--memory", "without", cwd=folder)
+    again = command("memory", "demo", "list", "--memory", "without", cwd=folder)
     rows = list(csv.DictReader(io.StringIO(again.stdout)))
     assert len(rows) == len(listed[0]) - len(gone)
     assert patient not in {row["patient"] for row in rows}
@@ -117,7 +117,7 @@ def test_the_change_on_validation_is_that_of_two_evaluations(folder, forgotten):
     macro = forgotten[1].stdout.split("\nmacro")[1].split()
     for label, value in (("trained", macro[0]), ("without", macro[1])):
         arguments = ("--split", "val", "--memory", label)
-        result = command_here("eval", *arguments, cwd=folder)
+        result = command("eval", *arguments, cwd=folder)
         assert result.returncode == 0, result.stderr
         where = "" if label == "trained" else f"memory/{label}/"
         metrics = read(folder / f"runs/demo/{where}eval/val/metrics.json")
@@ -128,7 +128,7 @@ def test_the_change_on_validation_is_that_of_two_evaluations(folder, forgotten):
 
 def test_a_bank_that_is_made_leaves_the_checkpoint_as_it_was(folder, listed):
     before = checkpoint_bytes(folder)
-    result = command_here(
+    result = command(
         "memory", "demo", "forget", listed[0][1]["image"], "--label", "again", cwd=folder
     )
     assert result.returncode == 0, result.stderr
@@ -138,7 +138,7 @@ def test_a_bank_that_is_made_leaves_the_checkpoint_as_it_was(folder, listed):
 def test_what_forgot_may_forget_more(folder, listed, forgotten):
     image = next(row["image"] for row in listed[0] if row["patient"] != forgotten[0])
     arguments = ("forget", image, "--memory", "without", "--label", "without-more")
-    assert command_here("memory", "demo", *arguments, cwd=folder).returncode == 0
+    assert command("memory", "demo", *arguments, cwd=folder).returncode == 0
     first, second = (
         read(folder / f"runs/demo/memory/{label}/memory.json")["forgotten"]
         for label in ("without", "without-more")
@@ -164,7 +164,7 @@ def test_a_site_fills_the_bank_with_its_own_cases(refilled):
 def test_predictions_lean_on_the_site_s_cases_and_never_on_the_own_patient(folder, refilled):
     image = "site/ward/004.png"
     arguments = (image, "--memory", "site", "--nooverlays")
-    result = command_here("predict", *arguments, cwd=folder)
+    result = command("predict", *arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["known_as"] == "ward/004.png"
@@ -176,11 +176,9 @@ def test_predictions_lean_on_the_site_s_cases_and_never_on_the_own_patient(folde
 
 
 def test_numbers_of_a_part_that_fills_the_bank_say_so(folder):
-    refill = command_here(
-        "memory", "demo", "refill", "--label", "peeked", "--split", "test", cwd=folder
-    )
+    refill = command("memory", "demo", "refill", "--label", "peeked", "--split", "test", cwd=folder)
     assert refill.returncode == 0, refill.stderr
-    result = command_here("eval", "--memory", "peeked", cwd=folder)
+    result = command("eval", "--memory", "peeked", cwd=folder)
     assert result.returncode == 0, result.stderr
     bank = folder / "runs/demo/memory/peeked"
     saved, made = read(bank / "eval/test/metrics.json"), read(bank / "memory.json")
@@ -198,7 +196,7 @@ def test_numbers_of_a_part_that_fills_the_bank_say_so(folder):
 def test_the_same_site_gives_the_same_bank(folder, refilled):
     arguments = [word if word != "site" else "site-again" for word in REFILL]
     arguments[-2] = "--config.data.dir=site"
-    assert command_here("memory", "demo", *arguments, cwd=folder).returncode == 0
+    assert command("memory", "demo", *arguments, cwd=folder).returncode == 0
     other = load_file(folder / "runs/demo/memory/site-again/bank.safetensors")
     for name, array in load_file(refilled[0] / "bank.safetensors").items():
         np.testing.assert_array_equal(array, other[name])

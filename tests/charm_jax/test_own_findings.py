@@ -4,15 +4,17 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import io
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from running import command_here, read
+from running import read
 
 from charm_jax.config import cli
 from charm_jax.eval import __main__ as eval_command
@@ -71,17 +73,26 @@ class Done:
         return self.folder / "runs/own"
 
 
-def _command(module, *arguments, cwd):
-    done = command_here(module, *arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+def _command(main, *arguments):
+    """Runs a command in this process, which has compiled and imported already."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.guarded(main, list(arguments))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert code == 0, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def _train_and_evaluate(folder, source, *more):
     (folder / "own.py").write_text(CONFIG)
     where = [f"--config.data.source={source}", "--config.data.dir=data", *more]
-    _, trained = _command("train", "--config", "own.py", *where, cwd=folder)
-    table, evaluated = _command("eval", "--run", "own", cwd=folder)
+    with contextlib.chdir(folder):
+        _, trained = _command(train_command.main, "--config", "own.py", *where)
+        table, evaluated = _command(eval_command.main, "--run", "own")
     return Done(folder, trained, table, evaluated)
 
 
@@ -290,7 +301,8 @@ def test_other_patients_are_judged_by_thresholds_of_the_runs_own_validation(own,
     data = _elsewhere(own, folder, lambda name, who: (f"new/{name[5:]}", f"X{who}"))
     shutil.rmtree(folder / "runs/own/eval")
     (folder / "runs/own/calibration.json").unlink()
-    shown, said = _command("eval", "--run=own", f"--config.data.dir={data}", cwd=folder)
+    with contextlib.chdir(folder):
+        shown, said = _command(eval_command.main, "--run=own", f"--config.data.dir={data}")
     assert "fitted on 8 validation images" in said
     fitted = read(folder / "runs/own/calibration.json")
     assert fitted == read(own.run / "calibration.json")

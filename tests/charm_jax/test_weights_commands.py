@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from running import SMALL, command_here, copy_data, read, train_here
+from running import SMALL, command, copy_data, read, train
 
 from charm_jax import convert
 from charm_jax.config.cli import DEMO
@@ -25,7 +25,7 @@ def weights(finished, tmp_path_factory):
 
 def evaluate(path, *arguments, cwd):
     """The metrics of a weight file."""
-    result = command_here("eval", *ALONE, f"--config.model.init_from={path}", *arguments, cwd=cwd)
+    result = command("eval", *ALONE, f"--config.model.init_from={path}", *arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     out = cwd / "runs" / "weights" / f"{path.stem}-{digest}" / "eval" / "test"
@@ -53,7 +53,7 @@ def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
     # A mistyped file does not use the run's name up.
     wrong = [*SMALL, *begin, "--config.model.init_from=typo.safetensors"]
     refused(train_command.main, wrong, "There is no weight file typo.safetensors", cwd=tmp_path)
-    trained = train_here(*begin, f"--config.model.init_from={weights}", cwd=tmp_path)
+    trained = train(*begin, f"--config.model.init_from={weights}", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert f"Weights: {weights}" in trained.stderr
     run = tmp_path / "runs" / "demo"
@@ -64,7 +64,7 @@ def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
         "tensors": len(files.read(weights)),
         "left_out": [],
     }
-    evaluated = command_here("eval", cwd=tmp_path)
+    evaluated = command("eval", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     said = f"The run began from {weights}; what that was trained on is not known here."
     assert said in evaluated.stdout
@@ -88,10 +88,10 @@ def test_a_leak_shows_beside_what_is_not_known(finished):
 def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refused):
     copy_data(finished, tmp_path)
     plain = ["--config.model.charm=False", "--config.stages.focal.epochs=0"]
-    trained = train_here(*plain, "--config.stages.bce.epochs=1", SELDOM, cwd=tmp_path)
+    trained = train(*plain, "--config.stages.bce.epochs=1", SELDOM, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "efficientnet_v2_nano without CHARM" in trained.stderr
-    assert command_here("eval", cwd=tmp_path).returncode == 0
+    assert command("eval", cwd=tmp_path).returncode == 0
     path = tmp_path / "plain.safetensors"
     assert convert.main([f"--run={tmp_path}/runs/demo", str(path)]) == 0
     metrics, _ = evaluate(path, *plain, cwd=tmp_path)

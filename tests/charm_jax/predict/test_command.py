@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from running import command_here, read
+from running import command, read
 
 from charm_jax.config.cli import guarded
 from charm_jax.predict import __main__ as predict
@@ -40,7 +40,7 @@ def folder(finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predicted(folder):
-    result = command_here("predict", "in", cwd=folder)
+    result = command("predict", "in", cwd=folder)
     records = [json.loads(line) for line in result.stdout.splitlines()]
     return result, {record["file"].removeprefix("in/"): record for record in records}
 
@@ -114,7 +114,7 @@ def test_own_case_and_patient_are_left_out_also_of_copies(folder):
         image = folder / "data/phantom/images" / name
         for place in (f"a/{name}", f"b/{name}", f"stranger{number}.png"):
             shutil.copy(image, given / place)
-    result = command_here("predict", "again", "--nooverlays", cwd=folder)
+    result = command("predict", "again", "--nooverlays", cwd=folder)
     assert result.returncode == 0, result.stderr
     made = [json.loads(line) for line in result.stdout.splitlines()]
     records = {record["file"].removeprefix("again/"): record for record in made}
@@ -174,9 +174,9 @@ def test_forgetting_a_case_changes_logits_by_its_contribution(folder, predicted)
     """The whole way: forget it by the command, predict again by the other bank."""
     name, record = next(item for item in predicted[1].items() if item[1].get("evidence"))
     entry = record["evidence"][0]
-    made = command_here("memory", "demo", "forget", entry["case"], "--label", "less", cwd=folder)
+    made = command("memory", "demo", "forget", entry["case"], "--label", "less", cwd=folder)
     assert made.returncode == 0, made.stderr
-    again = command_here("predict", f"in/{name}", "--memory", "less", "--nooverlays", cwd=folder)
+    again = command("predict", f"in/{name}", "--memory", "less", "--nooverlays", cwd=folder)
     assert again.returncode == 0, again.stderr
     after = json.loads(again.stdout)
     assert after["memory"] == "less"
@@ -196,7 +196,7 @@ def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, t
     config["data"] |= {"source": "csv_folder", "dir": "gone"}
     path.write_text(json.dumps(config))
     image = str(next((folder / "in").glob("0*.png")))
-    result = command_here("predict", image, "--nooverlays", cwd=tmp_path)
+    result = command("predict", image, "--nooverlays", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["findings"] == []
@@ -258,13 +258,13 @@ def test_other_images_are_not_what_the_run_was_validated_on(folder, tmp_path):
         file.write_text(text)
     image = str(next((folder / "in").glob("0*.png")))
     asked = ("predict", image, "--nooverlays", "--config.data.dir=moved")
-    result = command_here(*asked, cwd=tmp_path)
+    result = command(*asked, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "is not the one in runs/demo/split.json" in result.stderr
     assert json.loads(result.stdout)["uncalibrated"] == list(NIH_FINDINGS)
     for file, text in zip(lists, texts, strict=True):
         file.write_text(text)
-    result = command_here(*asked, cwd=tmp_path)
+    result = command(*asked, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["uncalibrated"] != list(NIH_FINDINGS)
 
