@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from html_check import Page
 from PIL import Image
-from running import command_here, copy_data, read, train_here
+from running import command_here, copy_data, read, train, train_here
 
 from charm_jax.config.cli import load_and_parse
 from data_pipelines.tables.findings import NIH_FINDINGS
@@ -253,7 +253,7 @@ def test_ci_has_the_real_data():
 
 def test_images_on_the_device_train_the_same_network(finished, tmp_path):
     copy_data(finished, tmp_path)
-    result = train_here("--config.data.resident", cwd=tmp_path)
+    result = train("--config.data.resident", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "loading images" in result.stderr
     here, there = (read(folder / "runs/demo/summary.json") for folder in (tmp_path, finished[0]))
