@@ -132,6 +132,7 @@ def load_dataset(
     csv: str = "",
     image_size: int = 224,
     missing: str = "error",
+    **options: int,
 ) -> Data:
     """Load a data set: its table, its splits and where its images are.
 
@@ -144,6 +145,7 @@ def load_dataset(
         csv: file to read in place of the source's own table.
         image_size: side of the images in pixels.
         missing: ``skip`` uses the images that are there.
+        **options: what this source alone takes, such as ``train_images`` of ``phantom``.
 
     Returns:
         The data; ``table`` holds images, labels and patients, and
@@ -161,5 +163,6 @@ def load_dataset(
         "csv": csv,
         "image_size": image_size,
         "missing": missing,
+        source: raw["data"].get(source, {}) | options,
     }
     return load_data(settings.from_dict(raw))
