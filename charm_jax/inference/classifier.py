@@ -22,7 +22,7 @@ from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.images.decode import read_image, to_square
 from data_pipelines.loading import given
 
-Images = UInt8[np.ndarray, "batch height width"] | str | Path | Sequence[str | Path]
+Images = np.ndarray | str | Path | Sequence[str | Path]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""``charm-jax COMMAND`` and ``python -m charm_jax COMMAND``: train, evaluate and predict."""
+
+import difflib
+import importlib
+import sys
+from importlib import metadata
+
+_COMMANDS = {
+    "train": ("charm_jax.train.__main__", "train a network from a config"),
+    "eval": ("charm_jax.eval.__main__", "score a run or a weight file, and write a report"),
+    "predict": ("charm_jax.predict.__main__", "predict image files"),
+    "memory": ("charm_jax.memory.__main__", "list, edit or refill the memory bank of a run"),
+    "convert": ("charm_jax.convert", "write a run's weights for PyTorch or as safetensors"),
+    "prepare": ("data_pipelines.prepare.__main__", "write a data set as shards of small images"),
+    "inspect": ("data_pipelines.inspect.__main__", "describe a data set before training on it"),
+    "phantom": ("data_pipelines.phantom.__main__", "draw simulated chest X-rays"),
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names, and leave with its exit code."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name == "--version":
+        print(f"charm-jax {metadata.version('charm-jax')}")
+    elif name in ("--help", "-h"):
+        print("usage: charm-jax COMMAND [options]\n\ncommands:")
+        for command, (_, help_text) in _COMMANDS.items():
+            print(f"  {command:<9} {help_text}")
+        print("\nexample: charm-jax train\n`charm-jax COMMAND --help` describes a command.")
+        print("Research software, not a medical device.")
+    elif name not in _COMMANDS:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(_COMMANDS)}."
+        print(f"error: There is no command {name!r}: {remedy}", file=sys.stderr)
+        sys.exit(2)
+    else:
+        module = importlib.import_module(_COMMANDS[name][0])
+        sys.argv = [f"charm-jax {name}", *rest]
+        if module.__name__.startswith("data_pipelines."):
+            sys.exit(module.main(rest))
+        from charm_jax.config import cli
+
+        cli.run(module.main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The one command that leads to all others."""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from charm_jax import __main__ as charm
+
+
+def call(monkeypatch, capsys, *arguments):
+    """The exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["charm-jax", *arguments])
+    code = 0
+    try:
+        charm.main()
+    except SystemExit as leaving:
+        code = leaving.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_every_command_is_listed(monkeypatch, capsys, arguments):
+    code, out, _ = call(monkeypatch, capsys, *arguments)
+    assert code == 0
+    for command in ("train", "eval", "predict", "memory", "convert", "prepare", "inspect"):
+        assert f"\n  {command} " in out
+    assert "not a medical device" in out
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    version = metadata.version("charm-jax")
+    assert call(monkeypatch, capsys, "--version") == (0, f"charm-jax {version}\n", "")
+
+
+@pytest.mark.parametrize(("name", "words"), [("trian", "did you mean 'train'"), ("x", "choose")])
+def test_an_unknown_command_is_an_error(monkeypatch, capsys, name, words):
+    code, out, err = call(monkeypatch, capsys, name)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: There is no command {name!r}")
+    assert words in err
+
+
+def test_commands_run_and_keep_their_exit_codes(monkeypatch, capsys, tmp_path):
+    code, _, err = call(monkeypatch, capsys, "eval", f"--config.runs_dir={tmp_path}")
+    assert code == 2
+    assert "There is no run with a checkpoint" in err
+    code, out, _ = call(monkeypatch, capsys, "phantom", "--help")
+    assert code == 0
+    assert "usage" in out.lower()
+
+
+def test_listing_the_commands_does_not_import_jax():
+    code = (
+        "import sys; sys.argv = ['charm-jax']; from charm_jax.__main__ import main; main()\n"
+        "assert 'jax' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
