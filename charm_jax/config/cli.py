@@ -15,6 +15,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from charm_jax.config import recipe, settings
 from charm_jax.config.settings import Settings
@@ -42,11 +43,7 @@ def run(command: Callable[[list[str]], int]) -> None:
 
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     """Return the command's exit code, or 2 after a sentence."""
-    logger = logging.getLogger("charm_jax")
-    if not logger.handlers:
-        logger.addHandler(_ToStderr())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    _notices()
     try:
         return command(argv)
     except InputError as error:
@@ -62,12 +59,34 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     return 2
 
 
+class Notice(logging.Formatter):
+    """Mark the library's warnings."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Format a record whose text is final."""
+        if record.levelno >= logging.WARNING:
+            record.message = f"warning: {record.message}"
+        return super().formatMessage(record)
+
+
 class _ToStderr(logging.Handler):
-    """Prints what the library logs as the commands print their notices."""
+    """Print notices above any progress bar, from the first of several processes alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        say(f"{prefix}{record.getMessage()}")
+        if processes.is_first():
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _notices() -> logging.Logger:
+    """Return the project's logger, set up to print on standard error."""
+    logger = logging.getLogger("charm_jax")
+    if not any(isinstance(handler, _ToStderr) for handler in logger.handlers):
+        handler = _ToStderr()
+        handler.setFormatter(Notice())
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
 
 
 def _sentence_of(error: OSError) -> str | None:
@@ -86,9 +105,8 @@ def _sentence_of(error: OSError) -> str | None:
 
 
 def say(text: str) -> None:
-    """Prints a notice, of several processes the first; results alone go to standard output."""
-    if processes.is_first():
-        print(text, file=sys.stderr, flush=True)
+    """Log a notice, which goes to standard error; results alone go to standard output."""
+    _notices().info(text)
 
 
 def load_config(path: Path, preset: str | None = None) -> ConfigDict:

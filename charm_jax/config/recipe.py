@@ -93,7 +93,13 @@ def defaults() -> ConfigDict:
         }
     )
 
-    config.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
+    config.checkpoint = ConfigDict(
+        {
+            "every_steps": 500,
+            "every_minutes": 5.0,  # since the last save; 0 for never
+            "keep": 2,  # newest of each phase, beside the best
+        }
+    )
     config.log = ConfigDict(
         {
             "every_steps": 20,

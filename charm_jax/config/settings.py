@@ -68,6 +68,7 @@ class CheckpointSettings:
     """``config.checkpoint``: how often to save and how many to keep."""
 
     every_steps: int
+    every_minutes: float
     keep: int
 
 

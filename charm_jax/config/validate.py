@@ -23,6 +23,11 @@ def check(config: Settings) -> None:
     _one_of("config.resume", config.resume, ("auto", "force"))
     _at_least("config.data.image_size", config.data.image_size, 32)
     _at_least("config.checkpoint.every_steps", config.checkpoint.every_steps, 1)
+    minutes = config.checkpoint.every_minutes
+    if not 0 <= minutes < math.inf:
+        raise InputError(
+            f"config.checkpoint.every_minutes is {minutes}: set it above 0, or to 0 for never."
+        )
     _at_least("config.checkpoint.keep", config.checkpoint.keep, 1)
     _at_least("config.log.every_steps", config.log.every_steps, 1)
     _at_least("config.log.trace_steps", config.log.trace_steps, 0)

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and the sweep of a range test."""
+"""Draw the training curves of a run, and the sweep of a range test."""
 
 import contextlib
 import json
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,20 +15,14 @@ _TRAIN, _VALIDATION, _BEST = "#0072B2", "#D55E00", "#000000"  # distinct for the
 
 
 def draw_curves(directory: Path, title: str, stages: Sequence[str]) -> None:
-    """Draws ``curves.png`` of a run from its ``metrics.jsonl``: a column a stage.
-
-    Args:
-        directory: of the run.
-        title: over the picture.
-        stages: names in the order of training.
-    """
+    """Draw ``curves.png`` of a run from its ``metrics.jsonl``, a column for each phase."""
     figure = stage_curves(read_log(directory / "metrics.jsonl"), stages)
     figure.suptitle(title)
     _save(figure, directory / "curves.png")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` but for one that a killed run did not finish."""
+    """Read the lines of a ``metrics.jsonl``, except one that a killed run left incomplete."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
@@ -39,7 +31,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def stage_curves(entries: Sequence[dict[str, Any]], stages: Sequence[str]) -> Figure:
-    """Losses, validation AUROC and rates of the log's entries: a column a stage."""
+    """Plot losses, validation AUROC and rates, a column for each phase."""
     figure = Figure(figsize=(5.2 * len(stages), 9), layout="constrained", dpi=110)
     axes = figure.subplots(3, len(stages), squeeze=False, sharex="col")
     for column, stage in zip(axes.T, stages, strict=True):
@@ -97,15 +89,15 @@ def _line(axes: Axes, entries: list[dict], key: str, **style: Any) -> None:
 def draw_sweep(
     path: Path,
     title: str,
-    rates: Float[np.ndarray, " steps"],
-    losses: Float[np.ndarray, " steps"],
-    chosen: float,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    peak_lr: float,
 ) -> None:
-    """Draws the losses of a range test over the rate, and the rate that was chosen."""
+    """Draw the losses of a range test over the rate, and the rate that was chosen."""
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=110)
     axes = figure.subplots()
     axes.semilogx(rates, losses, color=_TRAIN)
-    axes.axvline(chosen, color=_VALIDATION, linestyle="--", label=f"chosen: {chosen:.1e}")
+    axes.axvline(peak_lr, color=_VALIDATION, linestyle="--", label=f"chosen: {peak_lr:.1e}")
     axes.set_title(title, fontsize="small")
     axes.set(xlabel="learning rate of the head", ylabel="training loss, smoothed")
     axes.legend()

@@ -1,82 +1,131 @@
-"""What a run says while it goes on: progress bar, metrics.jsonl and TensorBoard events."""
+"""Report a run: run.log, progress, metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
+import logging
 import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from charm_jax.train.loop import Plan
+from charm_jax.config.cli import Notice, say
+from charm_jax.train.plan import Plan
 from data_pipelines.atomic_files import whole_file
+from data_pipelines.progress import progress
+
+
+@contextlib.contextmanager
+def run_log(command: str) -> Iterator[Callable[[Path], None]]:
+    """Collect all notices, then append them to ``run.log`` from when its folder is known.
+
+    Args:
+        command: first line of the log.
+
+    Yields:
+        A function that takes the folder of the run.
+    """
+    logger, form = logging.getLogger("charm_jax"), Notice("%(asctime)s %(message)s")
+    early = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    early.handle(_notice(command))
+    logger.addHandler(early)
+    files: list[logging.Handler] = []
+
+    def begin(directory: Path) -> None:
+        file = logging.FileHandler(directory / "run.log", encoding="utf-8")
+        file.setFormatter(form)
+        files.append(file)
+        early.setTarget(file)
+        early.flush()
+        logger.removeHandler(early)
+        logger.addHandler(file)
+
+    try:
+        yield begin
+    except Exception as error:  # printed by the caller, after this log is closed
+        for file in files:
+            file.handle(_notice(f"error: {error}"))
+        raise
+    finally:
+        for handler in (early, *files):
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _notice(text: str) -> logging.LogRecord:
+    return logging.LogRecord("charm_jax", logging.INFO, "", 0, text, None, None)
 
 
 class RunLog:
-    """One line an interval and an epoch, and a bar an epoch.
-
-    Attributes:
-        every_steps: steps of an interval.
-    """
+    """Progress of each epoch, and lines of metrics for each interval and epoch."""
 
     def __init__(
-        self, directory: Path, stages: Sequence[str], position: tuple[str, int], every_steps: int
+        self, directory: Path, plans: Sequence[Plan], position: tuple[str, int], every_steps: int
     ):
-        """Opens the log; lines beyond ``position`` are of a run that was cut off, and are dropped.
+        """Open the log and drop lines beyond ``position``, which a killed run wrote.
 
         Args:
             directory: of the run.
-            stages: names in the order of training.
-            position: stage and step from which the run goes on.
+            plans: of all phases, in the order of training.
+            position: phase and step from which the run continues.
             every_steps: steps of an interval.
         """
-        self.every_steps = every_steps
+        self._plans, self._every_steps = list(plans), every_steps
         path = directory / "metrics.jsonl"
-        _truncate(path, position, list(stages))
+        _truncate(path, position, [plan.phase for plan in plans])
         self._file = path.open("a", encoding="utf-8")
         self._directory, self._position = directory, position
         self._events: dict[str, Any] = {}
         self._bar: tqdm | None = None
-        self._steps, self._since = 0, time.perf_counter()
+        self._steps = 0
+        self._began = self._since = self._last_step = time.perf_counter()
 
     def begin_epoch(self, plan: Plan, epoch: int, done: int) -> None:
-        """Starts the bar of an epoch of which ``done`` steps are done."""
-        self._bar = tqdm(
+        """Start an epoch, counted from 0, ``done`` steps of which were taken earlier."""
+        self._bar = progress(
             total=plan.steps_per_epoch * plan.batch_size,
-            initial=done * plan.batch_size,
-            desc=f"stage {plan.stage}, epoch {epoch + 1}/{plan.epochs}",
-            unit=" images",
-            dynamic_ncols=True,
-            mininterval=0.5,
+            desc=f"stage {plan.phase}, epoch {epoch + 1}/{plan.epochs}",
+            unit="images",
         )
-        self._steps, self._since = 0, time.perf_counter()
+        self._bar.n = self._bar.initial = done * plan.batch_size
+        self._steps = 0
+        self._began = self._since = time.perf_counter()
 
     def step(self, plan: Plan, step: int, metrics: dict[str, float]) -> None:
-        """Moves the bar; every so many steps it writes a line."""
+        """Advance the bar, and write a line at the end of an interval."""
         self._steps += 1
+        self._last_step = time.perf_counter()
         self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
         self._bar.update(plan.batch_size)
         if self._bar.n >= self._bar.total:
             self._bar.close()
-        if step % self.every_steps == 0:
-            now = time.perf_counter()
-            rate = self._steps * plan.batch_size / (now - self._since)
-            self._steps, self._since = 0, now
+        if step % self._every_steps == 0:
+            rate = self._steps * plan.batch_size / (self._last_step - self._since)
+            self._steps, self._since = 0, self._last_step
             costs = {"images_per_second": rate, "memory_gib": _peak_memory() / 2**30}
             self._write("interval", plan, step, metrics | costs)
 
     def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
-        """Writes the epoch's line and says it."""
+        """Report an epoch after its validation, with the time that the run still takes."""
+        images = self._bar.n - self._bar.initial
+        rate = images / (self._last_step - self._began)
+        later = self._plans[self._plans.index(plan) + 1 :]
+        left = (plan.epochs * plan.steps_per_epoch - step) * plan.batch_size + sum(
+            other.epochs * other.steps_per_epoch * other.batch_size for other in later
+        )
+        seconds = left * (time.perf_counter() - self._began) / images  # validation included
         auroc = values["val_macro_auroc"]
-        shown = "undefined" if auroc is None else f"{auroc:.4f}"
-        tqdm.write(
-            f"  training loss {values['train_loss']:.4f}, "
-            f"validation loss {values['val_loss']:.4f}, macro AUROC {shown}",
-            file=sys.stderr,
+        say(
+            f"stage {plan.phase}, epoch {values['epoch']}/{plan.epochs}: training loss "
+            f"{values['train_loss']:.4f}, validation loss {values['val_loss']:.4f}, macro AUROC "
+            f"{'undefined' if auroc is None else format(auroc, '.4f')}, {rate:.1f} images/s, "
+            f"{tqdm.format_interval(seconds)} left"
         )
         self._write("epoch", plan, step, values)
 
@@ -92,67 +141,45 @@ class RunLog:
 
     def _write(self, kind: str, plan: Plan, step: int, values: dict[str, Any]) -> None:
         finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
-        line = {"kind": kind, "stage": plan.stage, "step": step} | finite
+        line = {"kind": kind, "stage": plan.phase, "step": step} | finite
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in finite.items():
-            if value is not None:
-                self._writer(plan.stage).add_scalar(f"{kind}/{name}", value, step)
-
-    def _writer(self, stage: str) -> Any:
-        """TensorBoard's, a folder a stage: what is purged after a restart goes by step alone."""
-        if stage not in self._events:
-            # It imports PyTorch where there is one: seconds, which a first step need not wait.
+        if plan.phase not in self._events:
+            # It imports PyTorch where there is one, for seconds that the first step need not wait.
             from tensorboardX import SummaryWriter
 
-            began, step = self._position
-            self._events[stage] = SummaryWriter(
-                str(self._directory / "tensorboard" / stage),
-                purge_step=step + 1 if stage == began else None,
+            # A folder for each phase, because purging after a restart goes by step alone.
+            phase, last = self._position
+            self._events[plan.phase] = SummaryWriter(
+                str(self._directory / "tensorboard" / plan.phase),
+                purge_step=last + 1 if plan.phase == phase else None,
             )
-        return self._events[stage]
-
-
-class NoLog:
-    """The log of a process that does not write."""
-
-    def begin_epoch(self, plan: Plan, epoch: int, done: int) -> None:
-        """Says nothing."""
-
-    def step(self, plan: Plan, step: int, metrics: dict[str, float]) -> None:
-        """Says nothing."""
-
-    def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
-        """Says nothing."""
-
-    def __enter__(self) -> "NoLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return
+        for name, value in finite.items():
+            if value is not None:
+                self._events[plan.phase].add_scalar(f"{kind}/{name}", value, step)
 
 
 def _peak_memory() -> int:
-    """Most bytes in use so far: of the first device, where it tells, or of the process."""
+    """Return the most bytes used so far by the first device, or else by the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib if sys.platform == "darwin" else kib * 1024  # which counts in bytes
+    return kib if sys.platform == "darwin" else kib * 1024  # macOS counts bytes
 
 
-def _truncate(path: Path, position: tuple[str, int], stages: list[str]) -> None:
+def _truncate(path: Path, position: tuple[str, int], phases: list[str]) -> None:
+    """Drop lines beyond ``position``, and those that a killed run left incomplete."""
     if not path.exists():
         return
-    stage, last = position
-    kept = []
+    last, kept = (phases.index(position[0]), position[1]), []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-            place = stages.index(entry["stage"]), entry["step"]
-        except (ValueError, TypeError, KeyError):  # what a killed run did not finish, or not ours
+            place = phases.index(entry["stage"]), entry["step"]
+        except (ValueError, TypeError, KeyError):
             continue
-        if place <= (stages.index(stage), last):
+        if place <= last:
             kept.append(line + "\n")
     with whole_file(path) as file:
         file.writelines(kept)

@@ -1,5 +1,7 @@
-"""The learning-rate range test: a sweep of rates on a throw-away copy, and the rate it suggests."""
+"""The learning-rate range test: raise the rate on a copy of the state, and pick a peak."""
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,18 +12,25 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from charm_jax.models.state import TrainState
+from charm_jax.config.cli import say
+from charm_jax.distributed import mesh, processes
+from charm_jax.models.state import TrainState, begin_stage
+from charm_jax.runs import folder
+from charm_jax.train import optim, setup
+from charm_jax.train.plan import Plan
+from charm_jax.train.setup import Experiment
+from data_pipelines.errors import InputError
 
 STEPS = 100
 FIRST, LAST = 1e-7, 10.0  # rates
 B1 = 0.95
 _SMOOTHING = 0.98
-_BRINK = 5  # steps
+_BRINK = 5  # last steps, which are left out
 _DIVERGED = 4.0  # times the lowest smoothed loss
 
 
 def rates() -> optax.Schedule:
-    """The rate by step: exponential from ``FIRST`` to ``LAST`` in ``STEPS``.
+    """Return the rate by step: exponential from ``FIRST`` to ``LAST`` in ``STEPS``.
 
     Source: Smith, arXiv 1506.01186; numbers of fastai's ``lr_find``.
     """
@@ -29,15 +38,63 @@ def rates() -> optax.Schedule:
     return lambda step: FIRST * ratio ** jnp.asarray(step, jnp.float32)
 
 
+def peak_rate(experiment: Experiment, plan: Plan, state: TrainState) -> float:
+    """Return the peak rate of a phase: the config's, or that of a range test, made once.
+
+    A range test writes ``range_test_<phase>.json`` and ``.png`` into the run's folder.
+
+    Raises:
+        InputError: the loss falls at no rate.
+    """
+    keys = experiment.settings.stages[plan.stage]
+    if not keys.find_lr:
+        return keys.peak_lr
+    path = experiment.directory / f"range_test_{plan.phase}.json"
+    if not processes.broadcast_from_first(path.exists):
+        say(f"Range test of stage {plan.phase}: {STEPS} steps on a copy.")
+        result = _range_test(experiment, plan, state)
+
+        def write() -> None:
+            from charm_jax.report import curves
+
+            title = f"{experiment.title}\nrange test of stage {plan.phase}"
+            curves.draw_sweep(path.with_suffix(".png"), title, **result)
+            folder.write_json(path, result)
+
+        processes.broadcast_from_first(write)
+    peak = processes.broadcast_from_first(lambda: folder.read_json(path)["peak_lr"])
+    say(f"Peak rate of stage {plan.phase} by its range test: {peak:.2e} ({path}).")
+    return peak
+
+
+def _range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[str, Any]:
+    keys = experiment.settings.stages[plan.stage]
+    shares = optim.geometric(1 / keys.lr_spread, 1.0)
+    optimizer = optim.adamw(rates(), B1, share=shares, clip_norm=keys.clip_norm)
+    step = setup.train_step(experiment, plan, optimizer)
+    longer = dataclasses.replace(plan, epochs=-(-STEPS // plan.steps_per_epoch))
+    begun = begin_stage(state, optimizer, state.rng, freeze_trunk=plan.freeze_trunk)
+    begun = mesh.replicated(begun, mesh.mesh())
+    with contextlib.closing(setup.training_batches(experiment, longer, 0)) as batches:
+        tried, losses = sweep(begun, batches, step)
+    peak = suggest(tried, losses)
+    if peak is None:
+        raise InputError(
+            f"The range test of stage {plan.phase} found no rate at which the loss falls: set "
+            f"--config.stages.{plan.stage}.find_lr=False and peak_lr."
+        )
+    return {"peak_lr": peak, "rates": tried.tolist(), "losses": losses.tolist()}
+
+
 def sweep(
     state: TrainState, batches: Iterator[Any], train_step: Callable
 ) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """Trains a copy of a state while the rate rises, until the loss runs away.
+    """Train a copy of a state while the rate rises, until the loss diverges.
 
     Args:
         state: to copy; its optimizer must follow ``rates``.
-        batches: at least ``STEPS`` of them.
-        train_step: jitted; the copy is donated to it.
+        batches: at least ``STEPS``.
+        train_step: compiled; the copy is donated to it.
 
     Returns:
         The rates, and the losses smoothed by a bias-corrected moving average.
@@ -59,19 +116,19 @@ def sweep(
 def suggest(
     tried: Float[np.ndarray, " steps"], losses: Float[np.ndarray, " steps"]
 ) -> float | None:
-    """The rate that a sweep suggests: ``valley`` without its first tenth and its last 5 steps.
+    """Return the ``valley`` of a sweep without its first tenth and its last 5 steps.
 
-    At the beginning the losses fall by chance, at the end they run away.
+    Losses fall by chance at the start and diverge at the end.
     """
     kept = slice(STEPS // 10, -_BRINK)
     return valley(tried[kept], losses[kept])
 
 
 def valley(tried: Float[np.ndarray, " steps"], losses: Float[np.ndarray, " steps"]) -> float | None:
-    """The rate in the middle of the longest fall of the losses; None if they never fall.
+    """Return the rate in the middle of the longest fall of the losses; None without one.
 
-    The longest fall is the longest subsequence in which each loss is lower than the one before; the
-    rate is that half-way along it, so that neither the flat beginning nor the brink is taken.
+    The longest fall is the longest subsequence in which each loss is lower than the one before.
+    Its middle avoids both the flat start and the brink of divergence.
 
     Source: fastai's ``valley`` rule.
     """

@@ -1,4 +1,4 @@
-"""The optimizer of a stage: AdamW in depth groups under a one-cycle schedule of rate and b1."""
+"""The optimizer: AdamW in depth groups under a one-cycle schedule of rate and b1."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
-# By depth; a group is a part of the parameters, and all that is in none of the first two is head.
+# By depth: the first two are keys of the parameters, and all other keys belong to the head.
 GROUPS = ("trunk", "expansion", "head")
 
 _WARM_UP = 0.25  # share of the steps before the rate's peak
@@ -18,7 +18,7 @@ Schedule = Callable[[int | Array], Array]
 
 
 def one_cycle_rate(peak: float, steps: int) -> Schedule:
-    """Learning rate by step: cosine from peak/25 up in a quarter of the steps, down to peak/1e5.
+    """Return the rate by step: cosine from peak/25 to the peak at a quarter, then to peak/1e5.
 
     Source: fastai's ``fit_one_cycle`` with ``pct_start=0.25``, as the reference calls it.
     """
@@ -32,29 +32,29 @@ def one_cycle_rate(peak: float, steps: int) -> Schedule:
 
 
 def one_cycle_b1(steps: int) -> Schedule:
-    """Adam's b1 by step, against the rate: 0.95 to 0.85 over a quarter of the steps, and back."""
+    """Return Adam's b1 by step: 0.95 to 0.85 over a quarter of the steps, and back."""
     return optax.piecewise_interpolate_schedule(
         "cosine", _B1_HIGH, {peak_step(steps): _B1_LOW / _B1_HIGH, steps: _B1_HIGH / _B1_LOW}
     )
 
 
 def peak_step(steps: int) -> int:
-    """Steps that a one-cycle of ``steps`` takes before the rate falls."""
+    """Return the step at which the rate of a cycle of ``steps`` peaks."""
     return int(_WARM_UP * steps)
 
 
 def decays(params: PyTree[Array]) -> PyTree[bool]:
-    """Which parameters weight decay acts on: kernels, not biases nor the scales of norms."""
+    """Mark the parameters that weight decay acts on: kernels, not biases or norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def group_of(part: str) -> str:
-    """The depth group of a part of the parameters, by its name at the top of their tree."""
+    """Return the depth group of a top-level key of the parameters."""
     return part if part in GROUPS else "head"
 
 
 def geometric(first: float, last: float) -> dict[str, float]:
-    """A rate for each depth group: equal ratios from ``first``, of the trunk, to the head's."""
+    """Return a rate for each depth group, in equal ratios from the trunk's to the head's."""
     ratio = (last / first) ** (1 / (len(GROUPS) - 1))
     return {group: first * ratio**i for i, group in enumerate(GROUPS)}
 
@@ -67,14 +67,14 @@ def adamw(
     clip_norm: float = 0.0,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
-    """AdamW with b2 0.99, epsilon 1e-5 and decoupled weight decay 0.01, none on norms and biases.
+    """Return AdamW with b2 0.99, epsilon 1e-5 and weight decay 0.01 (none on norms and biases).
 
     Args:
         rate: of the head.
         b1: of Adam.
-        share: for each depth group, its rate as a share of the head's.
+        share: rate of each depth group over the head's.
         clip_norm: largest global norm of the gradients; 0 for no limit.
-        accumulate: steps whose gradients are averaged before the parameters change.
+        accumulate: steps whose gradients are averaged for one update.
     """
     optimizer = optax.inject_hyperparams(optax.adamw, static_args="mask")(
         learning_rate=rate, b1=b1, b2=0.99, eps=1e-5, weight_decay=0.01, mask=decays
@@ -92,11 +92,11 @@ def adamw(
 def adamw_one_cycle(
     peaks: Mapping[str, float], steps: int, *, clip_norm: float = 0.0, accumulate: int = 1
 ) -> optax.GradientTransformation:
-    """``adamw`` along one cycle.
+    """Return ``adamw`` with a one-cycle schedule.
 
     Args:
         peaks: highest rate of each depth group.
-        steps: of the whole cycle, at least 1; as the batches are counted, not the updates.
+        steps: batches of the cycle, at least 1; an update may accumulate several.
         clip_norm: as in ``adamw``.
         accumulate: as in ``adamw``.
 
@@ -116,7 +116,7 @@ def adamw_one_cycle(
 
 
 def hyperparams(opt_state: optax.OptState) -> dict[str, Array]:
-    """``learning_rate`` (of the head) and ``b1`` of the step that made this state."""
+    """Return the ``learning_rate`` (of the head) and ``b1`` of the last step."""
     return optax.tree.get(opt_state, "hyperparams")
 
 

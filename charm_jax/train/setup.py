@@ -1,15 +1,17 @@
-"""Set up the training of a phase: its plan, optimizer, compiled step, batches and validation."""
+"""Set up the phases of a run: plan, optimizer, compiled step, batches and validation."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
 
+from charm_jax.config import build
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
@@ -20,22 +22,56 @@ from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.losses import LOSSES
 from charm_jax.models.state import TrainState
-from charm_jax.runs.data import Data
-from charm_jax.train import lr_finder, optim
-from charm_jax.train.loop import Plan
+from charm_jax.runs.data import Data, resident_cases
+from charm_jax.train import optim
+from charm_jax.train.plan import Plan
 from charm_jax.train.step import jit_train_step
 from data_pipelines.loading import augment, loader
 from data_pipelines.loading.resident import ResidentCases
 
 
-def plan(config: Settings, data: Data, stage: str) -> Plan:
-    """The numbers of a stage."""
-    part, frozen = config.phases[stage]
-    keys, epochs = config.stages[part], config.epochs(part, frozen)
-    steps = loader.steps_per_epoch(len(data.split.rows(part, "train")), keys.batch_size)
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run's settings and data, with the network and the images that they lead to."""
+
+    settings: Settings
+    data: Data
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the run."""
+        return self.settings.directory
+
+    @property
+    def title(self) -> str:
+        """Title of the run's figures."""
+        table = self.data.table
+        simulated = " (SIMULATED images)" if table.simulated else ""
+        backbone = self.settings.model.backbone
+        return f"{self.settings.name}: {backbone} on {table.source}{simulated}"
+
+    @cached_property
+    def model(self) -> Charm | Baseline:
+        """The network."""
+        findings = len(self.data.table.findings)
+        return build.build_network(self.settings, findings, self.data.prevalence)
+
+    @cached_property
+    def cases(self) -> ResidentCases | None:
+        """All images on the devices, loaded at first use; None unless they are resident."""
+        return resident_cases(self.settings, self.data)
+
+
+def plan(experiment: Experiment, phase: str) -> Plan:
+    """Return the plan of a phase."""
+    settings = experiment.settings
+    stage, frozen = settings.phases[phase]
+    keys, epochs = settings.stages[stage], settings.epochs(stage, frozen)
+    images = len(experiment.data.split.rows(stage, "train"))
+    steps = loader.steps_per_epoch(images, keys.batch_size)
     return Plan(
+        phase=phase,
         stage=stage,
-        part=part,
         freeze_trunk=frozen,
         epochs=epochs,
         steps_per_epoch=steps,
@@ -43,97 +79,87 @@ def plan(config: Settings, data: Data, stage: str) -> Plan:
         peak_step=optim.peak_step(epochs * steps),
         patience=keys.patience,
         min_delta=keys.min_delta,
-        save_every=config.checkpoint.every_steps,
+        save_every=settings.checkpoint.every_steps,
+        save_seconds=60 * settings.checkpoint.every_minutes,
     )
 
 
-def optimizer(config: Settings, stage: Plan, peak_lr: float) -> optax.GradientTransformation:
-    """AdamW, one cycle over all epochs of the stage; ``peak_lr`` is the head's."""
-    keys = config.stages[stage.part]
+def optimizer(experiment: Experiment, plan: Plan, peak_lr: float) -> optax.GradientTransformation:
+    """Return AdamW with one cycle over all epochs of a phase; ``peak_lr`` is the head's."""
+    keys = experiment.settings.stages[plan.stage]
     return optim.adamw_one_cycle(
         optim.geometric(peak_lr / keys.lr_spread, peak_lr),
-        stage.epochs * stage.steps_per_epoch,
+        plan.epochs * plan.steps_per_epoch,
         clip_norm=keys.clip_norm,
         accumulate=keys.accumulate,
     )
 
 
-def range_test_optimizer(config: Settings, stage: Plan) -> optax.GradientTransformation:
-    """AdamW for the sweep of a range test, with the stage's spread of rates and its clipping."""
-    keys = config.stages[stage.part]
-    shares = optim.geometric(1 / keys.lr_spread, 1.0)
-    return optim.adamw(lr_finder.rates(), lr_finder.B1, share=shares, clip_norm=keys.clip_norm)
-
-
 def train_step(
-    config: Settings,
-    model: Charm | Baseline,
-    stage: Plan,
-    optimizer: optax.GradientTransformation,
-    cases: ResidentCases | None,
-) -> Callable:
-    """The jitted step of a stage."""
+    experiment: Experiment, plan: Plan, optimizer: optax.GradientTransformation
+) -> CompiledStep:
+    """Compile the training step of a phase."""
+    settings = experiment.settings
     return jit_train_step(
-        cases,
+        experiment.cases,
         mesh.mesh(),
-        model=model.clone(freeze_trunk=stage.freeze_trunk),
+        model=experiment.model.clone(freeze_trunk=plan.freeze_trunk),
         optimizer=optimizer,
-        loss=LOSSES[config.stages[stage.part].loss],
-        augment=partial(augment.training_images, channels=config.model.channels),
-        momentum_decay=config.model.momentum,
-        average_decay=config.model.average,
+        loss=LOSSES[settings.stages[plan.stage].loss],
+        augment=partial(augment.training_images, channels=settings.model.channels),
+        momentum_decay=settings.model.momentum,
+        average_decay=settings.model.average,
     )
+
+
+def eval_step(experiment: Experiment) -> CompiledStep:
+    """Compile the evaluation step that validation runs."""
+    channels = experiment.settings.model.channels
+    prepare = partial(augment.evaluation_images, channels=channels)
+    return jit_eval_step(experiment.cases, mesh.mesh(), model=experiment.model, prepare=prepare)
 
 
 def training_batches(
-    config: Settings, data: Data, stage: Plan, start_step: int
+    experiment: Experiment, plan: Plan, start_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The stream of a stage from a step on; its order follows ``config.seed`` and the stage."""
+    """Stream a phase's batches from a step on, in the order that seed and phase give."""
+    settings, data = experiment.settings, experiment.data
     case_ids = loader.case_id_batches(
-        data.split.rows(stage.part, "train"),
-        batch_size=stage.batch_size,
-        seed=len(PHASES) * config.seed + PHASES.index(stage.stage),
-        epochs=stage.epochs,
-        batch_key=f"config.stages.{stage.part}.batch_size",
+        data.split.rows(plan.stage, "train"),
+        batch_size=plan.batch_size,
+        seed=len(PHASES) * settings.seed + PHASES.index(plan.phase),
+        epochs=plan.epochs,
+        batch_key=f"config.stages.{plan.stage}.batch_size",
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    if config.data.resident:
+    if settings.data.resident:
         return loader.training_ids(case_ids, start_step)
     return loader.training_batches(
         data.table,
         case_ids,
-        image_size=config.data.image_size,
-        workers=config.data.processes,
+        image_size=settings.data.image_size,
+        workers=settings.data.processes,
         start_step=start_step,
     )
 
 
 def validator(
-    config: Settings, data: Data, stage: Plan, step: Callable
+    experiment: Experiment, plan: Plan, step: Callable
 ) -> Callable[[TrainState], tuple[float, float | None]]:
-    """A function from a state to the loss and macro AUROC on the stage's validation part."""
-    rows = data.split.rows(stage.part, "val")
-    labels = data.table.labels[rows]
-    loss: Callable[[Array, Array], Array] = LOSSES[config.stages[stage.part].loss]
+    """Return a function from a state to its loss and macro AUROC on the validation split."""
+    settings, data = experiment.settings, experiment.data
+    rows = data.split.rows(plan.stage, "val")
+    labels, loss = data.table.labels[rows], LOSSES[settings.stages[plan.stage].loss]
 
     def validate(network: TrainState) -> tuple[float, float | None]:
+        resident = settings.data.resident
         z = predict_rows(
-            network, step, data, rows, stage.batch_size, "validation", resident=config.data.resident
+            network, step, data, rows, plan.batch_size, "validation", resident=resident
         )["logits"]
         value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
-        # Without a finite loss the run stops: ranking logits that are not numbers would raise
-        # first.
-        if not math.isfinite(value):
+        if not math.isfinite(value):  # the run stops; AUROC would raise on NaN before that
             return value, None
         return value, summarise(z, labels, data.table.findings)["macro_auroc"]
 
     return validate
-
-
-def eval_step(
-    config: Settings, model: Charm | Baseline, cases: ResidentCases | None = None
-) -> CompiledStep:
-    """Compile the evaluation step that validation runs."""
-    prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    return jit_eval_step(cases, mesh.mesh(), model=model, prepare=prepare)

@@ -1,7 +1,8 @@
-"""The training step: a pure function of a state and a batch."""
+"""The training step, a pure function of a state and a batch."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import optax
@@ -30,23 +31,22 @@ def train_step(
     momentum_decay: float,
     average_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One step of training.
+    """Take one training step.
 
     Args:
-        state: the state before.
+        state: before the step.
         batch: ``image`` uint8 ``[B, S, S, 1]``, ``labels`` int8 ``[B, F]``, ``case_id`` and
             ``patient_id`` int32 ``[B]``.
-        model: the network. Of a frozen trunk nothing is differentiated.
-        optimizer: of the stage.
+        model: network; a frozen trunk is not differentiated.
+        optimizer: of the phase, made by ``optim``.
         loss: ``(logits, labels) -> scalar``.
         augment: ``(key, uint8 images) -> float32 [B, S, S, 3]``.
         momentum_decay: m of the momentum branch.
-        average_decay: share that the average of all weights keeps in a step, if there is one.
+        average_decay: share that the average of all weights, if any, keeps.
 
     Returns:
-        The state after, and scalars: ``loss``, ``grad_norm`` (global, before the optimizer),
-        ``rate`` (of the head) and ``b1`` of the optimizer, which must come from ``optim``, and
-        those of the model's output.
+        The state after the step, and scalars: ``loss``, ``grad_norm`` (global, before the
+        optimizer), ``rate`` (of the head), ``b1`` and those of the model's output.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     images = augment(augment_key, batch["image"])
@@ -74,6 +74,10 @@ def train_step(
     if momentum is not None:
         # With the parameters from before this step's update, as in the reference.
         momentum = momentum_branch.update(momentum, state.params["expansion"], momentum_decay)
+    average = state.average
+    if average is not None:
+        weights = {"params": params, "batch_stats": batch_stats}
+        average = optax.incremental_update(weights, average, 1 - average_decay)
     new_state = state.replace(
         step=state.step + 1,
         params=params,
@@ -81,7 +85,7 @@ def train_step(
         momentum=momentum,
         memory=output.memory,
         opt_state=opt_state,
-        average=_average(state.average, params, batch_stats, average_decay),
+        average=average,
     )
     chosen = hyperparams(opt_state)
     metrics = {
@@ -94,21 +98,15 @@ def train_step(
     return new_state, metrics
 
 
-def _average(
-    average: PyTree | None, params: PyTree, batch_stats: PyTree, decay: float
-) -> PyTree | None:
-    if average is None:
-        return None
-    weights = {"params": params, "batch_stats": batch_stats}
-    return optax.incremental_update(weights, average, 1 - decay)
-
-
 def jit_train_step(
-    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """``train_step`` with its keyword arguments bound, compiled, the state donated.
+    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: Any
+) -> CompiledStep:
+    """Bind the keyword arguments of ``train_step`` and compile it; the state is donated.
 
-    With ``cases`` on the device, of a batch only ``case_id`` is sent there. With a mesh, state and
-    cases are whole ``over`` its devices, and a batch is this process's share, which they divide.
+    Args:
+        cases: on the device; then only ``case_id`` of a batch is sent there.
+        over: mesh whose devices hold whole copies of state and cases, and divide this process's
+            share of a batch.
+        **parts: keyword arguments of ``train_step``.
     """
     return CompiledStep(partial(train_step, **parts), cases, over, donate_argnums=0)

@@ -1,171 +1,182 @@
-"""A run of training: its stages in their order, and how it is taken up where it stopped."""
+"""Train the phases of a run in their order, from its newest checkpoint."""
 
 import contextlib
 import dataclasses
 import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from charm_jax.config import build
 from charm_jax.config.cli import say
-from charm_jax.config.settings import PHASES, Settings
+from charm_jax.config.settings import PHASES
 from charm_jax.distributed import mesh, processes
 from charm_jax.models.state import TrainState, begin_stage
-from charm_jax.runs import data as run_data
 from charm_jax.runs import folder
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
-from charm_jax.train import setup, trace
-from charm_jax.train.log import NoLog, RunLog
-from charm_jax.train.loop import (
-    Hooks,
-    Interrupted,
-    NonFiniteLoss,
-    Progress,
-    run_stage,
-)
-from charm_jax.train.peak_rate import PeakRate
+from charm_jax.train import lr_finder, setup
+from charm_jax.train.log import RunLog
+from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
+from charm_jax.train.plan import Progress
+from charm_jax.train.setup import Experiment
 from charm_jax.weights import load
 from data_pipelines.errors import InputError
 
-_AGREE_EVERY = 10  # steps between which several processes ask each other whether to end
+_AGREE_EVERY = 10  # steps between which several processes tell each other what they want
+_TRACE_AFTER = 10  # steps: the first ones compile and fill queues
 
 
 class Training:
-    """The stages of one run, from where its checkpoints stand.
+    """A run of training. All processes train; the first alone reads and writes the folder."""
 
-    Of several processes all train, and the first alone reads and writes the folder.
-    """
+    def __init__(self, experiment: Experiment, description: dict[str, Any]):
+        """Prepare a run.
 
-    def __init__(
-        self,
-        config: Settings,
-        data: run_data.Data,
-        directory: Path,
-        description: dict[str, Any],
-    ):
-        self.config, self.data, self.directory = config, data, directory
-        self.names = list(config.phases)
-        simulated = " (SIMULATED images)" if data.table.simulated else ""
-        self.title = f"{config.name}: {config.model.backbone} on {data.table.source}{simulated}"
-        self.model = build.build_network(config, len(data.table.findings), data.prevalence)
-        self.cases = run_data.resident_cases(config, data)
-        self.peak_rate = PeakRate(config, data, self.model, self.cases, directory, self.title)
-        self.eval_step = setup.eval_step(config, self.model, self.cases)
+        Args:
+            experiment: settings and data.
+            description: ``split.json``.
+        """
+        self.experiment, self.settings = experiment, experiment.settings
+        self.directory = experiment.directory
+        self.plans = {phase: setup.plan(experiment, phase) for phase in self.settings.phases}
+        self.phases = list(self.plans)
+        self.eval_step = setup.eval_step(experiment)
         self.checkpoints = Checkpoints(
-            directory / "checkpoints", self.names, config.checkpoint.keep
+            self.directory / "checkpoints", self.phases, self.settings.checkpoint.keep
         )
+        data = experiment.data
         hashes = {
-            f"{stage}/{part}": parts[part]["sha256"]
-            for stage, parts in description["stages"].items()
-            for part in data.split.stages[stage]
+            f"{stage}/{split}": splits[split]["sha256"]
+            for stage, splits in description["stages"].items()
+            for split in data.split.stages[stage]
         }
         findings = list(data.table.findings)
         self.split = {"rule": data.split.rule, "findings": findings, "sha256": hashes}
         self.finished: dict[str, dict[str, Any]] = {}
-        self.ending: int | None = None
-        self.asked = 0
+        self.signal: int | None = None
 
     def run(self) -> int:
-        """Trains to the end; returns the exit code."""
+        """Train to the end and return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+            signal.signal(number, lambda number, frame: setattr(self, "signal", number))
         try:
-            state = self._stages()
+            state = self._train_phases()
         except NonFiniteLoss as error:
             say(f"error: {error}. {self._last_good()}")
             return 3
         except Interrupted:
-            say(f"Asked to end: {self._last_good()} The same command continues from there.")
-            return 128 + (self.ending or signal.SIGTERM)
+            say(f"Asked to stop: {self._last_good()} The same command continues from there.")
+            return 128 + (self.signal or signal.SIGTERM)
         else:
-            processes.broadcast_from_first(lambda: self._finish(state))
+            processes.broadcast_from_first(lambda: self._summarise(state))
             return 0
         finally:
             self.checkpoints.close()
 
-    def _stages(self) -> TrainState:
-        """Goes through the stages that are left; returns the last state."""
-        state, progress = self._where_it_stands()
-        position = (progress.stage, int(state.step))
-        with self._log(position) as log:
-            for name in self.names[self.names.index(progress.stage) :]:
-                if name != progress.stage:
-                    state, progress = self._begin(name, self._best(progress, state)), Progress(name)
-                state, progress = self._stage(name, state, progress, log)
-                self.finished[name] = dataclasses.asdict(progress) | {"steps": int(state.step)}
+    def _train_phases(self) -> TrainState:
+        """Train the phases that are left and return the last state."""
+        state, progress = self._resume()
+        with contextlib.ExitStack() as stack:
+            log = None
+            if processes.is_first():
+                position = (progress.phase, int(state.step))
+                every_steps = self.settings.log.every_steps
+                plans = list(self.plans.values())
+                log = stack.enter_context(RunLog(self.directory, plans, position, every_steps))
+            for phase in self.phases[self.phases.index(progress.phase) :]:
+                if phase != progress.phase:
+                    state, progress = (
+                        self._begin(phase, self._best(progress, state)),
+                        Progress(phase),
+                    )
+                if not progress.finished:
+                    state, progress = self._train(state, progress, log)
+                self.finished[phase] = dataclasses.asdict(progress) | {"steps": int(state.step)}
         return state
 
-    def _log(self, position: tuple[str, int]) -> RunLog | NoLog:
-        if not processes.is_first():
-            return NoLog()
-        return RunLog(self.directory, self.names, position, self.config.log.every_steps)
-
-    def _end(self, number: int, frame: object) -> None:
-        self.ending = number
-
-    def _asked_to_end(self) -> bool:
-        """Whether this process was, or of several processes any when they last agreed on it."""
-        if jax.process_count() == 1:
-            return self.ending is not None
-        self.asked += 1
-        return self.asked % _AGREE_EVERY == 0 and processes.any_of(self.ending is not None)
-
-    def _where_it_stands(self) -> tuple[TrainState, Progress]:
-        """The newest state that can be read, or a new one."""
-        new = build.new_state(self.model, self.config)
-        state, found = processes.broadcast_arrays_from_first(
-            lambda: self._newest(new), lambda found: self._begin(found["progress"]["stage"], new)
-        )
-        if state is None:
-            return self._begin(self.names[0], self._filled(new)), Progress(self.names[0])
-        self.finished = found["finished"]
-        return state, Progress(**found["progress"])
-
-    def _newest(self, new: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
-        """The newest state that can be read, with the progress of it and of the stages before.
-
-        Raises:
-            InputError: there are checkpoints, and none can be read.
-        """
-        every = list(self.checkpoints.newest_first())
-        for stage, step in every:
-            try:
-                state, meta = self.checkpoints.restore(stage, step, self._begin(stage, new))
-            except DamagedCheckpoint as error:
-                say(f"warning: {error} The one before it is used.")
-                continue
-            self._check_split(meta["split"])
-            say(f"Continuing {self.directory} from step {step} of stage {stage}.")
-            progress = self._with_best(Progress(**meta["progress"]))
-            return state, {"progress": dataclasses.asdict(progress), "finished": meta["finished"]}
-        if every:
-            raise InputError(
-                f"No checkpoint of {self.directory} can be read: move the folder away to begin "
-                "anew, or choose another --config.name."
+    def _train(
+        self, state: TrainState, progress: Progress, log: RunLog | None
+    ) -> tuple[TrainState, Progress]:
+        """Train one phase."""
+        plan = self.plans[progress.phase]
+        state = mesh.replicated(state, mesh.mesh())
+        peak = lr_finder.peak_rate(self.experiment, plan, state)
+        optimizer = setup.optimizer(self.experiment, plan, peak)
+        step = setup.train_step(self.experiment, plan, optimizer)
+        traces = self.settings.log.trace_steps if processes.is_first() else 0
+        batches = setup.training_batches(self.experiment, plan, int(state.step))
+        with (
+            contextlib.closing(batches),
+            traced(step, self.directory / "trace" / plan.phase, traces) as train_step,
+        ):
+            hooks = Hooks(
+                train_step=train_step,
+                batches=batches,
+                validate=setup.validator(self.experiment, plan, self.eval_step),
+                log=log,
+                save=self._save,
+                asked_to_stop=lambda: self.signal is not None,
+                agree=agree,
             )
-        return None, {}
+            return run_phase(state, progress, plan, hooks)
 
-    def _filled(self, new: TrainState) -> TrainState:
-        """The state with its first weights; ``weights.json`` says which file they are of."""
-        keys = self.config.model
-        filled, file = load.initial_weights(new, keys.init_from, keys.backbone)
+    def _resume(self) -> tuple[TrainState, Progress]:
+        """Return the newest readable state, or a new one with its first weights."""
+        new = build.new_state(self.experiment.model, self.settings)
+        state, found = processes.broadcast_arrays_from_first(
+            lambda: self._newest(new), lambda found: self._begin(found["progress"]["phase"], new)
+        )
+        if state is not None:
+            self.finished = found["finished"]
+            return state, Progress(**found["progress"])
+        keys = self.settings.model
+        new, file = load.initial_weights(new, keys.init_from, keys.backbone)
         say(load.describe(file))
         if processes.is_first():
             path = self.directory / "weights.json"
             path.unlink(missing_ok=True)
             if file is not None:
                 folder.write_json(path, dataclasses.asdict(file))
-        return filled
+        return self._begin(self.phases[0], new), Progress(self.phases[0])
 
-    def _check_split(self, saved: dict[str, Any]) -> None:
-        """Refuses to go on with other images: steps, order and bank would lose their meaning.
+    def _newest(self, new: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
+        """Return the newest readable state, its progress and the phases before it.
 
         Raises:
-            InputError: the findings, or the first part, that differ.
+            InputError: there are checkpoints but none is readable, or the images differ.
         """
-        folder.check_findings(self.directory, saved["findings"], self.data.table)
+        every = list(self.checkpoints.newest_first())
+        for phase, step in every:
+            try:
+                state, meta = self.checkpoints.restore(phase, step, self._begin(phase, new))
+            except DamagedCheckpoint as error:
+                say(f"warning: {error} The one before it is used.")
+                continue
+            self._check_split(meta["split"])
+            say(f"Continuing {self.directory} from step {step} of stage {phase}.")
+            progress = meta["progress"]
+            best = progress["best_step"]
+            if best not in (None, *self.checkpoints.steps(phase)):
+                say(f"warning: the best checkpoint, {best}, is gone; another is sought.")
+                progress |= {key: None for key in progress if key.startswith("best_")}
+            return state, {"progress": progress, "finished": meta["finished"]}
+        if every:
+            raise InputError(
+                f"No checkpoint of {self.directory} can be read: move the folder away to start "
+                "from the beginning, or choose another --config.name."
+            )
+        return None, {}
+
+    def _check_split(self, saved: dict[str, Any]) -> None:
+        """Refuse to continue with other images, for which steps, order and bank mean nothing.
+
+        Raises:
+            InputError: with the findings, or the first split, that differ.
+        """
+        folder.check_findings(self.directory, saved["findings"], self.experiment.data.table)
         now = {"rule": self.split["rule"], **self.split["sha256"]}
         then = {"rule": saved["rule"], **saved["sha256"]}
         changed = [name for name in now if now[name] != then.get(name)]
@@ -175,97 +186,61 @@ class Training:
                 "with: bring them back, or choose another --config.name."
             )
 
-    def _with_best(self, progress: Progress) -> Progress:
-        """The progress, without a best checkpoint that is no longer there."""
-        if progress.best_step in (None, *self.checkpoints.steps(progress.stage)):
-            return progress
-        say(f"warning: the best checkpoint, {progress.best_step}, is gone; another is sought.")
-        return dataclasses.replace(
-            progress, best_step=None, best_epoch=None, best_loss=None, best_macro_auroc=None
-        )
-
     def _best(self, progress: Progress, like: TrainState) -> TrainState:
-        """The best state of a stage that is over, or the newest that can be read.
+        """Return the best state of a finished phase, or else its newest readable one.
 
         Raises:
-            InputError: none can.
+            InputError: none is readable.
         """
 
         def read() -> tuple[TrainState, None]:
-            steps = self.checkpoints.steps(progress.stage)
+            steps = self.checkpoints.steps(progress.phase)
             for step in [progress.best_step, *steps] if progress.best_step else steps:
                 try:
-                    return self.checkpoints.restore(progress.stage, step, like)[0], None
+                    return self.checkpoints.restore(progress.phase, step, like)[0], None
                 except DamagedCheckpoint as error:
                     say(f"warning: {error} Another one of the stage is used.")
             raise InputError(
-                f"No checkpoint of stage {progress.stage} in {self.directory} can be read: train "
+                f"No checkpoint of stage {progress.phase} in {self.directory} can be read: train "
                 "it again under another --config.name."
             )
 
         return processes.broadcast_arrays_from_first(read, lambda _: like)[0]
 
-    def _begin(self, stage: str, state: TrainState) -> TrainState:
-        """The state at the start of a stage. Its optimizer's state has no trace of the peak."""
-        plan = setup.plan(self.config, self.data, stage)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + PHASES.index(stage))
-        peak = self.config.stages[plan.part].peak_lr
-        optimizer = setup.optimizer(self.config, plan, peak)
+    def _begin(self, phase: str, state: TrainState) -> TrainState:
+        """Return the state at the start of a phase; it does not depend on the peak rate."""
+        plan = self.plans[phase]
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), 1 + PHASES.index(phase))
+        peak = self.settings.stages[plan.stage].peak_lr
+        optimizer = setup.optimizer(self.experiment, plan, peak)
         return begin_stage(state, optimizer, key, freeze_trunk=plan.freeze_trunk)
-
-    def _stage(
-        self, name: str, state: TrainState, progress: Progress, log: RunLog
-    ) -> tuple[TrainState, Progress]:
-        plan = setup.plan(self.config, self.data, name)
-        if progress.finished:
-            return state, progress
-        state = mesh.replicated(state, mesh.mesh())
-        optimizer = setup.optimizer(self.config, plan, self.peak_rate.of(plan, state))
-        batches = setup.training_batches(self.config, self.data, plan, int(state.step))
-        step = setup.train_step(self.config, self.model, plan, optimizer, self.cases)
-        traces = self.config.log.trace_steps if processes.is_first() else 0
-        with (
-            contextlib.closing(batches),
-            trace.traced(step, self.directory / "trace" / name, traces) as train_step,
-        ):
-            hooks = Hooks(
-                train_step=train_step,
-                batches=batches,
-                validate=setup.validator(self.config, self.data, plan, self.eval_step),
-                log=log,
-                save=self._save,
-                asked_to_end=self._asked_to_end,
-            )
-            return run_stage(state, progress, plan, hooks)
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         meta = {
             "progress": dataclasses.asdict(progress),
             "next_index": int(state.step),
-            "config": self.config.raw,
+            "config": self.settings.raw,
             "split": self.split,
             "finished": self.finished,
         }
-        saving = (progress.stage, state, meta, progress.best_step)
+        saving = (progress.phase, state, meta, progress.best_step)
         processes.broadcast_from_first(lambda: self.checkpoints.save(*saving))
 
     def _last_good(self) -> str:
-        last = processes.broadcast_from_first(self._newest_on_disk)
+        def newest() -> tuple[str, int] | None:
+            self.checkpoints.wait()
+            return next(self.checkpoints.newest_first(), None)
+
+        last = processes.broadcast_from_first(newest)
         if last is None:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."
 
-    def _newest_on_disk(self) -> tuple[str, int] | None:
-        self.checkpoints.wait()
-        return next(self.checkpoints.newest_first(), None)
-
-    def _finish(self, state: TrainState) -> None:
-        self.checkpoints.close()
-        self._summarise(state)
-
     def _summarise(self, state: TrainState) -> None:
+        """Finish all saves and write ``summary.json`` and ``curves.png``."""
+        self.checkpoints.close()
         stages = {
-            name: {
+            phase: {
                 "epochs": done["epoch"],
                 "steps": done["steps"],
                 "best_epoch": done["best_epoch"],
@@ -275,20 +250,62 @@ class Training:
                 "stopped_early": done["stopped_early"],
                 "seconds": round(done["seconds"], 3),
             }
-            for name, done in self.finished.items()
+            for phase, done in self.finished.items()
         }
         summary = {
-            "simulated": self.data.table.simulated,
-            "leak_images": self.data.split.leak_images,
+            "simulated": self.experiment.data.table.simulated,
+            "leak_images": self.experiment.data.split.leak_images,
             "stages": stages,
             "seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
             "params_sha256": tree_sha256(state.params),
         }
         from charm_jax.report import curves
 
-        curves.draw_curves(self.directory, self.title, self.names)
+        curves.draw_curves(self.directory, self.experiment.title, self.phases)
         folder.write_json(self.directory / "summary.json", summary)
         say(
             f"Done in {summary['seconds']:.0f} s. Evaluate it: "
-            f"python -m charm_jax.eval --run {self.config.name}"
+            f"python -m charm_jax.eval --run {self.settings.name}"
         )
+
+
+def agree(step: int, wishes: Sequence[bool]) -> Sequence[bool]:
+    """Return what any process wishes; several ask each other every 10 steps and wait until then."""
+    if jax.process_count() == 1:
+        return wishes
+    if step % _AGREE_EVERY:
+        return [False] * len(wishes)
+    return processes.all_gather(np.array([wishes])).any(axis=0).tolist()
+
+
+@contextlib.contextmanager
+def traced(step: TrainStep, directory: Path, count: int) -> Iterator[TrainStep]:
+    """Wrap ``step`` so that ``count`` calls after the first ten are profiled.
+
+    TensorBoard's profile plug-in and Perfetto read the trace. One that is still open at the end
+    covers fewer calls.
+    """
+    calls, open_, result = 0, False, None
+
+    def stop() -> None:
+        nonlocal open_
+        jax.block_until_ready(result)
+        jax.profiler.stop_trace()
+        open_ = False
+
+    def call(*arguments: Any) -> Any:
+        nonlocal calls, open_, result
+        if calls == _TRACE_AFTER and count:
+            jax.profiler.start_trace(directory)
+            open_ = True
+        result = step(*arguments)
+        calls += 1
+        if open_ and calls == _TRACE_AFTER + count:
+            stop()
+        return result
+
+    try:
+        yield call
+    finally:
+        if open_:
+            stop()

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from charm_jax.models.state import TrainState
 from charm_jax.train import loop
-from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, Plan, Progress
+from charm_jax.train.log import RunLog
+from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss
+from charm_jax.train.plan import Plan, Progress
+from charm_jax.train.trainer import agree
 
 PLAN = Plan(
+    phase="bce",
     stage="bce",
-    part="bce",
     freeze_trunk=False,
     epochs=3,
     steps_per_epoch=4,
@@ -47,12 +50,13 @@ def train_loss(step):
     return 1 / (step + 0.1)
 
 
-class World:
+class World(RunLog):
     """The hooks of a stage, with the loss of every step and validation given beforehand."""
 
-    def __init__(self, val_losses=None, *, step_loss=train_loss, end_at=None):
+    def __init__(self, val_losses=None, *, step_loss=train_loss, end_at=None, step_seconds=1.0):
         self.val_losses = val_losses or itertools.repeat(1.0)
         self.step_loss = step_loss
+        self.seconds, self.step_seconds = 0.0, step_seconds
         self.end_at = end_at  # the process is asked to end after this step
         self.trained, self.reported, self.epochs, self.begun, self.saved = [], [], [], [], []
 
@@ -64,6 +68,7 @@ class World:
             step = int(state.step) + 1
             assert batch["case_id"][0] == 10 * step, "the stream is not where the state is"
             self.trained.append(step)
+            self.seconds += self.step_seconds
             return state_at(step), {
                 "loss": jnp.float32(self.step_loss(step)),
                 "grad_norm": jnp.float32(1.0),
@@ -75,13 +80,15 @@ class World:
             validate=lambda state: (next(values), 0.5 + int(state.step) / 1000),
             log=self,
             save=lambda state, progress: self.saved.append((int(state.step), progress)),
-            asked_to_end=lambda: self.end_at is not None and self.trained[-1] >= self.end_at,
+            asked_to_stop=lambda: self.end_at is not None and self.trained[-1] >= self.end_at,
+            agree=agree,
+            clock=lambda: self.seconds,
         )
 
     def run(self, plan=PLAN, state=None, progress=None):
         state = state or state_at(0)
         hooks = self.hooks(int(state.step))
-        return loop.run_stage(state, progress or Progress(plan.stage), plan, hooks)
+        return loop.run_phase(state, progress or Progress(plan.phase), plan, hooks)
 
     def begin_epoch(self, plan, epoch, done):
         self.begun.append((epoch, done))
@@ -168,7 +175,7 @@ def test_running_out_of_patience_in_the_last_epoch_is_not_early():
 def test_an_undefined_macro_auroc_is_kept_as_none():
     world = World()
     hooks = dataclasses.replace(world.hooks(), validate=lambda state: (1.0, None))
-    _, progress = loop.run_stage(state_at(0), Progress("bce"), PLAN, hooks)
+    _, progress = loop.run_phase(state_at(0), Progress("bce"), PLAN, hooks)
     assert progress.best_macro_auroc is None
     assert progress.best_loss == 1.0
 
@@ -179,6 +186,20 @@ def test_it_saves_every_few_steps_and_once_after_each_epoch():
     assert [step for step, _ in world.saved] == [2, 4, 6, 8]
     assert [progress.epoch for _, progress in world.saved] == [0, 1, 1, 2]
     assert [progress.finished for _, progress in world.saved] == [False, False, False, True]
+
+
+def test_it_saves_when_time_has_passed_since_the_last_save():
+    world = World(step_seconds=60.0)
+    world.run(plan(epochs=2, save_seconds=150.0))
+    # Three minutes after the last save: steps 3 and 7; the epochs end at 4 and 8.
+    assert [step for step, _ in world.saved] == [3, 4, 7, 8]
+    assert world.saved[0][1].seconds == 180.0
+
+
+def test_without_a_time_only_steps_and_epochs_are_saved():
+    world = World(step_seconds=1e6)
+    world.run(plan(epochs=1, save_seconds=0.0))
+    assert [step for step, _ in world.saved] == [4]
 
 
 def test_what_is_saved_knows_the_losses_up_to_its_step():

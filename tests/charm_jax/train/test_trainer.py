@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from charm_jax.train.trace import traced
+from charm_jax.train.trainer import traced
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(10, False), (11, True), (12, True), (30, True)])
