@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8
 
 from charm_jax.models.memory_bank import normalise
+from charm_jax.models.shapes import Vectors
 
 _DEFAULT = -1.0  # stands for the rule's default: the types of a config are fixed
 
@@ -15,7 +16,7 @@ Prevalence = Float[Array, " findings"] | tuple[float, ...]
 Rule = Callable[..., Bool[Array, " batch"]]
 
 
-def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
+def norm_deviation(features: Vectors) -> Float[Array, " batch"]:
     """Compute abs(‖q‖ - μ) / μ, μ the batch mean of ‖q‖: the reference's "rarity score".
 
     Differs: 0 where the reference divides 0 by 0 (a batch of zero vectors).
@@ -26,7 +27,7 @@ def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"
 
 
 def norm_inlier(
-    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
+    features: Vectors, *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
     """Keep features whose norm is *near* the batch mean: deviation below ``threshold``.
 
@@ -38,7 +39,7 @@ def norm_inlier(
 
 
 def norm_outlier(
-    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
+    features: Vectors, *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
     """Keep features whose norm is *far* from the batch mean: deviation above ``threshold``.
 
@@ -48,7 +49,7 @@ def norm_outlier(
 
 
 def angle_outlier(
-    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
+    features: Vectors, *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
     """Keep features with 1 - cos(q, mean vector of the batch) above ``threshold`` (0 … 2).
 
@@ -59,7 +60,7 @@ def angle_outlier(
 
 
 def rare_finding(
-    features: Float[Array, "batch dim"],
+    features: Vectors,
     *,
     labels: Int8[Array, "batch findings"],
     threshold: Threshold,
@@ -110,7 +111,7 @@ def resolve_threshold(rule: str, threshold: float) -> float:
 
 
 def select(
-    features: Float[Array, "batch dim"],
+    features: Vectors,
     labels: Int8[Array, "batch findings"],
     *,
     rule: str,
