@@ -12,7 +12,7 @@ from charm_jax.distributed.compiler import CompiledStep, DeviceCases
 from charm_jax.inference.steps import Batch, cases_of
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
+from charm_jax.models.charm import Charm, Output
 from charm_jax.models.state import TrainState, trainable
 from charm_jax.train.optim import hyperparams
 
