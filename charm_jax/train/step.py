@@ -8,13 +8,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from charm_jax.distributed.compiler import CompiledStep, DeviceCases
+from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.steps import Batch, cases_of
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm, Output
 from charm_jax.models.state import TrainState, trainable
 from charm_jax.train.optim import hyperparams
+from data_pipelines.loading.resident import ResidentCases
 
 Loss = Callable[[Array, Array], Array]
 
@@ -104,7 +105,7 @@ def _average(
 
 
 def jit_train_step(
-    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
+    cases: ResidentCases | None = None, over: Mesh | None = None, **parts: object
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """``train_step`` with its keyword arguments bound, compiled, the state donated.
 
