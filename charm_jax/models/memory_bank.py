@@ -135,7 +135,7 @@ def retrieve(
         ValueError: ``k`` is negative; 0 reads nothing.
     """
     if k < 0:
-        raise ValueError(f"k is {k}; the number of cases to retrieve is 0 or more")
+        raise ValueError(f"k is {k}: give the number of cases to retrieve, 0 or more")
     stored = jax.lax.stop_gradient(bank.features)
     unit_queries = normalise(queries.astype(stored.dtype))
     usable = _usable(bank, exclude_case_ids, exclude_patient_ids)

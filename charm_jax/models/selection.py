@@ -75,18 +75,12 @@ def rare_finding(
     return jnp.any((labels == 1) & rare[None, :], axis=-1)
 
 
-SELECTION_RULES: dict[str, Rule] = {
-    "norm_inlier": norm_inlier,
-    "norm_outlier": norm_outlier,
-    "angle_outlier": angle_outlier,
-    "rare_finding": rare_finding,
-}
-
-DEFAULT_THRESHOLD: dict[str, float] = {
-    "norm_inlier": 0.2,
-    "norm_outlier": 0.2,
-    "angle_outlier": 0.2,
-    "rare_finding": 0.02,
+# Each rule with its default threshold.
+SELECTION_RULES: dict[str, tuple[Rule, float]] = {
+    "norm_inlier": (norm_inlier, 0.2),
+    "norm_outlier": (norm_outlier, 0.2),
+    "angle_outlier": (angle_outlier, 0.2),
+    "rare_finding": (rare_finding, 0.02),
 }
 
 
@@ -98,14 +92,15 @@ def resolve_threshold(rule: str, threshold: float) -> float:
     """
     if rule not in SELECTION_RULES:
         raise ValueError(
-            f"unknown selection rule {rule!r}; choose one of {', '.join(SELECTION_RULES)}"
+            f"unknown selection rule {rule!r}: choose one of {', '.join(SELECTION_RULES)}"
         )
+    _, default = SELECTION_RULES[rule]
     if threshold == _DEFAULT:
-        return DEFAULT_THRESHOLD[rule]
+        return default
     if not threshold >= 0:
         raise ValueError(
-            f"the threshold of rule {rule!r} is {threshold}; "
-            f"use a number from 0 up, or {_DEFAULT} for the default {DEFAULT_THRESHOLD[rule]}"
+            f"the threshold of rule {rule!r} is {threshold}: "
+            f"use a number from 0 up, or {_DEFAULT} for the default {default}"
         )
     return threshold
 
@@ -128,4 +123,5 @@ def select(
         ValueError: the rule is unknown, or the threshold is NaN or negative other than -1.0.
     """
     tau = resolve_threshold(rule, threshold)
-    return SELECTION_RULES[rule](features, labels=labels, threshold=tau, prevalence=prevalence)
+    function, _ = SELECTION_RULES[rule]
+    return function(features, labels=labels, threshold=tau, prevalence=prevalence)
