@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from charm_jax.distributed import mesh
+from data_pipelines.loading.resident import ResidentCases
+
+Batch = Mapping[str, Array | np.ndarray]
 
 # XLA's default on a CPU orders a program for concurrency, which keeps more intermediate results in
 # memory: EfficientNetV2-S at 224 pixels and a batch of 16 takes 3.4 GB, which the system zeroes in
@@ -36,14 +39,6 @@ def options() -> dict[str, bool | int]:
     return known
 
 
-@runtime_checkable
-class DeviceCases(Protocol):
-    """Cases in the device's memory: a pytree of arrays."""
-
-    def batch(self, case_ids: Array) -> Mapping[str, Array]:
-        """Return the batch with these case ids."""
-
-
 class CompiledStep:
     """Compile a step for one device, or for all devices of a mesh.
 
@@ -52,7 +47,7 @@ class CompiledStep:
     """
 
     def __init__(
-        self, step: Callable, cases: DeviceCases | None, over: Mesh | None, **jit_options: Any
+        self, step: Callable, cases: ResidentCases | None, over: Mesh | None, **jit_options: Any
     ):
         """Prepare ``step(state, batch)``; ``jit_options`` go to ``jax.jit``."""
         self._over, self._cases = over, cases
@@ -60,25 +55,21 @@ class CompiledStep:
             jit_options["out_shardings"] = mesh.replicated_sharding(over)
 
         # The cases are an argument: a constant would be compiled into the program.
-        def gather_and_step(
-            state: PyTree, batch: Mapping[str, Array], cases: DeviceCases
-        ) -> object:
+        def gather_and_step(state: PyTree, batch: Batch, cases: ResidentCases) -> object:
             return step(state, cases.batch(batch["case_id"]))
 
         function = step if cases is None else gather_and_step
         self._jitted = jax.jit(function, compiler_options=options(), **jit_options)
 
-    def __call__(self, state: PyTree, batch: Mapping[str, Array | np.ndarray]) -> Any:
+    def __call__(self, state: PyTree, batch: Batch) -> Any:
         """Run the step."""
         return self._on_devices(self._jitted, state, batch)
 
-    def lower(self, state: PyTree, batch: Mapping[str, Array | np.ndarray]) -> Any:
+    def lower(self, state: PyTree, batch: Batch) -> Any:
         """Lower the step, as ``jax.jit(step).lower`` does."""
         return self._on_devices(self._jitted.lower, state, batch)
 
-    def _on_devices(
-        self, function: Callable, state: PyTree, batch: Mapping[str, Array | np.ndarray]
-    ) -> Any:
+    def _on_devices(self, function: Callable, state: PyTree, batch: Batch) -> Any:
         cases = ()
         if self._cases is not None:
             batch, cases = {"case_id": batch["case_id"]}, (self._cases,)

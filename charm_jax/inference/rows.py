@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from charm_jax.distributed import mesh, processes
 from charm_jax.models.state import TrainState
 from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 from data_pipelines.loading import loader
+from data_pipelines.progress import progress
 
 
 def predict_rows(
@@ -52,20 +52,13 @@ def predict_rows(
             batch | {"case_id": match.case_ids[ids], "patient_id": match.patient_ids[ids]},
         )
 
-    with tqdm(
-        total=len(rows),
-        desc=title,
-        unit=" images",
-        dynamic_ncols=True,
-        leave=False,
-        disable=not processes.is_first(),
-    ) as bar:
+    with progress(total=len(rows), desc=title, unit="images") as bar:
         return predict_batches(
             mesh.replicated(state, mesh.mesh()),
             step if match is None else matched,
             _batches(data, rows, batch_size, resident=resident),
             rows,
-            bar.update,
+            bar.update if processes.is_first() else lambda count: None,
         )
 
 

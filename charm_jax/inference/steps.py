@@ -6,10 +6,11 @@ from functools import partial
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from charm_jax.distributed.compiler import CompiledStep, DeviceCases
+from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases, Charm
 from charm_jax.models.state import TrainState
+from data_pipelines.loading.resident import ResidentCases
 
 Batch = Mapping[str, Array]
 
@@ -40,7 +41,7 @@ def eval_step(
 
 
 def jit_eval_step(
-    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: object
+    cases: ResidentCases | None = None, over: Mesh | None = None, **parts: object
 ) -> Callable[[TrainState, Batch], dict[str, Array]]:
     """``eval_step`` with its keyword arguments bound, compiled; ``cases`` and ``over`` as above."""
     return CompiledStep(partial(eval_step, **parts), cases, over)

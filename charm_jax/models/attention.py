@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from charm_jax.models.layers.batch_norm import at_least_float32
 from charm_jax.models.layers.conv import Conv, torch_kernel_init
+from charm_jax.models.shapes import Features
 
 
 class MultiScaleAttention(nn.Module):
@@ -23,9 +24,7 @@ class MultiScaleAttention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, features: Float[Array, "batch height width dim"]
-    ) -> Float[Array, "batch height width 1"]:
+    def __call__(self, features: Features) -> Float[Array, "batch height width 1"]:
         """Return the map in float32, each value in (0, 1)."""
         conv = partial(Conv, use_bias=True, kernel_init=torch_kernel_init, dtype=self.dtype)
         width = max(features.shape[-1] // 8, 8)

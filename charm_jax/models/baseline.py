@@ -1,34 +1,14 @@
 """Define the baseline: a backbone with a linear classifier."""
 
-import typing
 from collections.abc import Callable
 
-import flax
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from charm_jax.models.charm import Cases
+from charm_jax.models.charm import Cases, Output
 from charm_jax.models.layers.batch_norm import at_least_float32
 from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
-
-
-@typing.no_type_check  # JAX rebuilds it with leaves of other types
-@flax.struct.dataclass
-class BaselineOutput:
-    """Hold the values of a forward pass, named as in ``CharmOutput``."""
-
-    logits: Float[Array, "batch findings"]
-    main: Float[Array, "batch height width dim"]
-    memory: None = None
-    momentum: None = None
-
-    def scalars(self) -> dict[str, Float[Array, ""]]:
-        """Return nothing: there is no bank to report on."""
-        return {}
-
-    def evidence(self) -> dict[str, Array]:
-        """Return nothing: there is no attention and no bank."""
-        return {}
+from charm_jax.models.shapes import Features, Logits, Maps
 
 
 class Baseline(nn.Module):
@@ -48,27 +28,17 @@ class Baseline(nn.Module):
     freeze_trunk: bool = False
 
     def __call__(
-        self,
-        images: Float[Array, "batch height width channels"],
-        cases: Cases | None,
-        momentum: None,
-        memory: None,
-        *,
-        train: bool,
-    ) -> BaselineOutput:
+        self, images: Maps, cases: Cases | None, momentum: None, memory: None, *, train: bool
+    ) -> Output:
         """Run the network on normalised images; ``cases`` have no effect."""
         trunk = self.trunk(images, train=train and not self.freeze_trunk)
         main = self.expansion(trunk, train=train)
-        return BaselineOutput(logits=self.classify(main, None, cases, memory), main=main)
+        return Output(logits=self.classify(main, None, cases, memory), main=main)
 
     @nn.compact
     def classify(
-        self,
-        main: Float[Array, "batch height width dim"],
-        momentum_features: None,
-        cases: Cases | None,
-        memory: None,
-    ) -> Float[Array, "batch findings"]:
+        self, main: Features, momentum_features: None, cases: Cases | None, memory: None
+    ) -> Logits:
         """Compute the logits from the block's features; called like ``Charm.classify``."""
         pooled = at_least_float32(self.final(main)).mean((1, 2))
         classifier = nn.Dense(
@@ -79,6 +49,6 @@ class Baseline(nn.Module):
         )
         return classifier(pooled)
 
-    def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
+    def initialise(self, images: Maps) -> None:
         """Create every parameter."""
         self(images, None, None, None, train=False)

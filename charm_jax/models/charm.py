@@ -16,6 +16,7 @@ from charm_jax.models.layers.batch_norm import BatchNorm, at_least_float32
 from charm_jax.models.layers.conv import torch_bias_init, torch_kernel_init
 from charm_jax.models.memory_bank import MemoryBank, Retrieved
 from charm_jax.models.momentum import Momentum
+from charm_jax.models.shapes import Features, Logits, Maps, Scalar, Vectors
 
 _HIDDEN = 512
 
@@ -38,40 +39,41 @@ class Cases:
 
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
 @flax.struct.dataclass
-class CharmOutput:
-    """Hold every named value of a forward pass.
+class Output:
+    """Hold every named value of a forward pass; None where a network has no such part.
 
     Attributes:
         logits: float32.
         main: f, the expansion block's features.
-        momentum_features: f̄; None without a momentum branch.
-        attention: a, in (0, 1); None without fusion.
+        momentum_features: f̄.
+        attention: a, in (0, 1).
         fused: q.
         retrieved: r, its slots and similarities.
         enhanced: h = q + r.
         selected: whether each row was written to the bank (none in evaluation).
         memory: the bank after this pass.
-        momentum: the momentum branch with its running statistics updated, parameters not; None
-            without one.
+        momentum: the momentum branch with its running statistics updated, parameters not.
     """
 
     logits: Float[Array, "batch findings"]
     main: Float[Array, "batch height width dim"]
-    momentum_features: Float[Array, "batch height width dim"] | None
-    attention: Float[Array, "batch height width 1"] | None
-    fused: Float[Array, "batch dim"]
-    retrieved: Retrieved
-    enhanced: Float[Array, "batch dim"]
-    selected: Bool[Array, " batch"]
-    memory: MemoryBank
-    momentum: Momentum | None
+    momentum_features: Float[Array, "batch height width dim"] | None = None
+    attention: Float[Array, "batch height width 1"] | None = None
+    fused: Float[Array, "batch dim"] | None = None
+    retrieved: Retrieved | None = None
+    enhanced: Float[Array, "batch dim"] | None = None
+    selected: Bool[Array, " batch"] | None = None
+    memory: MemoryBank | None = None
+    momentum: Momentum | None = None
 
-    def scalars(self) -> dict[str, Float[Array, ""]]:
+    def scalars(self) -> dict[str, Scalar]:
         """Return the scalars to log.
 
         ``selected`` is the share of the batch that was written, ``bank_count`` the filled slots,
         ``similarity`` the mean cosine of the retrieved cases.
         """
+        if self.retrieved is None:
+            return {}
         valid = self.retrieved.valid
         return {
             "selected": self.selected.mean(),
@@ -87,6 +89,8 @@ class CharmOutput:
         is 1 - cosine of the pooled features of main and momentum branch, 0 ... 2. Keys of parts
         that the network lacks are absent.
         """
+        if self.retrieved is None:
+            return {}
         kept = {
             "slots": self.retrieved.indices,
             "similarities": self.retrieved.similarities,
@@ -112,9 +116,7 @@ class Head(nn.Module):
     dropout: float = 0.3
 
     @nn.compact
-    def __call__(
-        self, enhanced: Float[Array, "batch dim"], *, train: bool
-    ) -> Float[Array, "batch findings"]:
+    def __call__(self, enhanced: Vectors, *, train: bool) -> Logits:
         """Map enhanced features to logits."""
         x = BatchNorm(dtype=enhanced.dtype, name="norm")(enhanced, train=train)
         x = nn.relu(_dense(_HIDDEN, x.shape[-1], "hidden")(x))
@@ -151,13 +153,13 @@ class Charm(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "batch height width channels"],
+        images: Maps,
         cases: Cases,
         momentum: Momentum | None,
         memory: MemoryBank,
         *,
         train: bool,
-    ) -> CharmOutput:
+    ) -> Output:
         """Run the network on normalised images; without ``momentum``, q = GAP(f ⊙ a).
 
         With ``train`` the batch norms use and update batch statistics, dropout draws from the
@@ -186,7 +188,7 @@ class Charm(nn.Module):
         else:
             selected = jnp.zeros(len(images), bool)
         retrieved, enhanced, logits = self.read(fused, cases, memory, train=train)
-        return CharmOutput(
+        return Output(
             logits=logits,
             main=main,
             momentum_features=momentum_features,
@@ -200,10 +202,8 @@ class Charm(nn.Module):
         )
 
     def fuse(
-        self,
-        main: Float[Array, "batch height width dim"],
-        momentum_features: Float[Array, "batch height width dim"] | None,
-    ) -> tuple[Float[Array, "batch height width 1"] | None, Float[Array, "batch dim"]]:
+        self, main: Features, momentum_features: Features | None
+    ) -> tuple[Float[Array, "batch height width 1"] | None, Vectors]:
         """Compute a (None without fusion) and q = GAP(f ⊙ a) + GAP(f̄)."""
         attention, weighted = None, at_least_float32(main)
         if self.fusion is not None:
@@ -215,8 +215,8 @@ class Charm(nn.Module):
         return attention, fused
 
     def read(
-        self, fused: Float[Array, "batch dim"], cases: Cases, memory: MemoryBank, *, train: bool
-    ) -> tuple[Retrieved, Float[Array, "batch dim"], Float[Array, "batch findings"]]:
+        self, fused: Vectors, cases: Cases, memory: MemoryBank, *, train: bool
+    ) -> tuple[Retrieved, Vectors, Logits]:
         """Compute r, h = q + r and the logits; cheap beside the backbone.
 
         Exclude the same cases as ``__call__``.
@@ -232,17 +232,13 @@ class Charm(nn.Module):
         return retrieved, enhanced, self.head(enhanced, train=train)
 
     def classify(
-        self,
-        main: Float[Array, "batch height width dim"],
-        momentum_features: Float[Array, "batch height width dim"] | None,
-        cases: Cases,
-        memory: MemoryBank,
-    ) -> Float[Array, "batch findings"]:
+        self, main: Features, momentum_features: Features | None, cases: Cases, memory: MemoryBank
+    ) -> Logits:
         """Compute the logits of an evaluation from f and f̄."""
         _, fused = self.fuse(main, momentum_features)
         return self.read(fused, cases, memory, train=False)[-1]
 
-    def initialise(self, images: Float[Array, "batch height width channels"]) -> None:
+    def initialise(self, images: Maps) -> None:
         """Create every parameter, before there is a momentum branch to run."""
         main = self.expansion(self.trunk(images, train=False), train=False)
         if self.fusion is not None:

@@ -9,25 +9,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int32, Num
+from jaxtyping import Array, Bool, Int32
 
-Loss = Callable[[Float[Array, "batch findings"], Num[Array, "batch findings"]], Float[Array, ""]]
+from charm_jax.models.shapes import Labels, Logits, Scalar
+
+Loss = Callable[[Logits, Labels], Scalar]
 
 
-def binary_cross_entropy(
-    logits: Float[Array, "batch findings"], labels: Num[Array, "batch findings"]
-) -> Float[Array, ""]:
+def binary_cross_entropy(logits: Logits, labels: Labels) -> Scalar:
     """Compute the mean binary cross-entropy over known entries, in nats (0 if none is known)."""
     known, targets = _split(logits, labels)
     return _mean(optax.losses.sigmoid_binary_cross_entropy(logits, targets), known)
 
 
-def focal(
-    logits: Float[Array, "batch findings"],
-    labels: Num[Array, "batch findings"],
-    *,
-    gamma: float = 2.0,
-) -> Float[Array, ""]:
+def focal(logits: Logits, labels: Labels, *, gamma: float = 2.0) -> Scalar:
     """Compute the mean of (1 - p_t)^γ · BCE over known entries (0 if none is known).
 
     Source: arXiv 1708.02002, equation 4; α = 1 on both classes, as in the reference.
@@ -39,13 +34,13 @@ def focal(
 
 
 def asymmetric(
-    logits: Float[Array, "batch findings"],
-    labels: Num[Array, "batch findings"],
+    logits: Logits,
+    labels: Labels,
     *,
     gamma_neg: float = 4.0,
     gamma_pos: float = 1.0,
     shift: float = 0.05,
-) -> Float[Array, ""]:
+) -> Scalar:
     """Compute the published asymmetric loss: probability shift, *sum* over known entries.
 
     -Σ [y log p (1 - p)^γ₊ + (1 - y) log(1 - p_m) p_m^γ₋] with p_m = max(p - shift, 0).
@@ -63,12 +58,8 @@ def asymmetric(
 
 
 def asymmetric_reference(
-    logits: Float[Array, "batch findings"],
-    labels: Num[Array, "batch findings"],
-    *,
-    gamma_neg: float = 4.0,
-    gamma_pos: float = 1.0,
-) -> Float[Array, ""]:
+    logits: Logits, labels: Labels, *, gamma_neg: float = 4.0, gamma_pos: float = 1.0
+) -> Scalar:
     """Compute the reference's asymmetric loss: no probability shift, *mean* over known entries.
 
     Differs: the reference clamps p to [1e-8, 1 - 1e-8] before the logarithm, which in float32
@@ -89,12 +80,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def select_loss(
-    names: tuple[str, ...],
-) -> Callable[
-    [Int32[Array, ""], Float[Array, "batch findings"], Num[Array, "batch findings"]],
-    Float[Array, ""],
-]:
+def select_loss(names: tuple[str, ...]) -> Callable[[Int32[Array, ""], Logits, Labels], Scalar]:
     """Return a function of (index, logits, labels) that runs the index-th named loss.
 
     The index may be traced: a step that takes it is compiled once for all the losses.
@@ -106,24 +92,18 @@ def select_loss(
     return lambda index, logits, labels: jax.lax.switch(index, branches, logits, labels)
 
 
-def _split(
-    logits: Float[Array, "batch findings"], labels: Num[Array, "batch findings"]
-) -> tuple[Bool[Array, "batch findings"], Float[Array, "batch findings"]]:
+def _split(logits: Logits, labels: Labels) -> tuple[Bool[Array, "batch findings"], Logits]:
     # An unknown label becomes 0 before the loss sees it: -1 would give NaN in focal's logarithm,
     # and a NaN that is masked afterwards still poisons the gradient.
     known = labels >= 0
     return known, jnp.where(known, labels, 0).astype(logits.dtype)
 
 
-def _mean(
-    values: Float[Array, "batch findings"], known: Bool[Array, "batch findings"]
-) -> Float[Array, ""]:
+def _mean(values: Logits, known: Bool[Array, "batch findings"]) -> Scalar:
     count = jnp.sum(known, dtype=values.dtype)
     return jnp.sum(jnp.where(known, values, 0.0)) / jnp.maximum(count, 1.0)
 
 
-def _positive(
-    logits: Float[Array, "batch findings"], gamma: float
-) -> Float[Array, "batch findings"]:
+def _positive(logits: Logits, gamma: float) -> Logits:
     """Compute -log(p) (1 - p)^gamma; of negated logits, a negative's -log(1 - p) p^gamma."""
     return -jax.nn.log_sigmoid(logits) * jnp.exp(gamma * jax.nn.log_sigmoid(-logits))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int8, Int32
 
+from charm_jax.models.shapes import Vectors
+
 _NORM_EPS = 1e-12  # torch.nn.functional.normalize divides by max(norm, eps)
 _NO_ID = -1
 
@@ -75,7 +77,7 @@ def empty(size: int, dim: int, num_findings: int) -> MemoryBank:
 
 def write(
     bank: MemoryBank,
-    features: Float[Array, "batch dim"],
+    features: Vectors,
     labels: Int8[Array, "batch findings"],
     case_ids: Int32[Array, " batch"],
     patient_ids: Int32[Array, " batch"],
@@ -113,7 +115,7 @@ def write(
 
 def retrieve(
     bank: MemoryBank,
-    queries: Float[Array, "batch dim"],
+    queries: Vectors,
     k: int,
     *,
     exclude_case_ids: Int32[Array, " batch"],
@@ -133,7 +135,7 @@ def retrieve(
         ValueError: ``k`` is negative; 0 reads nothing.
     """
     if k < 0:
-        raise ValueError(f"k is {k}; the number of cases to retrieve is 0 or more")
+        raise ValueError(f"k is {k}: give the number of cases to retrieve, 0 or more")
     stored = jax.lax.stop_gradient(bank.features)
     unit_queries = normalise(queries.astype(stored.dtype))
     usable = _usable(bank, exclude_case_ids, exclude_patient_ids)
@@ -202,9 +204,7 @@ def mask_all(bank: MemoryBank) -> MemoryBank:
 
 
 def _usable(
-    bank: MemoryBank,
-    case_ids: Int32[Array, " batch"],
-    patient_ids: Int32[Array, " batch"] | None,
+    bank: MemoryBank, case_ids: Int32[Array, " batch"], patient_ids: Int32[Array, " batch"] | None
 ) -> Bool[Array, "batch slots"]:
     filled = bank.case_ids != _NO_ID
     usable = filled[None, :] & (bank.case_ids[None, :] != case_ids[:, None])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8
 
 from charm_jax.models.memory_bank import normalise
+from charm_jax.models.shapes import Vectors
 
 _DEFAULT = -1.0  # stands for the rule's default: the types of a config are fixed
 
@@ -15,7 +16,7 @@ Prevalence = Float[Array, " findings"] | tuple[float, ...]
 Rule = Callable[..., Bool[Array, " batch"]]
 
 
-def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
+def norm_deviation(features: Vectors) -> Float[Array, " batch"]:
     """Compute abs(‖q‖ - μ) / μ, μ the batch mean of ‖q‖: the reference's "rarity score".
 
     Differs: 0 where the reference divides 0 by 0 (a batch of zero vectors).
@@ -26,7 +27,7 @@ def norm_deviation(features: Float[Array, "batch dim"]) -> Float[Array, " batch"
 
 
 def norm_inlier(
-    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
+    features: Vectors, *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
     """Keep features whose norm is *near* the batch mean: deviation below ``threshold``.
 
@@ -38,7 +39,7 @@ def norm_inlier(
 
 
 def norm_outlier(
-    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
+    features: Vectors, *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
     """Keep features whose norm is *far* from the batch mean: deviation above ``threshold``.
 
@@ -48,7 +49,7 @@ def norm_outlier(
 
 
 def angle_outlier(
-    features: Float[Array, "batch dim"], *, threshold: Threshold, **_unused: object
+    features: Vectors, *, threshold: Threshold, **_unused: object
 ) -> Bool[Array, " batch"]:
     """Keep features with 1 - cos(q, mean vector of the batch) above ``threshold`` (0 … 2).
 
@@ -59,7 +60,7 @@ def angle_outlier(
 
 
 def rare_finding(
-    features: Float[Array, "batch dim"],
+    features: Vectors,
     *,
     labels: Int8[Array, "batch findings"],
     threshold: Threshold,
@@ -74,18 +75,12 @@ def rare_finding(
     return jnp.any((labels == 1) & rare[None, :], axis=-1)
 
 
-SELECTION_RULES: dict[str, Rule] = {
-    "norm_inlier": norm_inlier,
-    "norm_outlier": norm_outlier,
-    "angle_outlier": angle_outlier,
-    "rare_finding": rare_finding,
-}
-
-DEFAULT_THRESHOLD: dict[str, float] = {
-    "norm_inlier": 0.2,
-    "norm_outlier": 0.2,
-    "angle_outlier": 0.2,
-    "rare_finding": 0.02,
+# Each rule with its default threshold.
+SELECTION_RULES: dict[str, tuple[Rule, float]] = {
+    "norm_inlier": (norm_inlier, 0.2),
+    "norm_outlier": (norm_outlier, 0.2),
+    "angle_outlier": (angle_outlier, 0.2),
+    "rare_finding": (rare_finding, 0.02),
 }
 
 
@@ -97,20 +92,21 @@ def resolve_threshold(rule: str, threshold: float) -> float:
     """
     if rule not in SELECTION_RULES:
         raise ValueError(
-            f"unknown selection rule {rule!r}; choose one of {', '.join(SELECTION_RULES)}"
+            f"unknown selection rule {rule!r}: choose one of {', '.join(SELECTION_RULES)}"
         )
+    _, default = SELECTION_RULES[rule]
     if threshold == _DEFAULT:
-        return DEFAULT_THRESHOLD[rule]
+        return default
     if not threshold >= 0:
         raise ValueError(
-            f"the threshold of rule {rule!r} is {threshold}; "
-            f"use a number from 0 up, or {_DEFAULT} for the default {DEFAULT_THRESHOLD[rule]}"
+            f"the threshold of rule {rule!r} is {threshold}: "
+            f"use a number from 0 up, or {_DEFAULT} for the default {default}"
         )
     return threshold
 
 
 def select(
-    features: Float[Array, "batch dim"],
+    features: Vectors,
     labels: Int8[Array, "batch findings"],
     *,
     rule: str,
@@ -127,4 +123,5 @@ def select(
         ValueError: the rule is unknown, or the threshold is NaN or negative other than -1.0.
     """
     tau = resolve_threshold(rule, threshold)
-    return SELECTION_RULES[rule](features, labels=labels, threshold=tau, prevalence=prevalence)
+    function, _ = SELECTION_RULES[rule]
+    return function(features, labels=labels, threshold=tau, prevalence=prevalence)

@@ -14,6 +14,7 @@ from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
+from charm_jax.models.shapes import Maps
 
 
 @typing.no_type_check  # JAX rebuilds it with leaves of other types
@@ -51,7 +52,7 @@ def trainable(params: Mapping[str, PyTree[Array]], *, freeze_trunk: bool) -> dic
 def create(
     model: Charm | Baseline,
     key: Key[Array, ""],
-    images: Float[Array, "batch height width channels"],
+    images: Maps,
     memory: MemoryBank | None,
     *,
     momentum_branch: bool = True,

@@ -29,6 +29,7 @@ from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError
 from data_pipelines.loading import given as given_images
 from data_pipelines.loading.given import GivenImages
+from data_pipelines.progress import progress
 
 
 def main(argv: list[str]) -> int:
@@ -76,8 +77,7 @@ def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValu
     limits = [None if np.isnan(limit) else float(limit) for limit in scale.thresholds()]
     thresholds = dict(zip(scale.findings, limits, strict=True))
     as_text = sys.stdout.isatty() and not values.json
-    progress = tqdm(total=len(images.paths), desc="predicting", unit=" images", leave=False)
-    with progress:
+    with progress(total=len(images.paths), desc="predicting", unit="images") as bar:
         found = predictor.predict_files(images, heat_maps=values.overlays)
         for row, (record, heats) in enumerate(found):
             bad += "error" in record
@@ -89,7 +89,7 @@ def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValu
                 record |= origin
             line = text.describe(record, thresholds) if as_text else json.dumps(record)
             tqdm.write(line, sys.stdout)
-            progress.update()
+            bar.update()
     if as_text:
         print(DISCLAIMER)
     return bad

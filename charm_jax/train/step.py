@@ -9,13 +9,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from charm_jax.distributed.compiler import CompiledStep, DeviceCases
+from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.steps import Batch, cases_of
 from charm_jax.models import momentum as momentum_branch
-from charm_jax.models.baseline import Baseline, BaselineOutput
-from charm_jax.models.charm import Charm, CharmOutput
+from charm_jax.models.baseline import Baseline
+from charm_jax.models.charm import Charm, Output
 from charm_jax.models.state import TrainState, trainable
 from charm_jax.train.optim import hyperparams
+from data_pipelines.loading.resident import ResidentCases
 
 Loss = Callable[[Array, Array], Array]
 
@@ -53,7 +54,7 @@ def train_step(
 
     trained = trainable(state.params, freeze_trunk=model.freeze_trunk)
 
-    def objective(trained: PyTree) -> tuple[Array, tuple[CharmOutput | BaselineOutput, PyTree]]:
+    def objective(trained: PyTree) -> tuple[Array, tuple[Output, PyTree]]:
         output, updated = model.apply(
             {"params": state.params | trained, "batch_stats": state.batch_stats},
             images,
@@ -99,7 +100,7 @@ def train_step(
 
 
 def jit_train_step(
-    cases: DeviceCases | None = None, over: Mesh | None = None, **parts: Any
+    cases: ResidentCases | None = None, over: Mesh | None = None, **parts: Any
 ) -> CompiledStep:
     """Bind the keyword arguments of ``train_step`` and compile it; the state is donated.
 

@@ -220,11 +220,11 @@ def _renamed(
     in_file: dict[str, str] = {}
     faults = []
     for name, value in tensors.items():
-        plain = backbone.torchvision_name(name.removeprefix(_BASE))
-        if plain in renamed and not np.array_equal(renamed[plain], value, equal_nan=True):
-            faults.append(f"{name} contradicts {in_file[plain]}")
-        renamed.setdefault(plain, value)
-        in_file.setdefault(plain, name)
+        known = backbone.torchvision_name(name.removeprefix(_BASE))
+        if known in renamed and not np.array_equal(renamed[known], value, equal_nan=True):
+            faults.append(f"{name} contradicts {in_file[known]}")
+        renamed.setdefault(known, value)
+        in_file.setdefault(known, name)
     return renamed, in_file, faults
 
 

@@ -33,7 +33,7 @@ _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 Variables = Mapping[str, PyTree]
 
 
-def of(variables: Variables, backbone: Backbone) -> dict[tuple[str, ...], str]:
+def leaf_names(variables: Variables, backbone: Backbone) -> dict[tuple[str, ...], str]:
     """Return the reference's name of every leaf.
 
     Args:
@@ -81,7 +81,7 @@ def from_torch(
     Raises:
         ValueError: with every missing, unexpected, misshapen or not finite name.
     """
-    names, shapes = of(like, backbone), flatten_dict(dict(like))
+    names, shapes = leaf_names(like, backbone), flatten_dict(dict(like))
     paths = {name: path for path, name in names.items()}
     faults = [*other_faults, *(f"missing {name}" for name in paths if name not in tensors)]
     for name, value in tensors.items():
@@ -130,7 +130,7 @@ def _shape_fault(
 def to_torch(variables: Variables, backbone: Backbone) -> dict[str, np.ndarray]:
     """Return arrays in torch's layout by the reference's names, the inverse of ``from_torch``."""
     flat, tensors = flatten_dict(dict(variables)), {}
-    for path, name in of(variables, backbone).items():
+    for path, name in leaf_names(variables, backbone).items():
         value = np.asarray(flat[path])
         turned = value.transpose(_TO_TORCH.get(value.ndim, range(value.ndim)))
         tensors[name] = np.ascontiguousarray(turned)

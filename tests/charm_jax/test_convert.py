@@ -2,7 +2,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from weight_states import NANO, new_plain_state, new_state, random_like
+from weight_states import NANO, new_baseline_state, new_state, random_like
 
 from charm_jax import convert
 from charm_jax.config import recipe
@@ -55,7 +55,7 @@ def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
 
 
 def test_a_plain_run_gets_torchvisions_names(tmp_path):
-    run = make_run(tmp_path, new_plain_state(NANO))
+    run = make_run(tmp_path, new_baseline_state(NANO))
     assert convert.main([f"--run={run}", str(tmp_path / "plain.safetensors")]) == 0
     names = files.read(tmp_path / "plain.safetensors").keys()
     assert {"features.0.0.weight", "classifier.1.weight"} <= names

@@ -35,7 +35,7 @@ def new_state(arch):
     )
 
 
-def new_plain_state(arch):
+def new_baseline_state(arch):
     state = new_state(arch)
     dim = BACKBONES[arch].feature_dim
     backbone = {part: state.params[part] for part in ("trunk", "expansion")}

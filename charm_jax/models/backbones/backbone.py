@@ -49,9 +49,9 @@ class Backbone:
 
     def torchvision_name(self, name: str) -> str:
         """Return torchvision's name of a tensor under any name that files give it."""
-        for prefix, plain in self.duplicates:
+        for prefix, original in self.duplicates:
             if name.startswith(prefix):
-                return plain + name.removeprefix(prefix)
+                return original + name.removeprefix(prefix)
         return _renamed(name, self.file_names)
 
     def reference_name(self, name: str) -> str:
@@ -60,9 +60,9 @@ class Backbone:
         Raises:
             ValueError: the tensor is of neither trunk nor last block.
         """
-        for prefix, plain in self.duplicates:
-            if name.startswith(plain):
-                return prefix + name.removeprefix(plain)
+        for prefix, original in self.duplicates:
+            if name.startswith(original):
+                return prefix + name.removeprefix(original)
         raise ValueError(f"{name} is of neither trunk nor last block")
 
 

@@ -5,12 +5,12 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from charm_jax.models.backbones.backbone import Backbone, without_stochastic_depth
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv as PaddedConv
 from charm_jax.models.layers.conv import fan_in_kernel_init
+from charm_jax.models.shapes import Maps, NewMaps, SameSizeMaps
 
 _BOTTLENECK = 4  # width of the 1x1 convolution as a multiple of the growth
 
@@ -25,9 +25,7 @@ class DenseLayer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch height width growth"]:
+    def __call__(self, x: Maps, *, train: bool) -> SameSizeMaps:
         """Return ``growth`` new channels."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
@@ -45,9 +43,7 @@ class DenseBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch height width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> SameSizeMaps:
         """Append ``layers`` times ``growth`` channels."""
         for i in range(1, self.layers + 1):
             new = DenseLayer(self.growth, self.dtype, name=f"layer{i}")(x, train=train)
@@ -61,9 +57,7 @@ class Transition(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Halve channels and sides (rounded down)."""
         y = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
         y = Conv(x.shape[-1] // 2, 1, dtype=self.dtype, name="conv")(y)
@@ -86,9 +80,7 @@ class Trunk(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features with a thirty-second of their sides."""
         x = Conv(2 * self.growth, 7, 2, dtype=self.dtype, name="stem_conv")(images)
         self.sow("intermediates", "conv0", x)
@@ -132,5 +124,5 @@ MEMBERS = {
         duplicates=_DUPLICATES,
         file_names=_FILE_NAMES,
         final=nn.relu,
-    ),
+    )
 }

@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from charm_jax.models.backbones.backbone import Backbone, Renames
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv
+from charm_jax.models.shapes import Maps, NewMaps
 
 _EPSILON = 1e-3
 _SQUEEZE = 4  # the squeeze has a quarter of the block's input channels
@@ -48,9 +49,7 @@ class ConvNormAct(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Apply the three in this order."""
         conv = Conv(
             self.features,
@@ -71,9 +70,7 @@ class SqueezeExcite(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch height width channels"]:
+    def __call__(self, x: Maps) -> Maps:
         """Multiply each channel by a number in (0, 1)."""
         conv = partial(Conv, kernel_size=1, use_bias=True, dtype=self.dtype)
         s = x.mean((1, 2), keepdims=True)
@@ -94,9 +91,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Apply the block, adding the residual where the shapes allow it."""
         stage, channels = self.stage, x.shape[-1]
         hidden = channels * stage.expand
@@ -119,9 +114,7 @@ class Block(nn.Module):
         return y
 
 
-def stochastic_depth(
-    key: Array, x: Float[Array, "batch height width channels"], rate: float
-) -> Float[Array, "batch height width channels"]:
+def stochastic_depth(key: Array, x: Maps, rate: float) -> Maps:
     """Zero rows of the batch with probability ``rate``, scale the others by 1/(1 - rate).
 
     Source: Huang et al., arXiv 1603.09382, in torchvision's mode "row".
@@ -146,9 +139,7 @@ class Trunk(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features; each stride of 2 halves the sides."""
         x = ConvNormAct(self.stem, 3, 2, dtype=self.dtype, name="stem")(images, train=train)
         self.sow("intermediates", "features.0", x)

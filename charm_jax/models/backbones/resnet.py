@@ -5,11 +5,11 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from charm_jax.models.backbones.backbone import Backbone, without_stochastic_depth
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv
+from charm_jax.models.shapes import Maps, NewMaps
 
 _EXPANSION = 4  # a bottleneck's output is this many times as wide as its inside
 
@@ -29,9 +29,7 @@ class Bottleneck(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Apply the block, projecting the input where it has another shape."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
@@ -56,9 +54,7 @@ class Layer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Apply the blocks in a row."""
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
@@ -76,9 +72,7 @@ class Trunk(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features with a sixteenth of their sides."""
         x = Conv(64, 7, 2, dtype=self.dtype, name="stem_conv")(images)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
@@ -120,5 +114,5 @@ MEMBERS = {
         torch_names=_TORCH_NAMES,
         classifier="fc",
         duplicates=_DUPLICATES,
-    ),
+    )
 }

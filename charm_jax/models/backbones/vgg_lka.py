@@ -5,11 +5,11 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from charm_jax.models.backbones.backbone import Backbone, without_stochastic_depth
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv, fan_in_kernel_init
+from charm_jax.models.shapes import Maps, NewMaps, SameSizeMaps
 
 _FIRST_ATTENDED = 3  # block; attention weighs its output and those of later blocks
 
@@ -22,9 +22,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch height width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> SameSizeMaps:
         """Apply the convolutions in a row."""
         zeros = nn.initializers.zeros
         conv = partial(Conv, use_bias=True, bias_init=zeros, dtype=self.dtype)
@@ -43,9 +41,7 @@ class LargeKernelAttention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch height width channels"]:
+    def __call__(self, x: Maps) -> Maps:
         """Multiply ``x`` by the attention, which is not bounded."""
         conv = partial(
             Conv,
@@ -73,9 +69,7 @@ class Trunk(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features; each block halves the sides."""
         x = images
         for i, (features, convs) in enumerate(self.blocks, start=1):
@@ -94,9 +88,7 @@ class Expansion(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Halve the sides and keep the channels."""
         x = Block(512, 3, self.dtype, name="block")(x, train=train)
         self.sow("intermediates", "block5", x)
@@ -147,5 +139,5 @@ MEMBERS = {
         duplicates=_DUPLICATES,
         file_names=_FILE_NAMES,
         not_in_files=("lka",),
-    ),
+    )
 }

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from charm_jax.models.layers import conv_cpu as forms
+from charm_jax.models.shapes import Maps, NewMaps, SameSizeMaps
 
 _LARGEST_BY_TAPS = 5
 
@@ -56,9 +57,7 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: Maps) -> NewMaps:
         """Convolve ``x``; the output's sides are ceil(side / strides)."""
         channels = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
@@ -78,9 +77,7 @@ class Conv(nn.Module):
 
 
 @jax.custom_vjp
-def pointwise(
-    x: Float[Array, "batch height width channels"], kernel: Float[Array, "channels features"]
-) -> Float[Array, "batch height width features"]:
+def pointwise(x: Maps, kernel: Float[Array, "channels features"]) -> SameSizeMaps:
     """Convolve 1x1: a matrix product.
 
     JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU
@@ -102,11 +99,7 @@ def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
-def dense_conv(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "k k channels features"],
-    strides: int,
-) -> Float[Array, "batch new_height new_width features"]:
+def dense_conv(x: Maps, kernel: Float[Array, "k k channels features"], strides: int) -> NewMaps:
     """Convolve over all channels, padded by k // 2 on every side.
 
     On CPU the result is the same up to the order of summation, in forms that are faster than
@@ -126,10 +119,7 @@ def dense_conv(
 
 
 def depthwise_conv(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "k k 1 channels"],
-    strides: int,
-    dilation: int = 1,
+    x: Maps, kernel: Float[Array, "k k 1 channels"], strides: int, dilation: int = 1
 ) -> Float[Array, "batch new_height new_width channels"]:
     """Convolve each channel with its own kernel, padded by dilation · (k // 2) on every side.
 

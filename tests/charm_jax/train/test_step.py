@@ -24,7 +24,7 @@ from charm_jax.models import memory_bank, state
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
 from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm, CharmOutput
+from charm_jax.models.charm import Charm, Output
 from charm_jax.models.losses import binary_cross_entropy
 from charm_jax.models.memory_bank import Retrieved
 from charm_jax.train import optim
@@ -197,7 +197,7 @@ def test_augmentation_and_dropout_draw_anew_in_every_step(monkeypatch):
         rows = len(images)
         fused = jnp.zeros((rows, DIM))
         nearest = jnp.zeros((rows, 1))
-        output = CharmOutput(
+        output = Output(
             logits=variables["params"]["expansion"]["kernel"] * jnp.ones((rows, FINDINGS)),
             main=images,
             momentum_features=images,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden import LARGE, spec
-from weight_states import NANO, SLOTS, SMALL, new_plain_state, new_state, random_like
+from weight_states import NANO, SLOTS, SMALL, new_baseline_state, new_state, random_like
 
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.weights import files, imagenet, load, torch_names
@@ -24,7 +24,7 @@ EACH = [pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch fo
 def new_gray_state(arch, stem):
     """The same with one input channel; ``stem`` is torchvision's name of the first kernel."""
     state = new_state(arch)
-    names = torch_names.of({"params": state.params}, BACKBONES[arch])
+    names = torch_names.leaf_names({"params": state.params}, BACKBONES[arch])
     flat = flatten_dict({"params": state.params})
     path = next(path for path, name in names.items() if name == stem)
     flat[path] = flat[path][:, :, :1]
@@ -161,7 +161,7 @@ def test_a_bank_that_is_not_finite_is_refused():
 def test_a_references_file_does_not_fit_a_plain_network():
     with pytest.raises(ValueError, match=r"set --config\.model\.charm=True"):
         load.load(
-            new_plain_state("vgg16_lka"),
+            new_baseline_state("vgg16_lka"),
             reference_file("vgg16_lka"),
             BACKBONES["vgg16_lka"],
         )
@@ -189,7 +189,7 @@ def test_a_plain_file_fills_the_backbone_and_the_momentum_branch(arch):
 def test_a_plain_network_loads_a_plain_file_and_keeps_its_own_classifier():
     arch = "resnet50"
     file = plain_file(arch)
-    loaded, left_out = load.load(new_plain_state(arch), file, BACKBONES[arch])
+    loaded, left_out = load.load(new_baseline_state(arch), file, BACKBONES[arch])
     assert left_out == ["fc.bias", "fc.weight"]
     assert not np.any(loaded.params["classifier"]["kernel"])
     assert loaded.momentum is None
@@ -201,7 +201,7 @@ def test_a_plain_network_loads_a_plain_file_and_keeps_its_own_classifier():
 
 @pytest.mark.parametrize("arch", EACH)
 def test_a_plain_networks_own_file_there_and_back_is_the_identity(arch):
-    backbone, state = BACKBONES[arch], new_plain_state(arch)
+    backbone, state = BACKBONES[arch], new_baseline_state(arch)
     original = state.replace(
         params=random_like(state.params), batch_stats=random_like(state.batch_stats)
     )
@@ -224,8 +224,12 @@ def with_findings(n):
 @pytest.mark.parametrize(
     ("new", "change", "said"),
     [
-        (new_plain_state, no_classifier, "no classifier for these findings: train from it"),
-        (new_plain_state, with_findings(1000), "no classifier for these findings: train from it"),
+        (new_baseline_state, no_classifier, "no classifier for these findings: train from it"),
+        (
+            new_baseline_state,
+            with_findings(1000),
+            "no classifier for these findings: train from it",
+        ),
         (new_state, no_classifier, "no classifier for these findings: train from it"),
         (new_state, with_findings(1000), "no classifier for these findings: train from it"),
         (new_state, with_findings(14), "set --config.model.charm=False"),
@@ -238,7 +242,7 @@ def test_a_file_without_the_whole_network_does_not_pass_for_it(new, change, said
 
 
 def test_an_attention_that_would_begin_anew_is_no_whole_network():
-    backbone, state = BACKBONES["vgg16_lka"], new_plain_state("vgg16_lka")
+    backbone, state = BACKBONES["vgg16_lka"], new_baseline_state("vgg16_lka")
     file = load.to_reference(state, backbone)
     file = {name: value for name, value in file.items() if not name.startswith("lka")}
     with pytest.raises(ValueError, match="missing lka"):
@@ -497,7 +501,7 @@ def test_a_file_that_does_not_fit_is_named_with_every_fault(tmp_path, file):
 
 
 def test_a_fault_with_its_own_remedy_gets_no_other(file):
-    message = refusal(new_plain_state(NANO), file)
+    message = refusal(new_baseline_state(NANO), file)
     assert message.endswith("set --config.model.charm=True.")
 
 

@@ -31,7 +31,7 @@ def test_every_member_builds_and_names_each_tensor_once(arch):
     assert backbone is efficientnet_v2.MEMBERS[arch]
     norm = shapes(arch)["params"]["expansion"]["norm"]
     assert norm["scale"].shape == (backbone.feature_dim,)
-    names = torch_names.of(shapes(arch), backbone).values()
+    names = torch_names.leaf_names(shapes(arch), backbone).values()
     assert len(set(names)) == len(names) == len(jax.tree.leaves(shapes(arch)))
 
 
