@@ -88,10 +88,8 @@ class Training:
                 log = stack.enter_context(RunLog(self.directory, plans, position, every_steps))
             for phase in self.phases[self.phases.index(progress.phase) :]:
                 if phase != progress.phase:
-                    state, progress = (
-                        self._begin(phase, self._best(progress, state)),
-                        Progress(phase),
-                    )
+                    state = self._begin(phase, self._best(progress, state))
+                    progress = Progress(phase)
                 if not progress.finished:
                     state, progress = self._train(state, progress, log)
                 self.finished[phase] = dataclasses.asdict(progress) | {"steps": int(state.step)}

@@ -6,10 +6,14 @@ import logging
 
 import pytest
 
+from charm_jax.train import log as log_module
 from charm_jax.train.log import RunLog, run_log
 from charm_jax.train.plan import Plan
 
 PLAN = Plan("bce", "bce", False, 2, 4, 8, 0, 3, 0.0, 100)
+FIRST, SECOND = (
+    dataclasses.replace(PLAN, phase=phase, steps_per_epoch=5) for phase in ("bce_frozen", "bce")
+)
 VALUES = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.25, "val_macro_auroc": 0.75}
 
 
@@ -68,3 +72,56 @@ def test_an_error_is_the_last_line_of_the_run_log(tmp_path):
         begin(tmp_path)
         raise ValueError("too bad")
     assert (tmp_path / "run.log").read_text().endswith(" error: too bad\n")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def timed_epoch(run, clock, plan, number, *, done=0, seconds=2.0, validation=5.0):
+    run.begin_epoch(plan, number, done)
+    for step in range(plan.steps_per_epoch * number + done, plan.steps_per_epoch * (number + 1)):
+        clock[0] += seconds
+        run.step(plan, step + 1, {"loss": 0.5})
+    clock[0] += validation
+    run.epoch(plan, plan.steps_per_epoch * (number + 1), VALUES | {"epoch": number + 1})
+
+
+def test_an_epoch_is_one_line_with_rate_and_time_left(tmp_path, capsys, clock):
+    with RunLog(tmp_path, [FIRST, SECOND], ("bce_frozen", 0), 5) as run:
+        timed_epoch(run, clock, FIRST, 0)
+        timed_epoch(run, clock, FIRST, 1, done=3)
+        timed_epoch(run, clock, SECOND, 0)
+    # 5 steps of 8 images in 10 s are 4 images/s; with validation 15 s an epoch, 3 epochs left.
+    shared = "training loss 0.5000, validation loss 0.2500, macro AUROC 0.7500, 4.0 images/s, "
+    assert capsys.readouterr().err.splitlines() == [
+        f"stage bce_frozen, epoch 1/2: {shared}00:45 left",
+        f"stage bce_frozen, epoch 2/2: {shared}00:45 left",  # 9 s for 2 steps, 10 steps left
+        f"stage bce, epoch 1/2: {shared}00:15 left",
+    ]
+
+
+def test_an_undefined_auroc_is_named(tmp_path, capsys, clock):
+    with RunLog(tmp_path, [FIRST, SECOND], ("bce_frozen", 0), 5) as run:
+        run.begin_epoch(FIRST, 0, 4)
+        clock[0] += 1
+        run.step(FIRST, 5, {"loss": 0.5})
+        run.epoch(FIRST, 5, VALUES | {"val_macro_auroc": None})
+    assert "macro AUROC undefined" in capsys.readouterr().err
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["val_macro_auroc"] is None
+
+
+def test_inside_a_long_epoch_there_is_a_line_a_minute(tmp_path, capsys, clock, monkeypatch):
+    monkeypatch.setattr("data_pipelines.progress.time.monotonic", lambda: clock[0])
+    with RunLog(tmp_path, [FIRST, SECOND], ("bce_frozen", 0), 100) as run:
+        timed_epoch(run, clock, FIRST, 0, seconds=25.0)
+    text = capsys.readouterr().err
+    lines = text.splitlines()
+    assert len(lines) == 2  # after 75 s, and the epoch
+    assert lines[0].startswith("stage bce_frozen, epoch 1/2: 24/40 images")
+    assert "loss=0.5000" in lines[0]
+    assert "\r" not in text

@@ -53,10 +53,12 @@ def train_loss(step):
 class World(RunLog):
     """The hooks of a stage, with the loss of every step and validation given beforehand."""
 
-    def __init__(self, val_losses=None, *, step_loss=train_loss, end_at=None, step_seconds=1.0):
+    def __init__(
+        self, val_losses=None, *, step_loss=train_loss, end_at=None, step_seconds=1.0, agree=agree
+    ):
         self.val_losses = val_losses or itertools.repeat(1.0)
         self.step_loss = step_loss
-        self.seconds, self.step_seconds = 0.0, step_seconds
+        self.seconds, self.step_seconds, self.agree = 0.0, step_seconds, agree
         self.end_at = end_at  # the process is asked to end after this step
         self.trained, self.reported, self.epochs, self.begun, self.saved = [], [], [], [], []
 
@@ -81,7 +83,7 @@ class World(RunLog):
             log=self,
             save=lambda state, progress: self.saved.append((int(state.step), progress)),
             asked_to_stop=lambda: self.end_at is not None and self.trained[-1] >= self.end_at,
-            agree=agree,
+            agree=self.agree,
             clock=lambda: self.seconds,
         )
 
@@ -209,6 +211,31 @@ def test_what_is_saved_knows_the_losses_up_to_its_step():
     assert step == 3
     assert progress.loss_sum == pytest.approx(sum(train_loss(s) for s in (1, 2, 3)), rel=1e-6)
     assert last.loss_sum == 0.0
+
+
+def test_processes_with_different_clocks_save_at_the_same_steps():
+    """All ask at the same steps; the slow one learns what the fast one, run before it, wished."""
+    wishes_of = {"fast": [], "slow": []}
+
+    def agree_of(name):
+        def agree(step, wishes):
+            mine = wishes_of[name]
+            mine.append((step, list(wishes)))
+            if step % 10:
+                return [False] * len(wishes)
+            asked_at, fast = wishes_of["fast"][len(mine) - 1]
+            assert asked_at == step
+            return [any(both) for both in zip(wishes, fast, strict=True)]
+
+        return agree
+
+    long = plan(epochs=2, steps_per_epoch=40, save_seconds=150.0)
+    fast = World(step_seconds=10.0, agree=agree_of("fast"))
+    slow = World(step_seconds=0.0, agree=agree_of("slow"))
+    fast.run(long)
+    slow.run(long)
+    assert [step for step, _ in fast.saved] == [20, 40, 60, 80]
+    assert [step for step, _ in slow.saved] == [20, 40, 60, 80]
 
 
 @pytest.mark.parametrize("at", range(1, 12))

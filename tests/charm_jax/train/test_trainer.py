@@ -1,7 +1,9 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from charm_jax.train import trainer
 from charm_jax.train.trainer import traced
 
 
@@ -22,3 +24,22 @@ def test_nothing_is_traced_unasked(tmp_path):
         for _ in range(12):
             step(1, 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_agree_every_tenth_step(monkeypatch):
+    """Every process gathers at the same steps, whatever it wishes; between them nothing happens."""
+    gathered = []
+
+    def gather(rows):
+        gathered.append(rows.tolist())
+        return np.concatenate([rows, [[False, True]]])  # the other process is due for a save
+
+    monkeypatch.setattr(trainer.processes, "all_gather", gather)
+    assert trainer.agree(3, (True, False)) == (True, False)  # one process asks nobody
+    assert gathered == []
+    monkeypatch.setattr(trainer.jax, "process_count", lambda: 2)
+    answers = [trainer.agree(step, (step == 10, False)) for step in range(1, 21)]
+    assert [i for i, answer in enumerate(answers, 1) if any(answer)] == [10, 20]
+    assert answers[9] == [True, True]
+    assert answers[19] == [False, True]
+    assert gathered == [[[True, False]], [[False, False]]]
