@@ -43,18 +43,14 @@ class Checkpoints:
     Each holds two Orbax items. ``state`` is a PyTree of the ``TrainState`` as nested dicts, with
     the random key as ``jax.random.key_data``; ``meta`` is JSON, with each leaf's shape, type and
     SHA-256, because Orbax restores a flipped byte without an error. Saving is asynchronous.
-
-    Attributes:
-        directory: of the run's checkpoints.
-        phases: names in the order of training.
     """
 
     def __init__(self, directory: Path, phases: Sequence[str], keep: int | None = None):
         """Open the checkpoints.
 
         Args:
-            directory: of the run's checkpoints.
-            phases: names in the order of training.
+            directory: holds a folder for each phase.
+            phases: in the order of training.
             keep: how many of the newest of each phase to keep, beside the best. None opens the
                 folder read-only and leaves unfinished saves of other processes alone.
         """
@@ -70,7 +66,6 @@ class Checkpoints:
         """Start to save ``state`` under its step, after any earlier save has finished.
 
         Args:
-            phase: of training.
             state: of the run; its buffers may be donated once this returns.
             meta: JSON of everything else that a restart needs.
             best_step: step to keep beside the newest.
@@ -134,8 +129,6 @@ class Checkpoints:
         """Return a checkpoint's state and JSON, after comparing the digest of each leaf.
 
         Args:
-            phase: of training.
-            step: of the checkpoint.
             like: a state of the same network (arrays or shapes). Its ``opt_state`` may be empty,
                 to read none.
 

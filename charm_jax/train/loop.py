@@ -54,16 +54,11 @@ class Hooks:
 def run_phase(
     state: TrainState, progress: Progress, plan: Plan, hooks: Hooks
 ) -> tuple[TrainState, Progress]:
-    """Train until the epochs are over or the validation loss stops falling.
+    """Train to the last epoch or until the loss stops falling; return the last state.
 
     Args:
         state: to start from; its step is the position in the phase.
         progress: at that step.
-        plan: of the phase.
-        hooks: step, data, and where to report.
-
-    Returns:
-        The last state and progress.
 
     Raises:
         NonFiniteLoss: with the step and the case ids of its batch.

@@ -8,12 +8,9 @@ class Plan:
     """The numbers of a phase.
 
     Attributes:
-        phase: its name.
         stage: its stage, the key of its settings and images; a frozen phase shares it.
         freeze_trunk: whether the trunk keeps its weights.
-        epochs: at most this many.
         steps_per_epoch: full batches in an epoch.
-        batch_size: images in a batch.
         peak_step: steps before the learning rate falls; early stopping starts to count there.
         patience: epochs without a better validation loss after which training stops.
         min_delta: decrease of the validation loss that resets the patience.
@@ -39,16 +36,13 @@ class Progress:
     """How far a phase has come; saved with every checkpoint.
 
     Attributes:
-        phase: its name.
         epoch: epochs completed and validated.
         best_step: step of the lowest validation loss so far.
         best_epoch: its epoch, counted from 1.
-        best_loss: that loss.
         best_macro_auroc: on validation, at that step; None where no finding has both classes.
         reference_loss: loss that the patience compares with.
         waited: epochs since it was beaten.
         loss_sum: sum of the training losses of the current epoch.
-        finished: whether the phase is over.
         stopped_early: whether it ended before its last epoch.
         seconds: spent in the phase, over all restarts.
     """

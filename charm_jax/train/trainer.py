@@ -33,12 +33,7 @@ class Training:
     """A run of training. All processes train; the first alone reads and writes the folder."""
 
     def __init__(self, experiment: Experiment, description: dict[str, Any]):
-        """Prepare a run.
-
-        Args:
-            experiment: settings and data.
-            description: ``split.json``.
-        """
+        """Prepare a run; ``description`` is the content of ``split.json``."""
         self.experiment, self.settings = experiment, experiment.settings
         self.directory = experiment.directory
         self.plans = {phase: setup.plan(experiment, phase) for phase in self.settings.phases}
@@ -237,15 +232,13 @@ class Training:
     def _summarise(self, state: TrainState) -> None:
         """Finish all saves and write ``summary.json`` and ``curves.png``."""
         self.checkpoints.close()
+        same = ("steps", "best_epoch", "best_step", "stopped_early")
         stages = {
-            phase: {
+            phase: {key: done[key] for key in same}
+            | {
                 "epochs": done["epoch"],
-                "steps": done["steps"],
-                "best_epoch": done["best_epoch"],
-                "best_step": done["best_step"],
                 "best_val_loss": done["best_loss"],
                 "best_val_macro_auroc": done["best_macro_auroc"],
-                "stopped_early": done["stopped_early"],
                 "seconds": round(done["seconds"], 3),
             }
             for phase, done in self.finished.items()

@@ -6,10 +6,9 @@ import os
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_pipelines.atomic_files import whole_path
 from data_pipelines.errors import InputError
+from data_pipelines.progress import progress
 
 # The part of a name after the dash is the beginning of the file's SHA-256.
 FILES = {
@@ -64,7 +63,7 @@ def _fetch(address: str, path: Path) -> None:
     with whole_path(path) as draft:
         with urllib.request.urlopen(address, timeout=30) as answer, draft.open("wb") as file:
             total = int(answer.headers.get("Content-Length", 0)) or None
-            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True) as bar:
+            with progress(total=total, desc=path.name, unit="B") as bar:
                 while block := answer.read(_BLOCK):
                     file.write(block)
                     bar.update(len(block))

@@ -77,6 +77,30 @@ def test_the_log_has_a_line_an_interval_and_an_epoch(finished):
     assert list((finished[0] / "runs/demo/tensorboard").iterdir())
 
 
+def test_a_piped_log_has_a_line_an_epoch_and_no_bar(finished):
+    run, said = finished[0] / "runs/demo", finished[1].stderr
+    assert "\r" not in said + finished[2].stderr
+    number = r"[\d.]+"
+    epochs = re.findall(
+        rf"^stage (\w+), epoch (\d)/(\d): training loss {number}, validation loss {number}, "
+        rf"macro AUROC (?:{number}|undefined), {number} images/s, [\d:]+ left$",
+        said,
+        flags=re.MULTILINE,
+    )
+    assert epochs == [
+        ("bce_frozen", "1", "1"),
+        ("bce", "1", "2"),
+        ("bce", "2", "2"),
+        ("focal", "1", "2"),
+        ("focal", "2", "2"),
+    ]
+    # run.log has the same lines, each with the time.
+    kept = [line.split(" ", 2)[2] for line in (run / "run.log").read_text().splitlines()]
+    assert kept[0].startswith("Started: charm_jax.train --config.data.phantom.train_images=420")
+    printed = said.splitlines()
+    assert kept[1:] == printed[printed.index(kept[1]) :]
+
+
 def test_the_bank_carries_over_into_the_second_stage(finished):
     lines = [
         json.loads(line)
