@@ -152,7 +152,10 @@ def train_pass(arch, precision):
             )
         return loss(index, output.logits, batch.labels), (output, updated["batch_stats"])
 
-    @jax.jit
+    # What is exact to rounding needs no fast code, which takes twice as long to compile.
+    options = {"xla_backend_optimization_level": 0} if precision == "float64" else {}
+
+    @functools.partial(jax.jit, compiler_options=options)
     @chex.assert_max_traces(n=1)
     def step(params, index):
         results = jax.value_and_grad(objective, (0, 1), has_aux=True)(params, carriers, index)
