@@ -121,7 +121,8 @@ def test_the_change_on_validation_is_that_of_two_evaluations(folder, forgotten):
         assert result.returncode == 0, result.stderr
         where = "" if label == "trained" else f"memory/{label}/"
         metrics = read(folder / f"runs/demo/{where}eval/val/metrics.json")
-        assert f"{metrics['macro_auroc']:.4f}" == value
+        # Rounding may part or join two equal scores; that moves a small split's AUROC.
+        assert float(value) == pytest.approx(metrics["macro_auroc"], abs=1e-3)
         assert metrics.get("memory", "trained") == label
     assert "with memory without" in result.stdout
 

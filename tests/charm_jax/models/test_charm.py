@@ -33,7 +33,7 @@ from golden import (
 
 from charm_jax.models import memory_bank, selection
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.models.charm import CharmOutput
+from charm_jax.models.charm import Output
 from charm_jax.models.losses import select_loss
 from charm_jax.weights import torch_names
 
@@ -108,7 +108,7 @@ class TrainPass(NamedTuple):
     loss: np.ndarray
     grads: dict[str, np.ndarray]
     terms: dict[str, float]
-    output: CharmOutput
+    output: Output
     rarity: np.ndarray
     stats: dict
 
