@@ -117,7 +117,7 @@ def whole_gradients(arch):
     """Torch name to path of the parameters whose whole gradients are stored."""
     prefix = "train64/tol/bce/grad/"
     stored = {key.removeprefix(prefix) for key in numbers("charm", arch) if key.startswith(prefix)}
-    names = torch_names.of({"params": shapes(arch)["params"]}, BACKBONES[arch])
+    names = torch_names.leaf_names({"params": shapes(arch)["params"]}, BACKBONES[arch])
     return {
         reference_name(name): path[1:]
         for path, name in names.items()
