@@ -48,7 +48,7 @@ SIMULATED = {
 
 
 def keys_of(data: str, work: Path) -> dict[str, Any]:
-    """What the runs on these images have in common."""
+    """Return the options that all runs on these images share."""
     keys: dict[str, Any] = {"data.source": "nih_chest_xray14", "data.image_size": 64}
     if data == "phantom":
         phantom.ensure_phantoms(work / "phantom", **SIMULATED)
@@ -60,7 +60,7 @@ def keys_of(data: str, work: Path) -> dict[str, Any]:
 
 
 def done(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The runs that were appended, by variant and seed."""
+    """Read the appended runs, by variant and seed."""
     if not path.exists():
         return {}
     entries = [json.loads(line) for line in path.read_text().splitlines()]

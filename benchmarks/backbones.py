@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
 
 
 def network(name: str, charm: bool, variant: str) -> Charm | Baseline | None:
-    """The network; None where there is nothing to scan."""
+    """Build the network; None where there is nothing to scan."""
     scan, frozen = variant == "scanned", variant == "frozen"
     backbone = BACKBONES[name]
     trunk = (partial(scanned.trunk_of, backbone) if scan else backbone.trunk)(drop_rate=0.2)

@@ -44,7 +44,7 @@ def draw(seed: int, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, n
     patients = np.repeat(np.arange(args.patients), counts)
 
     def alike() -> np.ndarray:
-        """Standard normal, correlated within a patient."""
+        """Draw standard normal values, correlated within a patient."""
         of_patient = rng.normal(size=(args.patients, len(NAMES)))[patients]
         of_image = rng.normal(size=(len(patients), len(NAMES)))
         return np.sqrt(args.shared) * of_patient + np.sqrt(1 - args.shared) * of_image
@@ -54,7 +54,7 @@ def draw(seed: int, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, n
 
 
 def truth() -> dict[str, np.ndarray]:
-    """The true value of each finding, and of their mean."""
+    """Compute the true value of each finding, and of their mean."""
     threshold = np.linspace(12, -12, 200_001)[:, None]
     recall, alarms = norm.sf(threshold - EFFECT), norm.sf(threshold)
     precision = PREVALENCE * recall / (PREVALENCE * recall + (1 - PREVALENCE) * alarms)

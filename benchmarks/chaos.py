@@ -78,7 +78,7 @@ def log_bytes(folder: Path) -> int:
 
 
 def kill_once(folder: Path, rng: np.random.Generator) -> tuple[str, bool]:
-    """Starts the run, kills it at random; what came of it, and whether it had lost anything."""
+    """Start the run, kill it at random, and report whether it lost anything."""
     before = newest(folder)
     process, logged = start(folder), log_bytes(folder)
     # Importing and compiling take longer than all steps: half of the kills wait until it trains.

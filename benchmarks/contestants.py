@@ -190,7 +190,7 @@ class Ours:
         return step
 
     def facts(self) -> dict[str, Any]:
-        """What XLA says of the compiled program, and the peak memory."""
+        """Report XLA's analysis of the compiled program, and the peak memory."""
         device = self.jax.devices()[0]
         memory, cost = self.compiled.memory_analysis(), self.compiled.cost_analysis()
         facts = {

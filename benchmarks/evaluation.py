@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
 
 
 def timed(name: str, call: Callable[[], Any]) -> Any:
-    """Prints how long a call takes and the process's peak of memory after it."""
+    """Print how long a call takes and the process's peak of memory after it."""
     began = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - began
@@ -62,7 +62,7 @@ def simulated(table: CaseTable, rows: np.ndarray, seed: int) -> np.ndarray:
 def write_report(
     path: Path, table: CaseTable, rows: np.ndarray, logits: np.ndarray, metrics: dict[str, Any]
 ) -> None:
-    """The report of a network with 512 stored cases that reads 5, at 224 pixels, SIMULATED."""
+    """Write the report of a SIMULATED network with 512 stored cases that reads 5."""
     rng = np.random.default_rng(3)
     stored, n = rng.choice(len(table.images), 512, replace=False), len(rows)
     described = {

@@ -159,7 +159,7 @@ class Charm(nn.Module):
         )
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The fused feature q, or of the bare backbone the mean of its features."""
+        """Compute the fused feature q, or the mean of a bare backbone's features."""
         trunk = self.trunk(x)
         main = self.expansion(trunk)
         if not self.charm:

@@ -28,7 +28,7 @@ class _Step(nn.Module):
 
 
 def repeated(make: Any, times: int, name: str, x: Array, *, train: bool) -> Array:
-    """Applies ``times`` blocks of one kind, compiled once."""
+    """Apply ``times`` blocks of one kind, compiled once."""
     scan = nn.scan(
         _Step,
         variable_axes={"params": 0, "batch_stats": 0},
@@ -81,7 +81,7 @@ class ResNetTrunk(resnet.Trunk):
 
 
 def trunk_of(backbone: Backbone, **options: Any) -> nn.Module | None:
-    """The scanned form of a backbone's trunk; None where no blocks in a row are identical."""
+    """Scan a backbone's trunk; None where no blocks in a row are identical."""
     trunk = backbone.trunk(**options)
     if isinstance(trunk, efficientnet_v2.Trunk):
         return EfficientNetV2Trunk(trunk.stem, trunk.stages, trunk.drop_rate, trunk.dtype)

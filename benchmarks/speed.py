@@ -154,7 +154,7 @@ def table(results: list[dict]) -> str:
 
 
 def roofline(results: list[dict], rates: dict[str, float]) -> str:
-    """The least time that arithmetic and memory traffic of each step of ours leave."""
+    """Compute the least time that arithmetic and memory traffic of each step leave."""
     lines = [
         f"Matrix product {rates['gflop_s']:.0f} GFLOP/s, copy {rates['gbyte_s']:.1f} GB/s.\n",
         "| step | GFLOP | GB | least, ms: arithmetic / traffic | measured, ms | of the limit |",

@@ -51,7 +51,7 @@ def crops(size: int, each: int = 100) -> np.ndarray:
 
 
 def outputs(step, state, images: np.ndarray, findings: int) -> dict[str, np.ndarray]:
-    """What the step says of images that no table knows."""
+    """Run the step on images that are in no table."""
     made = []
     unknown = np.full(_BATCH, -1, np.int32)
     for start in range(0, len(images), _BATCH):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The recipe at a size for a laptop: from random weights, so nothing is frozen at first."""
+    """Return the recipe at a size for a laptop, from random weights and never frozen."""
     config = ConfigDict()
     config.name = "demo"
     config.data = ConfigDict({"source": "phantom", "dir": "data/phantom", "image_size": 64})

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """What this run changes of the recipe: the backbone."""
+    """Return the change to the recipe: the backbone."""
     config = ConfigDict()
     config.name = "densenet121"
     config.model = ConfigDict({"backbone": "densenet121"})

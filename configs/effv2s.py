@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """What this run changes of the recipe: nothing but its name."""
+    """Return the changes to the recipe: none but the name."""
     config = ConfigDict()
     config.name = "effv2s"
     config.model = ConfigDict({"backbone": "efficientnet_v2_s"})

@@ -26,7 +26,7 @@ DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 
 
 def run(command: Callable[[list[str]], int]) -> None:
-    """Runs a command on the process's arguments and leaves with its exit code.
+    """Run a command on the process's arguments and exit with its code.
 
     Bad input becomes one sentence on standard error and exit code 2; so does a disk that is full or
     may not be written. What is wrong with the program itself keeps its traceback.
@@ -110,7 +110,7 @@ def say(text: str) -> None:
 
 
 def load_config(path: Path, preset: str | None = None) -> ConfigDict:
-    """The recipe with the changes of a preset and those that a config file states.
+    """Return the recipe with the changes of a preset and of a config file.
 
     Args:
         path: of the config file.
@@ -136,7 +136,7 @@ def load_config(path: Path, preset: str | None = None) -> ConfigDict:
 
 
 def _changes(path: Path) -> ConfigDict:
-    """What the file's ``get_config()`` returns."""
+    """Run the file's ``get_config()``."""
     spec = importlib.util.spec_from_loader(
         f"config_{path.stem}",
         importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path)),
@@ -158,7 +158,7 @@ def _changes(path: Path) -> ConfigDict:
 
 
 def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "config") -> None:
-    """Writes ``changes`` into ``config``, key by key.
+    """Write ``changes`` into ``config``, key by key.
 
     Raises:
         InputError: a key that ``config`` lacks, or a value of another type.
@@ -189,7 +189,7 @@ def _unknown(name: str, config: ConfigDict, prefix: str) -> str:
 
 
 def split_config_flag(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``--config FILE`` or ``--config=FILE`` out of the arguments."""
+    """Take ``--config FILE`` or ``--config=FILE`` out of the arguments."""
     path, rest = None, []
     # absl takes one dash as well as two.
     arguments = iter(f"-{a}" if a.startswith("-config") else a for a in argv)
@@ -245,7 +245,7 @@ def complete(changes: dict, where: str) -> dict:
 def parse(
     argv: Sequence[str], config: ConfigDict, define: Callable[[flags.FlagValues], None]
 ) -> flags.FlagValues:
-    """Parses ``--config.a.b=value`` overrides into ``config`` and the command's own flags.
+    """Parse ``--config.a.b=value`` overrides into ``config`` and the command's own flags.
 
     Args:
         argv: arguments without the program's name.

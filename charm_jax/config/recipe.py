@@ -20,7 +20,7 @@ PRESETS = {
 
 
 def defaults() -> ConfigDict:
-    """The two-stage recipe of CHARM-Xray, locked, so that a misspelt key is an error."""
+    """Return the two-stage recipe, locked, so that a misspelt key is an error."""
     config = ConfigDict()
     config.name = ""  # of the run; the config file's stem when empty
     config.preset = ""  # or notebook: see PRESETS

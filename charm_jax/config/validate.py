@@ -13,7 +13,7 @@ from data_pipelines.tables import splits
 
 
 def check(config: Settings) -> None:
-    """Looks at every value that can be judged without data.
+    """Check every value that can be judged without data.
 
     Raises:
         InputError: with the key, its value and what it may be.

@@ -23,7 +23,7 @@ from data_pipelines.tables import splits
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates a checkpoint of a run; returns the exit code.
+    """Evaluate a checkpoint of a run and return the exit code.
 
     Raises:
         InputError: no such run, checkpoint or part, bad data, or nothing to compare with.
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 def _described(
     config: Settings, data: run_data.Data, rows: np.ndarray, match: CaseMatch
 ) -> dict[str, Any]:
-    """What was evaluated, and how much of it the run had seen."""
+    """Describe the evaluated images, and how many the run had seen."""
     part = splits.part_summary(data.table, rows)
     abnormal = data.table.abnormal[rows]
     present = int(data.table.present.sum())
@@ -107,7 +107,7 @@ def _scored(
     fitted_values: dict[str, Any] | None,
     method: str,
 ) -> dict[str, Any]:
-    """What the scores are worth, and with which thresholds and temperatures."""
+    """Score the predictions, with their thresholds and temperatures."""
     cases = data.table
     given = dict(zip(cases.findings, data.prevalence, strict=True))
     trained = model.trained or {}

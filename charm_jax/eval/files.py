@@ -22,7 +22,7 @@ def write_predictions(
     rows: Int[np.ndarray, " images"],
     logits: Float[np.ndarray, "images findings"],
 ) -> None:
-    """Writes a line an image: its name, patient, scores, labels and logits.
+    """Write a line for each image: name, patient, scores, labels and logits.
 
     A score is the sigmoid of the logit, which is no probability. Nine digits hold a float32.
     """
@@ -51,7 +51,7 @@ def write_retrieval(
     similarities: Float[np.ndarray, "images k"],
     valid: Bool[np.ndarray, "images k"],
 ) -> None:
-    """Writes a line for each stored case that an image's prediction read, best match first.
+    """Write a line for each stored case that a prediction read, best match first.
 
     Args:
         path: of the file.
@@ -80,7 +80,7 @@ def write_retrieval(
 def read_other(
     folder: Path, part: str, images: np.ndarray, findings: Sequence[str], sha256: str
 ) -> tuple[dict[str, Any], Float[np.ndarray, "images findings"]]:
-    """What another run's evaluation left of the same images: ``metrics.json`` and the logits.
+    """Read another run's ``metrics.json`` and logits of the same images.
 
     Args:
         folder: of that run.
@@ -117,7 +117,7 @@ def read_other(
 def read_logits(
     path: Path, images: np.ndarray, findings: Sequence[str]
 ) -> Float[np.ndarray, "images findings"]:
-    """The logits of ``predictions.csv`` as they were, in the order of the images.
+    """Read the logits of ``predictions.csv``, in the order of the images.
 
     Raises:
         InputError: the file is missing, damaged, of before logits were kept, or of other images.

@@ -28,7 +28,7 @@ def write(
     model: LoadedModel,
     match: CaseMatch,
 ) -> None:
-    """Writes ``report.html``.
+    """Write ``report.html``.
 
     Args:
         path: of the file.
@@ -89,7 +89,7 @@ def _optional(path: Path, read: Any) -> Any:
 def _bank(
     memory: MemoryBank, data: Data, model: LoadedModel, match: CaseMatch, *, named: bool
 ) -> Bank:
-    """The bank with the names of its cases, and of patients if these are known; of a file, none."""
+    """Name the cases of a bank, and their patients where these are known."""
     ids = np.asarray(memory.case_ids)
     filled = ids >= 0
     cases = model.bank_cases().reindex(ids).astype(object)
@@ -105,7 +105,7 @@ def _bank(
 
 
 def _rows(ids: np.ndarray, data: Data, known: np.ndarray) -> np.ndarray:
-    """The rows of the table with these cases of the run; -1 for those without usable pixels."""
+    """Find the table's rows of a run's cases; -1 for those without usable pixels."""
     table = data.table
     refused = np.isin(table.images, [name for name, _ in data.quarantined])
     usable = np.flatnonzero((known >= 0) & table.present & ~refused)

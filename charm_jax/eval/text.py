@@ -27,7 +27,7 @@ _PAIRED = {
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The metrics as text: a line a finding, means, groups and subgroups."""
+    """Format the metrics: a line for each finding, means, groups and subgroups."""
     lines = [*_header(metrics), "", *_findings(metrics["findings"]), "", *_means(metrics)]
     lines += _calibrated(metrics)
     lines += ["", *_groups(metrics["groups"])]
@@ -57,12 +57,12 @@ def _header(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _unit(metrics: Mapping[str, Any]) -> str:
-    """What bootstraps resample."""
+    """Return the unit that bootstraps resample."""
     return "patient" if metrics["patients_known"] else "image"
 
 
 def _findings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A header and a line a finding; unknown labels have a column where there are any."""
+    """Format the findings; unknown labels have a column where there are any."""
     width = max(20, *map(len, findings))
     some_unknown = any(values["unknown"] for values in findings.values())
     unknown = f" {'unknown':>8}" if some_unknown else ""
@@ -126,7 +126,7 @@ def _calibrated(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line a group of findings, by prevalence in training."""
+    """Format the groups of findings by prevalence in training."""
     lines = [f"{'in training':<20} {'AUROC':>7} {'interval':>15} {'AP':>7} {'findings':>11}"]
     said = {"head": "head, 5 % and more", "medium": "medium", "tail": "tail, below 2 %"}
     for name, group in groups.items():
@@ -160,7 +160,7 @@ def _subgroups(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _comparison(comparison: Mapping[str, Any], unit: str) -> list[str]:
-    """A line a finding: how much more than the other run's."""
+    """Format the differences from the other run, a line for each finding."""
     rows = {**comparison["findings"], "macro": comparison["macro"]}
     width = max(20, *map(len, rows))
     intervals = _PAIRED[comparison["interval_method"]["auroc"]].format(unit=unit)

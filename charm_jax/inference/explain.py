@@ -89,7 +89,7 @@ def contributions(
     memory: MemoryBank,
     retrieved: Retrieved,
 ) -> Float[Array, "batch k findings"]:
-    """The logits minus those with each retrieved case forgotten, the next case moving in.
+    """Subtract the logits with each retrieved case forgotten, the next case moving in.
 
     A case goes with every slot that it has: where it was read twice, both entries tell the same.
     What only counts as empty contributes 0. A case that was not read changes nothing when it is
@@ -186,7 +186,7 @@ def read_step(
     *,
     model: Charm,
 ) -> dict[str, Array]:
-    """What ``eval_step`` says of embedded images with another bank, but for maps and branches."""
+    """Classify embedded images with another bank."""
     retrieved, _, logits = model.apply(
         _variables(state), fused, cases, memory, train=False, method="read"
     )
@@ -206,7 +206,7 @@ def write_selected(
     *,
     select: Callable[[Array, Array], Array],
 ) -> tuple[MemoryBank, Int32[Array, ""]]:
-    """The bank with those rows of a batch that the rule selects, and how many they are.
+    """Write the rows of a batch that the rule selects, and count them.
 
     Args:
         memory: the bank.

@@ -28,7 +28,7 @@ class StoredCases:
 
 
 def stored_cases(memory: Any, cases: pd.DataFrame) -> StoredCases:
-    """The cases of a bank.
+    """Return the cases of a bank.
 
     Args:
         memory: the bank.
@@ -41,7 +41,7 @@ def stored_cases(memory: Any, cases: pd.DataFrame) -> StoredCases:
 def records(
     outputs: Mapping[str, np.ndarray], calibrator: Calibrator, bank: StoredCases | None
 ) -> list[Record]:
-    """What is said of each image of a batch.
+    """Turn the outputs of a batch into a record for each image.
 
     An image that is unfamiliar keeps its scores, but no finding is reported of it.
 
@@ -97,7 +97,7 @@ def _familiar(outputs: Mapping[str, np.ndarray], calibrator: Calibrator) -> list
 def _evidence(
     outputs: Mapping[str, np.ndarray], row: int, findings: Sequence[str], bank: StoredCases
 ) -> list[Record]:
-    """An entry for each case that was read, the most similar first."""
+    """Return an entry for each case that was read, the most similar first."""
     entries: dict[int, Record] = {}
     for rank, case in enumerate(outputs["cases"][row].tolist()):
         if case < 0:

@@ -16,7 +16,7 @@ Batch = Mapping[str, Array]
 
 
 def cases_of(batch: Batch) -> Cases:
-    """The part of a batch that is not pixels."""
+    """Return the part of a batch that is not pixels."""
     return Cases(batch["labels"], batch["case_id"], batch["patient_id"])
 
 

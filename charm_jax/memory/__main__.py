@@ -42,7 +42,7 @@ _READERS = 5  # images that `show` names
 
 
 def main(argv: list[str]) -> int:
-    """Does what the second word says; returns the exit code.
+    """Run the command that the second word names and return the exit code.
 
     Raises:
         InputError: no such run, command, case or memory, or bad data.
@@ -73,7 +73,7 @@ class _Opened:
 
 
 def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
-    """Prints a line a case, the most read first."""
+    """Print a line for each case, the most read first."""
     _no_words(words, "list")
     part, data = _part(opened, values.split)
     outputs = changes.read(opened.model, opened.model.state.memory, part)
@@ -96,7 +96,7 @@ def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
 
 
 def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
-    """Prints what the bank knows of some cases."""
+    """Print the bank's entries of some cases, and who reads them."""
     chosen = Memory(opened.model).find(words)
     part, data = _part(opened, values.split)
     outputs = changes.read(opened.model, opened.model.state.memory, part)
@@ -115,7 +115,7 @@ def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
 
 
 def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
-    """Makes a bank without some cases and prints what that changes."""
+    """Make a bank without some cases and print what that changes."""
     banks.check_label(opened.run, values.label)
     chosen = Memory(opened.model).find(words, values.patients.split(",") if values.patients else [])
     model = opened.model
@@ -147,7 +147,7 @@ def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
 
 
 def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
-    """Makes a bank of a site's images."""
+    """Make a bank of a site's images."""
     _no_words(words, "refill")
     banks.check_label(opened.run, values.label)
     validate.check(opened.config)
@@ -205,7 +205,7 @@ def _said(opened: _Opened, folder: Path, label: str) -> None:
 
 
 def _part(opened: _Opened, name: str) -> tuple[changes.Embedded, run_data.Data]:
-    """A part of the data with its features."""
+    """Load a split with its features."""
     data = run_data.load_data(opened.config)
     runs.check_findings(opened.run, opened.model.pathologies, data.table)
     rows = data.split.rows(opened.config.stage_names[-1], name)
@@ -226,7 +226,7 @@ def _no_words(words: list[str], command: str) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
-    """The command, its words, the run and the flags."""
+    """Parse the command, its words, the run and the flags."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     words, rest = argv[:first], argv[first:]
     cli.parse_defaults(rest, _define_flags)  # --help needs no word

@@ -39,7 +39,7 @@ class Embedded:
 
 
 def embed(model: LoadedModel, data: Data, rows: np.ndarray) -> Embedded:
-    """Runs the heavy part of the network over some rows, once for any number of banks.
+    """Run the heavy part of the network over some rows, once for any number of banks.
 
     Args:
         model: the network.
@@ -77,7 +77,7 @@ def read(model: LoadedModel, memory: MemoryBank, part: Embedded) -> dict[str, np
 def changes(
     before: dict[str, np.ndarray], after: dict[str, np.ndarray], part: Embedded
 ) -> dict[str, Any]:
-    """What another bank changes.
+    """Compare the predictions with two banks.
 
     Args:
         before: of ``read``.
@@ -117,7 +117,7 @@ def times_read(cases: np.ndarray) -> dict[int, int]:
 
 
 def text(changed: dict[str, Any], part: str, simulated: bool) -> str:
-    """The changes as a table.
+    """Format the changes as a table.
 
     Args:
         changed: of ``changes``.

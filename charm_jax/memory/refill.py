@@ -20,7 +20,7 @@ _SEED = 0
 
 
 def refill(model: LoadedModel, data: Data, rows: np.ndarray) -> tuple[MemoryBank, dict[str, Any]]:
-    """Empties the bank and writes a site's images to it, batch by batch, in random order.
+    """Empty the bank and write a site's images to it, batch by batch, in random order.
 
     The run's rule selects from each batch of the last stage's size, by the run's own prevalences.
     Of a rest that does not fill a batch, images written before complete it, so that what the rule

@@ -35,7 +35,7 @@ def resampled(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Resampled:
-    """Computes AUROC and average precision under draws of patients with replacement.
+    """Compute AUROC and average precision under draws of patients with replacement.
 
     Images of one patient are not independent, so whole patients are drawn. The draws depend on the
     patients and the seed alone, so two models scored on the same images can be compared by the
@@ -90,7 +90,7 @@ def macro(values: Float[np.ndarray, "resamples findings"]) -> Float[np.ndarray, 
 def interval(
     values: Float[np.ndarray, " resamples"], level: float = LEVEL
 ) -> tuple[float | None, float | None]:
-    """Computes the percentile interval of resampled values.
+    """Compute the percentile interval of resampled values.
 
     Returns:
         (low, high); (None, None) where fewer than 95 % of the resamples define the value: what the

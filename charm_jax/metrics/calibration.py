@@ -62,7 +62,7 @@ def fit(
 
 
 def nothing(findings: Sequence[str]) -> dict[str, Any]:
-    """What `fit` would say of a validation part without images."""
+    """Return the result of `fit` for a validation split without images."""
     entry = {"temperature": None, "threshold": None, "positives": 0, "negatives": 0}
     return {"findings": {name: dict(entry) for name in findings}}
 
@@ -70,7 +70,7 @@ def nothing(findings: Sequence[str]) -> dict[str, Any]:
 def calibrated(
     logits: Num[np.ndarray, "images findings"], calibration: dict[str, Any]
 ) -> Float[np.ndarray, "images findings"]:
-    """Computes sigmoid(logit / temperature), 0 … 1; NaN for a finding without a temperature.
+    """Compute sigmoid(logit / temperature), 0 … 1; NaN for a finding without a temperature.
 
     Args:
         logits: With a column for each finding of the calibration, in its order.
@@ -96,7 +96,7 @@ def _numbers(calibration: dict[str, Any], key: str) -> np.ndarray:
 
 
 def _temperature(z: np.ndarray, truth: np.ndarray) -> float | None:
-    """The temperature; None where even the highest is too low: the logits say nothing.
+    """Fit the temperature; None where even the highest is too low.
 
     Where one temperature after another is too high, validation is in perfect order, which few
     positives often are, and any certainty would fit. Then the targets are Platt's (1999), short

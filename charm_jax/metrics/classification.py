@@ -23,7 +23,7 @@ GROUPS = {"head": 0.05, "medium": 0.02, "tail": 0.0}
 def auroc_by_finding(
     scores: np.ndarray, labels: np.ndarray, findings: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Computes each finding's AUROC, U / (n₊ n₋) with ties counted ½, over its known labels.
+    """Compute each finding's AUROC, U / (n₊ n₋) with ties counted ½, over its known labels.
 
     Args:
         scores: Logits or probabilities, `[images, findings]`; only their order matters.
@@ -59,7 +59,7 @@ def auroc_by_finding(
 
 
 def summarise(scores: np.ndarray, labels: np.ndarray, findings: Sequence[str]) -> dict[str, Any]:
-    """Computes {"macro_auroc", "findings", "undefined"}, ready for JSON: undefined is None.
+    """Compute {"macro_auroc", "findings", "undefined"}, ready for JSON: undefined is None.
 
     Arguments and errors are those of `auroc_by_finding`; "undefined" names the findings without
     an AUROC, which are left out of the mean.
@@ -77,7 +77,7 @@ def ranking(
     labels: Int[np.ndarray, "images findings"],
     findings: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Computes what hangs on the order of the scores alone: AUROC and average precision.
+    """Compute AUROC and average precision, which need only the order of the scores.
 
     Arguments and errors are those of `auroc_by_finding`, and so is what is returned, with
     "average_precision" added: Σ (R_n - R_{n-1}) P_n, like AUROC undefined without both classes.
@@ -101,7 +101,7 @@ def point_values(
     probabilities: Float[np.ndarray, "images findings"],
     thresholds: Float[np.ndarray, " findings"],
 ) -> dict[str, dict[str, Any]]:
-    """Computes all of `METRICS` for each finding, over its known labels.
+    """Compute all of `METRICS` for each finding, over its known labels.
 
     Args:
         logits: Their order gives AUROC and average precision: float32 sigmoids tie near 0 and 1.
@@ -130,7 +130,7 @@ def point_values(
 def at_threshold(
     probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"], threshold: float
 ) -> dict[str, float | None]:
-    """Computes {"f1", "sensitivity", "specificity"}, 0 … 1; None without what they divide by.
+    """Compute {"f1", "sensitivity", "specificity"}, 0 … 1; None without what they divide by.
 
     Args:
         probability: At or above the threshold is called positive.
@@ -152,7 +152,7 @@ def at_threshold(
 def calibration_error(
     probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"]
 ) -> dict[str, float | None]:
-    """Computes {"brier", "ece_equal_width", "ece_equal_mass"} of one finding, 0 … 1.
+    """Compute {"brier", "ece_equal_width", "ece_equal_mass"} of one finding, 0 … 1.
 
     The expected calibration error is Σ (share of the images in a bin) · abs(their frequency of
     positives - their mean probability) over 15 bins, cut as in scikit-learn's `calibration_curve`.
@@ -229,7 +229,7 @@ def groups(
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of what is defined; None over nothing."""
+    """Return the mean of the defined values; None over nothing."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
@@ -241,7 +241,7 @@ def _ratio(part: int, whole: int) -> float | None:
 def check_scores(
     scores: np.ndarray, labels: np.ndarray, findings: Sequence[str] | None = None
 ) -> None:
-    """Looks whether scores, labels and names belong together.
+    """Check whether scores, labels and names belong together.
 
     Raises:
         ValueError: If the shapes do not agree, a score is not finite or a label is not 1, 0 or -1.

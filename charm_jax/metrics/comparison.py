@@ -12,7 +12,7 @@ from charm_jax.metrics.summary import RANKING, Scored, Spread
 def compare(
     ours: Scored, theirs: Float[np.ndarray, "images findings"], method: str = "bootstrap"
 ) -> dict[str, Any]:
-    """Computes how much more one network's AUROC and average precision are than another's.
+    """Compute how much more one network's AUROC and average precision are than another's.
 
     Args:
         ours: the part with the logits of one.

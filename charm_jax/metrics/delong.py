@@ -13,7 +13,7 @@ from charm_jax.metrics.classification import check_scores
 def influence(
     scores: Num[np.ndarray, "images findings"], labels: Int[np.ndarray, "images findings"]
 ) -> Float[np.ndarray, "images findings"]:
-    """Computes each image's share in the deviation of each AUROC.
+    """Compute each image's share in the deviation of each AUROC.
 
     Sums of products over the images are DeLong's covariances (DeLong et al., 1988), by midranks in
     n log n time (Sun and Xu, 2014): of two findings, or of two models on the same images.
@@ -53,7 +53,7 @@ def _influence(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def macro(shares: Float[np.ndarray, "images findings"]) -> Float[np.ndarray, " images"]:
-    """The shares in the mean AUROC of the findings that have a variance; NaN if none has."""
+    """Average the shares over the findings that have a variance; NaN if none has."""
     defined = ~np.isnan(shares).any(axis=0)
     if not defined.any():
         return np.full(len(shares), np.nan)
@@ -67,7 +67,7 @@ def interval(
     bounds: tuple[float, float] = (0.0, 1.0),
     level: float = 0.95,
 ) -> tuple[float | None, float | None]:
-    """Computes the normal interval around a value, cut at its bounds.
+    """Compute the normal interval around a value, cut at its bounds.
 
     Args:
         value: An AUROC, a mean of some or a difference; None if undefined.

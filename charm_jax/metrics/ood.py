@@ -46,7 +46,7 @@ def measures(outputs: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "
 def fit(
     values: Mapping[str, Float[np.ndarray, " n"]], thumbnails: Num[np.ndarray, "n height width"]
 ) -> dict[str, Any]:
-    """What is to be kept of a validation part.
+    """Fit the reference of a validation split.
 
     Args:
         values: of ``measures``.

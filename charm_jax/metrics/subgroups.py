@@ -27,7 +27,7 @@ def attributes(
     sexes: Shaped[np.ndarray, " images"],
     ages: Int[np.ndarray, " images"],
 ) -> dict[str, np.ndarray]:
-    """The value of each image for "view", "sex" and "age"; those known of no image are left out."""
+    """Return each image's "view", "sex" and "age", without those known of no image."""
     every = {
         "view": np.where(views == "", UNKNOWN, views),
         "sex": np.where(sexes == "", UNKNOWN, sexes),
@@ -46,7 +46,7 @@ def subgroups(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Computes the AUROCs of each subgroup's images among themselves.
+    """Compute the AUROCs of each subgroup's images among themselves.
 
     Args:
         scores: Logits or probabilities; only their order matters.

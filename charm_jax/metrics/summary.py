@@ -72,7 +72,7 @@ def score(
     attributes: Mapping[str, np.ndarray],
     method: str = "bootstrap",
 ) -> dict[str, Any]:
-    """Computes the part of ``metrics.json`` that hangs on scores.
+    """Compute the part of ``metrics.json`` that depends on scores.
 
     Args:
         scored: the part.

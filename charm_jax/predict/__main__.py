@@ -70,7 +70,7 @@ def _origin(predictor: Predictor) -> Record:
 
 
 def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValues) -> int:
-    """Prints a record an image; returns how many could not be read."""
+    """Print a record for each image; return how many could not be read."""
     scale, bad = predictor.calibrator, 0
     overlays = Overlays(Path(values.out), predictor.size) if values.overlays else None
     origin = _origin(predictor)
@@ -103,7 +103,7 @@ def _announce(model: LoadedModel, calibrator: Calibrator) -> None:
 
 
 def _check_out(out: Path, given: list[str]) -> None:
-    """Keeps pictures out of the folders that the images are read from.
+    """Keep pictures out of the folders that the images are read from.
 
     Raises:
         InputError: the output lies in one of them.
@@ -117,7 +117,7 @@ def _check_out(out: Path, given: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[list[str], Path, Settings, flags.FlagValues]:
-    """The files, the run, its config and the flags."""
+    """Parse the files, the run, its settings and the flags."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     given, rest = argv[:first], argv[first:]
     keys = ("config.data.dir", "config.data.csv", "config.runs_dir")

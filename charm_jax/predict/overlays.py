@@ -52,7 +52,7 @@ class Overlays:
         return written
 
     def _stem(self, name: str) -> PurePosixPath:
-        """The name without its ending, unless another image has that already."""
+        """Return the name without its ending, unless another image has that already."""
         parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
         whole = PurePosixPath(*parts)
         stem = whole.with_suffix("")

@@ -8,7 +8,7 @@ UNFAMILIAR = "unlike the images that it was trained on"
 
 
 def describe(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) -> str:
-    """A few lines on one image.
+    """Format a few lines on one image.
 
     Args:
         record: of the command's JSON lines.

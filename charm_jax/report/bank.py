@@ -20,7 +20,7 @@ _RULES = {
 def section(
     metrics: Json, evaluated: Evaluated, config: Json, bank: Bank | None, read: Read
 ) -> Html | None:
-    """What fills the bank, which of it was read, and how it lies."""
+    """Describe the bank: its cases, how often they were read, and their features."""
     if bank is None:
         return None
     filled = int(bank.filled.sum())
@@ -66,7 +66,7 @@ def _origin(metrics: Json, bank: Bank, keys: Json) -> str:
 
 
 def _excluded(metrics: Json) -> str:
-    """What an image does not read: its own patient can be left out only where it is known."""
+    """Name the cases that an image does not read."""
     held = metrics["bank"]
     if held["source"] is None:
         return ", also of its own patient, who cannot be told"

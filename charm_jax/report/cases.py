@@ -74,7 +74,7 @@ def error_tiles(
     bank: Bank | None,
     read: Read,
 ) -> Html:
-    """The images of the errors, with the attention over them where there is one."""
+    """Draw the images of the errors, with the attention over them where there is one."""
     pixels = read(evaluated.rows[[error.row for error in errors]])
     tiles = []
     for error, image in zip(errors, pixels, strict=True):
@@ -159,7 +159,7 @@ def _bar(share: float, mark: float | None, said: str) -> Html:
 
 
 def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> Html | None:
-    """The stored cases that most images read, with their pictures where there are any."""
+    """Show the stored cases that most images read, with their pictures where there are any."""
     reads = times_read(evaluated, bank)
     slots = np.argsort(-reads, kind="stable")[:_CASES]
     slots = slots[reads[slots] > 0]
@@ -184,7 +184,7 @@ def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> Html | None:
 
 
 def bank_maps(findings: Sequence[str], bank: Bank) -> Html:
-    """The stored cases on their first two principal components, once for each finding."""
+    """Draw the stored cases on two principal components, once for each finding."""
     features: Float[np.ndarray, "m dim"] = bank.features[bank.filled]
     labels, places = bank.labels[bank.filled], plane(features)
     groups = {shown(name): labels[:, column] == 1 for column, name in enumerate(findings)}

@@ -35,7 +35,7 @@ class Evaluated:
     disagreement: Float[np.ndarray, " n"] | None = None
 
     def named(self, row: int) -> str:
-        """The findings that an image is labelled with."""
+        """Return the findings that an image is labelled with."""
         return labelled(self.findings, self.labels[row])
 
 
@@ -62,7 +62,7 @@ class Bank:
 
 
 def labelled(findings: tuple[str, ...], labels: Int8[np.ndarray, " findings"]) -> str:
-    """The findings whose label is 1, in words."""
+    """Return the findings whose label is 1, in words."""
     if (labels < 0).all():
         return "labels unknown"
     names = [shown(name) for name, label in zip(findings, labels, strict=True) if label == 1]
@@ -70,5 +70,5 @@ def labelled(findings: tuple[str, ...], labels: Int8[np.ndarray, " findings"]) -
 
 
 def shown(finding: str) -> str:
-    """A finding's name for a reader."""
+    """Return a finding's name for a reader."""
     return finding.replace("_", " ")

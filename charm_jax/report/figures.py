@@ -151,7 +151,7 @@ def _distribution(axes: Axes, logits: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _mark(roc: Axes, recall: Axes, positive: np.ndarray, labels: np.ndarray) -> None:
-    """A diamond on each curve where the threshold lies."""
+    """Draw a diamond on each curve where the threshold lies."""
     true = (positive & (labels == 1)).sum()
     sensitivity = true / (labels == 1).sum()
     false = (positive & (labels == 0)).sum() / (labels == 0).sum()
@@ -162,7 +162,7 @@ def _mark(roc: Axes, recall: Axes, positive: np.ndarray, labels: np.ndarray) -> 
 
 
 def plane(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n 2"]:
-    """The first two principal components of the features at unit length.
+    """Compute the first two principal components of the features at unit length.
 
     What fewer than two cases or dimensions, or equal features, do not define is zero.
     """

@@ -33,7 +33,7 @@ Child = str | Html | None
 
 
 def element(tag: str, *children: Child, **attributes: str | int | float | None) -> Html:
-    """An element; of its children and attributes, what is None is left out.
+    """Make an element, without children and attributes that are None.
 
     An attribute is written with a hyphen for an underscore; ``class_`` is ``class``.
     """
@@ -59,7 +59,7 @@ def joined(*children: Child) -> Html:
 
 
 def table(label: str, header: Sequence[Child], rows: Sequence[Sequence[Child]]) -> Html:
-    """A table that scrolls sideways where it is too wide; the first of each row heads it."""
+    """Make a table that scrolls sideways where it is too wide."""
     head = element("tr", *(element("th", cell, scope="col") for cell in header))
     body = (
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
@@ -77,18 +77,18 @@ def definitions(entries: Sequence[tuple[str, Child]]) -> Html:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many decimals; what is undefined is a dash."""
+    """Format a number with so many decimals; undefined is a dash."""
     return UNDEFINED if value is None else f"{value:.{digits}f}"
 
 
 def span(interval: Sequence[float | None], digits: int = 3) -> str:
-    """An interval's ends; empty where it is undefined."""
+    """Format an interval's ends; empty where it is undefined."""
     low, high = interval
     return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share in per cent."""
+    """Format a share in per cent."""
     return UNDEFINED if share is None else f"{100 * share:.{digits}f} %"
 
 
@@ -98,7 +98,7 @@ def interval_bar(
     start: float,
     mark: float | None = None,
 ) -> Html | str:
-    """A dot with its interval on a scale from ``start`` to 1, and a tick at ``mark``."""
+    """Draw a dot with its interval on a scale from ``start`` to 1, and a tick at ``mark``."""
     if value is None:
         return ""
 
@@ -119,7 +119,7 @@ def interval_bar(
 
 
 def figure_svg(figure: Figure, name: str, alt: str) -> Html:
-    """A figure as inline SVG in the page's colours.
+    """Render a figure as inline SVG in the page's colours.
 
     Args:
         figure: drawn in black, white and the colours of ``curves``.

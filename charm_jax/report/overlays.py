@@ -13,7 +13,7 @@ FLAT = 0.25  # attention lies between 0 and 1; a range below this one is drawn p
 def attention_overlay(
     image: UInt8[np.ndarray, "height width"], heat: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A grey image with a map laid over it.
+    """Lay a map over a grey image.
 
     The map is stretched to the image, smoothly: its cells are larger than what it shows. What it
     leaves at 0 is seen as it is.
@@ -36,7 +36,7 @@ def attention_overlay(
 
 
 def stretched(heat: Float[np.ndarray, "h w"], least: float = 0.0) -> Float[np.ndarray, "h w"]:
-    """A map from its own lowest value on, up to 1 at its highest.
+    """Stretch a map from its own lowest value to 1 at its highest.
 
     Args:
         heat: any finite values.

@@ -29,7 +29,7 @@ def write(
     log: Sequence[Json] = (),
     bank: Bank | None = None,
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         path: of the HTML file.

@@ -7,7 +7,7 @@ DISCLAIMER = "Research software, not a medical device."
 
 
 def leak(metrics: Mapping[str, Any]) -> list[str]:
-    """What training and validation had seen of the patients, a sentence each."""
+    """Say how many patients training and validation had seen."""
     if metrics["trained_on_simulated"] is None:
         return ["What these weights were trained on is not known here."]
     sentences = []
@@ -33,7 +33,7 @@ def leak(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def bank(metrics: Mapping[str, Any]) -> list[str]:
-    """What the memory bank holds of the part itself, a sentence or none."""
+    """Say whether the memory bank holds evaluated images."""
     held = metrics["bank"]
     if not held or not held["images_here"]:
         return []
@@ -45,7 +45,7 @@ def bank(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def independence(metrics: Mapping[str, Any]) -> list[str]:
-    """What intervals assume where patients are not known, a sentence or none."""
+    """Say what intervals assume where patients are unknown."""
     if metrics["patients_known"]:
         return []
     return [

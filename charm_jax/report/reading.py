@@ -13,7 +13,7 @@ _INDEPENDENT = {
 
 
 def reading(metrics: Mapping[str, Any]) -> Html:
-    """What the words mean."""
+    """Explain the terms of the report."""
     entries = [
         (
             "Score",

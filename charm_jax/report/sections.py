@@ -27,7 +27,7 @@ _DELONG = "those of AUROC by DeLong, which takes images for independent"
 def subject(
     metrics: Json, config: Json, environments: Mapping[str, Json], summary: Json | None
 ) -> Html:
-    """Data, split, network and versions."""
+    """Describe data, split, network and versions."""
     simulated = " (SIMULATED)" if metrics["simulated"] else ""
     facts = [
         ("Source", f"{metrics['source']}{simulated}"),
@@ -93,7 +93,7 @@ def _environment(known: Json) -> str:
 
 
 def findings(metrics: Json) -> Html:
-    """The tables of all findings, and what is left out of them."""
+    """Make the tables of all findings."""
     left_out = None
     if metrics["undefined"]:
         names = ", ".join(map(shown, metrics["undefined"]))
@@ -145,7 +145,7 @@ def _calibrated(metrics: Json) -> str:
 
 
 def comparison(metrics: Json) -> Html | None:
-    """The differences from the run that it was compared with."""
+    """Show the differences from the compared run."""
     compared = metrics.get("comparison")
     if compared is None:
         return None
@@ -160,7 +160,7 @@ def comparison(metrics: Json) -> Html | None:
 
 
 def each_finding(metrics: Json, evaluated: Evaluated) -> Html:
-    """A card of curves for each finding."""
+    """Draw a card of curves for each finding."""
     cards = []
     for column, (name, values) in enumerate(metrics["findings"].items()):
         known = evaluated.labels[:, column] >= 0
@@ -192,7 +192,7 @@ def each_finding(metrics: Json, evaluated: Evaluated) -> Html:
 
 
 def errors(metrics: Json, evaluated: Evaluated, bank: Bank | None, read: Read) -> Html | None:
-    """The image with the highest score without a finding, and with the lowest, with it."""
+    """Show each finding's highest false and lowest true score."""
     values = list(metrics["findings"].values())
     decided = [
         seen(z, threshold=entry["threshold"], temperature=entry["temperature"])

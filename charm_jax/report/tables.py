@@ -85,7 +85,7 @@ def _scale(start: float) -> Html:
 
 
 def decisions(findings: Mapping[str, Metrics]) -> Html:
-    """What each finding's threshold gives, and how good the calibrated scores are."""
+    """Make the table of thresholds and calibration."""
     keys = {
         "Threshold": "threshold",
         "Sensitivity": "sensitivity",
@@ -182,7 +182,7 @@ def _more(entry: Metrics) -> tuple:
 
 
 def published(metrics: Metrics, model: str) -> Html | None:
-    """Published numbers beside ours; None for other findings than those of ChestX-ray14."""
+    """Put published numbers beside ours; None for findings other than ChestX-ray14's."""
     if tuple(metrics["findings"]) != NIH_FINDINGS:
         return None
     ours = [
@@ -258,7 +258,7 @@ def _below(text: str) -> Html | None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The keys of a nested config with their values, in order."""
+    """List the keys of a nested config with their values."""
     entries = []
     for key, value in config.items():
         name = f"{prefix}{key}"

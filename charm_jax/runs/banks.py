@@ -56,7 +56,7 @@ class StoredBank:
 
 
 def check_label(run: Path, label: str) -> None:
-    """Looks whether a new bank can have a name, before anything is computed.
+    """Check whether a new bank can have a name, before anything is computed.
 
     Raises:
         InputError: it is no plain name, or is taken.
@@ -80,7 +80,7 @@ def write(
     description: dict[str, Any],
     cases: CaseTable | Path | None = None,
 ) -> Path:
-    """Writes a bank; its folder appears whole or not at all.
+    """Write a bank; its folder appears whole or not at all.
 
     Args:
         run: folder of the run.
@@ -121,7 +121,7 @@ def _copy_cases(source: Path, target: Path) -> None:
 
 
 def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> StoredBank:
-    """Reads a bank of a run.
+    """Read a bank of a run.
 
     Args:
         run: folder of the run.

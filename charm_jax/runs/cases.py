@@ -15,7 +15,7 @@ from data_pipelines.tables.case_table import CaseTable
 
 
 def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
-    """Writes what the bank's ids mean and what the run learns from.
+    """Write the cases behind the bank's ids, and the images that the run learns from.
 
     Args:
         directory: of the run. ``cases.csv`` holds ``id,image,patient`` of the source's full table,
@@ -52,7 +52,7 @@ class CaseMatch:
 
 
 def unknown_cases(table: CaseTable) -> CaseMatch:
-    """The cases of a table as weights without a run know them: not at all."""
+    """Match no case, as weights without a run must."""
     n = len(table.images)
     nothing = np.full(n, -1, np.int32)
     return CaseMatch(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
@@ -61,7 +61,7 @@ def unknown_cases(table: CaseTable) -> CaseMatch:
 def known_cases(
     directory: Path, table: CaseTable, trained: dict[str, Any], *, copies: bool = False
 ) -> CaseMatch:
-    """Looks the images of a table up in a run, by name: numbers mean nothing in another source.
+    """Match the images of a table with those of a run, by name.
 
     An image is known by its name, in another source by that of its file alone (a folder may have
     been put before it). A patient is known by a known image, or in the same source by name.
@@ -124,7 +124,7 @@ def read_cases(directory: Path) -> pd.DataFrame:
 def _look_up(
     table: CaseTable, cases: pd.DataFrame, *, same_source: bool, copies: bool
 ) -> np.ndarray:
-    """The run's id of each image; -1 for none."""
+    """Return the run's id of each image; -1 for none."""
     ids = pd.Series(cases.index, index=cases["image"])
     found = ids.reindex(table.images).fillna(-1).to_numpy(np.int32)
     if same_source:
@@ -139,7 +139,7 @@ def _look_up(
 
 
 def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) -> np.ndarray:
-    """The run's numbers of patients, also of those images that it does not know by name."""
+    """Return the run's patient numbers, also for images that it does not know by name."""
     frame = pd.DataFrame({"theirs": table.patients, "ours": patient_ids})
     siblings = frame[frame["ours"] >= 0].groupby("theirs")["ours"].first()
     named = cases.drop_duplicates("number").set_index("patient")["number"]

@@ -54,7 +54,7 @@ class Data:
 
 
 def load_data(config: Settings) -> Data:
-    """Reads the source's table, divides it and looks at the image files.
+    """Read the source's table, divide it and check the image files.
 
     Raises:
         InputError: whatever is wrong with the data, or a batch that a part cannot fill.
@@ -78,7 +78,7 @@ def load_data(config: Settings) -> Data:
 
 
 def _stage_images(config: Settings, table: CaseTable) -> tuple[dict[str, str], list[str]]:
-    """The kind of images of each stage, and a note where it is not the config's."""
+    """Return the kind of images of each stage, and a note where it is not the config's."""
     images = {name: config.stages[name].images for name in config.stage_names}
     abnormal = [name for name, kind in images.items() if kind == "abnormal"]
     # With one finding the abnormal images are of one class, and nothing could be learned of it.
@@ -102,7 +102,7 @@ def _prevalence(
 
 
 def check_batches(config: Settings, data: Data) -> None:
-    """Looks whether each stage can fill a batch and has images to validate on.
+    """Check whether each stage can fill a batch and has images to validate on.
 
     Raises:
         InputError: with the key or part.
@@ -119,7 +119,7 @@ def check_batches(config: Settings, data: Data) -> None:
 
 
 def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, Any]:
-    """The content of ``split.json``: rule, prevalence, leak, counts and hashes of every part."""
+    """Return the content of ``split.json``."""
     stages = {
         name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
         for name, parts in data.split.stages.items()

@@ -29,13 +29,13 @@ _FREE_KEYS = (
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON; the file appears whole or not at all."""
+    """Write JSON; the file appears whole or not at all."""
     with whole_file(path) as file:
         file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads JSON.
+    """Read JSON.
 
     Raises:
         InputError: the file is missing or holds no JSON object.
@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) -> None:
-    """Compares the findings that a run learns, in order, with those of a table.
+    """Compare the findings that a run learns, in order, with those of a table.
 
     Raises:
         InputError: they differ.
@@ -103,7 +103,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_environment(path: Path) -> None:
-    """Writes the environment of a run; one that differs at a restart is added to ``restarts``."""
+    """Write the environment of a run, adding one that differs at a restart to ``restarts``."""
     now = environment()
     if not path.exists():
         write_json(path, now | {"restarts": []})
@@ -117,7 +117,7 @@ def write_environment(path: Path) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Makes the folder of a run and holds it against another process.
+    """Make the folder of a run and lock it against other processes.
 
     Raises:
         InputError: another process holds it, or it cannot be made.
@@ -141,7 +141,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_config(directory: Path, config: Settings, *, force: bool) -> None:
-    """Compares a config with the one that the run began with; ``force`` accepts any difference.
+    """Compare a config with the run's; ``force`` accepts any difference.
 
     A run without any checkpoint has not begun.
 
@@ -166,7 +166,7 @@ def check_config(directory: Path, config: Settings, *, force: bool) -> None:
 
 
 def binding_keys(config: Settings) -> dict[str, Any]:
-    """The keys that change what is computed, ``a.b.c``, with their values."""
+    """Return the keys that change what is computed, ``a.b.c``, with their values."""
     return _binding(config.raw)
 
 
@@ -175,7 +175,7 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(runs_dir: Path, run: str) -> Path:
-    """The folder of a run: a path, a name in ``runs_dir``, or for an empty string the newest.
+    """Find a run by path or by name in ``runs_dir``; the newest for an empty string.
 
     The newest is the one with the youngest complete checkpoint.
 
@@ -202,7 +202,7 @@ def find(runs_dir: Path, run: str) -> Path:
 
 
 def find_evaluated(runs_dir: Path, name: str) -> Path:
-    """The folder of a run, or of weights without one, that an evaluation is compared with.
+    """Find the folder of the run or weights that an evaluation is compared with.
 
     Raises:
         InputError: there is none of that name.
@@ -252,7 +252,7 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
 def restore(
     run: Path, name: str, like: Callable[[dict[str, Any]], TrainState]
 ) -> tuple[TrainState, str]:
-    """The state of a run's checkpoint, and its name ``<stage>/<step>``.
+    """Restore the state of a run's checkpoint, and its name ``<stage>/<step>``.
 
     Args:
         run: its folder.
