@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from running import read
 
-from charm_jax.config import cli
+from charm_jax.config import cli, settings
 from charm_jax.eval import __main__ as eval_command
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
@@ -205,7 +205,7 @@ def test_the_prevalence_is_that_among_the_known(own):
     with contextlib.chdir(own.folder):
         config = cli.load_config(own.folder / "own.py")
         config.data.source, config.data.dir = "csv_folder", "data"
-        data = run_data.load_data(config)
+        data = run_data.load_data(settings.from_dict(config.to_dict()))
     train = [cells for _, _, part, cells, _ in _lines() if part == "train"]
     for column, prevalence in enumerate(data.prevalence):
         cells = [cells[column] for cells in train]

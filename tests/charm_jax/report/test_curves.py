@@ -37,7 +37,9 @@ def test_a_stage_without_a_line_yet_is_an_empty_column(tmp_path):
 
 def test_a_sweep_is_drawn(tmp_path):
     rates = 10.0 ** np.linspace(-7, 1, 50)
-    curves.draw_sweep(tmp_path / "sweep.png", "a stage", rates, 1 / (1 + rates), 1e-3)
+    curves.draw_sweep(
+        tmp_path / "sweep.png", "a stage", rates.tolist(), (1 / (1 + rates)).tolist(), 1e-3
+    )
     _looks_drawn(tmp_path / "sweep.png", 600, 400)
 
 
