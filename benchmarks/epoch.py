@@ -25,12 +25,12 @@ NET, SIDE, BATCH = "efficientnet_v2_nano", 64, 32
 
 def prepare(work: Path) -> tuple[Path, int]:
     """Draws the images, if they are not there; the list of the training part and its steps."""
-    from charm_jax.config import cli
+    from charm_jax.config import cli, settings
     from charm_jax.runs import data as run_data
 
     config = cli.load_config(cli.DEMO)
     config.data.dir = str(work / "phantom")
-    data = run_data.load_data(config)
+    data = run_data.load_data(settings.from_dict(config.to_dict()))
     rows = data.split.rows("bce", "train")
     with (work / "train.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
