@@ -152,7 +152,7 @@ def train_pass(arch, precision):
             )
         return loss(index, output.logits, batch.labels), (output, updated["batch_stats"])
 
-    # What is exact to rounding needs no fast code, which takes twice as long to compile.
+    # The exact pass runs once or thrice: it is not worth optimising.
     options = {"xla_backend_optimization_level": 0} if precision == "float64" else {}
 
     @functools.partial(jax.jit, compiler_options=options)
