@@ -28,7 +28,7 @@ def prepare(work: Path) -> tuple[Path, int]:
     from charm_jax.config import cli, settings
     from charm_jax.runs import data as run_data
 
-    config = cli.load_config(cli.DEMO)
+    config = cli.load_config("demo")
     config.data.dir = str(work / "phantom")
     data = run_data.load_data(settings.from_dict(config.to_dict()))
     rows = data.split.rows("bce", "train")

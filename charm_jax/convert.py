@@ -1,7 +1,11 @@
-"""``python -m charm_jax.convert --run RUN --to torch FILE``: write a run's weights for PyTorch.
+"""Write the weights of a run as a file for PyTorch or as safetensors.
 
-FILE, the last argument, gets the names and layouts of the reference's state dict; for a baseline,
-which the reference does not have, torchvision's.
+usage: charm-jax convert FILE [--run RUN] [--to KIND] [options]
+
+    charm-jax convert weights.pth --run demo --to torch
+
+FILE gets the names and layouts of the reference's state dict; for a baseline, which the reference
+does not have, torchvision's. exit codes: 0 done; 2 bad input.
 """
 
 from pathlib import Path
@@ -18,7 +22,7 @@ from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
 from charm_jax.models.state import TrainState
 from charm_jax.runs import folder
-from charm_jax.runs.arguments import define_run_flags, read_settings
+from charm_jax.runs.arguments import define_run_flags, find_run, read_settings
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
 
@@ -43,27 +47,23 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
-    path, argv = cli.split_config_flag(argv)
-    if path is not None:
-        raise InputError("Unexpected option --config: name a run with --run.")
-    target = Path(argv[-1] if argv else "")
-    known = [suffix for kind in files.SUFFIXES.values() for suffix in kind]
-    asks_help = {"--help", "-help", "-h"} & set(argv)
-    if not asks_help and target.suffix.casefold() not in known:
+    command = cli.Command(__doc__, _define_flags, ("runs_dir",), words=True)
+    arguments = cli.parse(command, argv)
+    if len(arguments.words) != 1:
         raise InputError(
-            f"The file to write comes last and ends in one of {', '.join(known)}: "
-            "charm_jax.convert --run RUN --to torch|safetensors FILE."
+            f"Name one file to write, not {len(arguments.words)}: for example charm-jax convert "
+            "weights.safetensors --run RUN."
         )
-    config, values = cli.parse_defaults(argv if asks_help else argv[:-1], _define_flags)
-    cli.allow_only(argv, ("config.runs_dir",), "--config.runs_dir")
-    return target, values, folder.find(Path(config.runs_dir), values.run)
+    target = Path(arguments.words[0])
+    known = [suffix for kind in files.SUFFIXES.values() for suffix in kind]
+    if target.suffix.casefold() not in known:
+        raise InputError(f"{target} has another suffix than a weight file: use {', '.join(known)}.")
+    return target, arguments.flags, find_run(arguments)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
     define_run_flags(values, memory=False)
-    flags.DEFINE_enum(
-        "to", "safetensors", list(files.SUFFIXES), "The kind of file.", flag_values=values
-    )
+    flags.DEFINE_enum("to", "safetensors", list(files.SUFFIXES), "kind of file", flag_values=values)
 
 
 def _check_target(target: Path, kind: str) -> None:

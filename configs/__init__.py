@@ -1,1 +1,1 @@
-"""Recipes: one file a config, each with ``get_config()``."""
+"""Configs by name: one file each, with a function ``get_config``."""

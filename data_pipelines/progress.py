@@ -1,5 +1,6 @@
 """Progress bars on a terminal, and an occasional plain line elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,8 @@ def progress(
     """Show on stderr how far a piece of work is.
 
     A terminal gets a bar after one second. Anything else, such as a log file, gets a plain line a
-    minute, without carriage returns, and nothing at all from work that is shorter.
+    minute, without carriage returns, and nothing at all from work that is shorter. Neither appears
+    where the level of the logger ``data_pipelines.progress`` is above WARNING.
 
     Args:
         iterable: items to count as they are taken; without it, call ``update``.
@@ -39,7 +41,7 @@ def progress(
         An iterable over the items and a context manager, with ``update``, ``set_postfix`` and
         ``close``.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty() or not _shown():
         return _Lines(iterable, total, desc, unit)
     return tqdm(
         iterable,
@@ -73,7 +75,7 @@ class _Lines(tqdm):
         """Count ``n`` more items."""
         self.n += n
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES:
+        if now - self._last < _SECONDS_BETWEEN_LINES or not _shown():
             return
         self._last = now
         line = self.format_meter(
@@ -87,6 +89,10 @@ class _Lines(tqdm):
             postfix=self.postfix,
         )
         print(line, file=sys.stderr, flush=True)
+
+
+def _shown() -> bool:
+    return logging.getLogger(__name__).isEnabledFor(logging.WARNING)
 
 
 def _spaced(unit: str) -> str:

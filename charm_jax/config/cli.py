@@ -1,20 +1,24 @@
-"""What the commands share: the config and its overrides, and how an error leaves."""
+"""Parse the options and config of a command, and report its errors in one sentence."""
 
-import difflib
+import ast
+import dataclasses
 import errno
 import importlib.machinery
 import importlib.util
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from charm_jax.config import recipe, settings
@@ -22,14 +26,18 @@ from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
 from data_pipelines.errors import InputError, did_you_mean
 
-DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
+# Beside this package in a clone and in an installation; a folder of the user's cannot shadow it.
+_PACKAGED = Path(__file__).resolve().parents[2] / "configs"
+_EXAMPLE = "see --config=list, or configs/effv2s.py for an example"
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+_WIDTH, _COLUMN = 100, 34  # of the help
 
 
 def run(command: Callable[[list[str]], int]) -> None:
     """Run a command on the process's arguments and exit with its code.
 
     Bad input becomes one sentence on standard error and exit code 2; so does a disk that is full or
-    may not be written. What is wrong with the program itself keeps its traceback.
+    may not be written. Faults of the program keep their traceback.
 
     Compiled steps are kept in the user's cache folder, so that a second start is quick;
     JAX_COMPILATION_CACHE_DIR names another folder.
@@ -37,16 +45,17 @@ def run(command: Callable[[list[str]], int]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "charm_jax" / "xla"))
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is intended
     sys.exit(guarded(command, sys.argv[1:]))
 
 
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Return the command's exit code, or 2 after a sentence."""
+    """Return the command's exit code, or 2 after printing a sentence."""
     _notices()
     try:
         return command(argv)
     except InputError as error:
+        logging.getLogger("charm_jax").debug("Raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
     except BrokenPipeError:  # whoever read the results has read enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the very end
@@ -104,26 +113,41 @@ def _sentence_of(error: OSError) -> str | None:
     return None
 
 
+def _set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Show warnings and errors alone, or debug messages too; other handlers keep all notices."""
+    if quiet and verbose:
+        raise InputError("-q and -v exclude each other: give one of them.")
+    logger = _notices()
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for handler in logger.handlers:
+        if isinstance(handler, _ToStderr):
+            handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
+    # Progress bars and lines ask this logger whether they are welcome.
+    level = logging.ERROR if quiet else logging.NOTSET
+    logging.getLogger("data_pipelines.progress").setLevel(level)
+
+
 def say(text: str) -> None:
-    """Log a notice, which goes to standard error; results alone go to standard output."""
-    _notices().info(text)
+    """Log a notice, or a warning if it begins with that word, to standard error."""
+    warned = text.startswith("warning: ")
+    _notices().log(logging.WARNING if warned else logging.INFO, text.removeprefix("warning: "))
 
 
-def load_config(path: Path, preset: str | None = None) -> ConfigDict:
+def load_config(name: str | Path, preset: str | None = None) -> ConfigDict:
     """Return the recipe with the changes of a preset and of a config file.
 
     Args:
-        path: of the config file.
+        name: of a packaged config, or path of a config file; ``:VARIANT`` after it is the argument
+            of its ``get_config``.
         preset: a key of ``recipe.PRESETS``; None for the file's own.
 
     Raises:
-        InputError: the file is missing, has no ``get_config``, or names a key or type that the
-            recipe does not have; or there is no such preset.
+        InputError: the file is missing, has no ``get_config``, or sets an unknown key or a value of
+            another type; or the preset is unknown.
     """
-    if not path.is_file():
-        raise InputError(f"There is no config file {path}: name one, such as configs/effv2s.py.")
+    path, variant = _find_config(str(name))
     config = recipe.defaults()
-    changes = _changes(path).to_dict()
+    changes = _changes(path, variant).to_dict()
     preset = changes.get("preset", "") if preset is None else preset
     if preset not in recipe.PRESETS:
         known = [name for name in recipe.PRESETS if name]
@@ -135,8 +159,29 @@ def load_config(path: Path, preset: str | None = None) -> ConfigDict:
     return config
 
 
-def _changes(path: Path) -> ConfigDict:
-    """Run the file's ``get_config()``."""
+def _find_config(name: str) -> tuple[Path, str]:
+    """Return the file of a config and the variant after its colon."""
+    for stem, variant in ((name, ""), name.rpartition(":")[::2]):
+        packaged = _PACKAGED / f"{stem}.py"
+        if "/" not in stem and stem != "__init__" and packaged.is_file():
+            return packaged, variant
+        if Path(stem).is_file():
+            return Path(stem), variant
+    if "/" in name or name.endswith(".py") or not name:
+        raise InputError(f"There is no config file {name!r}: {_EXAMPLE}.")
+    raise InputError(f"There is no config {name!r}: {did_you_mean(name, sorted(_packaged()))}")
+
+
+def _packaged() -> dict[str, str]:
+    """Return the packaged configs with the first lines of their docstrings."""
+    return {
+        path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
+        for path in sorted(_PACKAGED.glob("[!_]*.py"))
+    }
+
+
+def _changes(path: Path, variant: str) -> ConfigDict:
+    """Return what ``get_config`` of a file returns."""
     spec = importlib.util.spec_from_loader(
         f"config_{path.stem}",
         importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path)),
@@ -144,166 +189,262 @@ def _changes(path: Path) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        changes = module.get_config()
-    except Exception as error:  # whatever a user's file may do
+        changes = module.get_config(variant) if variant else module.get_config()
+    except Exception as error:  # a user's file may raise anything
         raise InputError(
-            f"{path} is no config ({type(error).__name__}: {error}): see configs/effv2s.py for one."
+            f"{path} is no config ({type(error).__name__}: {error}): {_EXAMPLE}."
         ) from error
     if not isinstance(changes, ConfigDict):
         raise InputError(
             f"{path}: get_config() returns {type(changes).__name__} and not an ml_collections "
-            "ConfigDict: see configs/effv2s.py."
+            f"ConfigDict: {_EXAMPLE}."
         )
     return changes
 
 
-def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "config") -> None:
+def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "") -> None:
     """Write ``changes`` into ``config``, key by key.
 
     Raises:
         InputError: a key that ``config`` lacks, or a value of another type.
     """
     for key, value in changes.items():
-        name = f"{prefix}.{key}"
+        name = f"{prefix}{key}"
         if key not in config:
-            raise InputError(f"{where}: {_unknown(name, config, prefix)}")
+            raise InputError(f"{where}: {_unknown_key(name)}")
         if isinstance(config[key], ConfigDict):
             if not isinstance(value, dict):
-                raise InputError(
-                    f"{where}: {name} is a group of keys, not {value!r}: set one of them."
-                )
-            merge(config[key], value, where, name)
+                raise InputError(f"{where}: {_group(name)}")
+            merge(config[key], value, where, f"{name}.")
             continue
         kind = type(config[key])
         if type(value) is int and kind is float:
             value = float(value)
         if type(value) is not kind:
-            raise InputError(f"{where}: {name} is {value!r} but must be of type {kind.__name__}.")
+            raise InputError(f"{where}: config.{name} is {value!r}: set it to {_KINDS[kind]}.")
         config[key] = value
 
 
-def _unknown(name: str, config: ConfigDict, prefix: str) -> str:
-    known = [f"{prefix}.{key}" for key in config]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"there is no key {name}: did you mean {near[0]}?"
+def _unknown_key(path: str) -> str:
+    near = " or ".join(f"config.{key}" for key in recipe.nearest(path))
+    remedy = f"did you mean {near}?" if near else "--help lists the keys."
+    return f"there is no key config.{path}: {remedy}"
 
 
-def split_config_flag(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take ``--config FILE`` or ``--config=FILE`` out of the arguments."""
-    path, rest = None, []
-    # absl takes one dash as well as two.
-    arguments = iter(f"-{a}" if a.startswith("-config") else a for a in argv)
-    for argument in arguments:
-        if argument == "--config":
-            path = next(arguments, "")
-        elif argument.startswith("--config="):
-            path = argument.split("=", 1)[1]
-        else:
-            rest.append(argument)
-    if path == "":
-        raise InputError("--config needs the path of a config file.")
-    return path, rest
+def _group(path: str) -> str:
+    first = next(key for key in recipe.KEYS if key.startswith(f"{path}."))
+    return f"config.{path} is a group of keys: set one of them, such as config.{first}."
 
 
-def load_and_parse(
-    path: Path, argv: Sequence[str], define: Callable[[flags.FlagValues], None]
-) -> tuple[Settings, flags.FlagValues]:
-    """Load a config file and parse overrides; a preset among them ranks below the file."""
-    config = load_config(path)
-    preset = config.preset
-    values = parse(argv, config, define)
-    if config.preset != preset:
-        config = load_config(path, config.preset)
-        values = parse(argv, config, define)
-    return settings.from_dict(config.to_dict()), values
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Describe a command to its parser and to its users.
+
+    Attributes:
+        help: summary, usage and examples: the docstring of its module.
+        define: defines its own flags.
+        keys: beginnings of the config keys that it accepts, such as ``data.``.
+        config: whether it takes ``--config``, and then all keys.
+        words: whether it takes positional arguments.
+    """
+
+    help: str
+    define: Callable[[flags.FlagValues], None]
+    keys: tuple[str, ...] = ()
+    config: bool = False
+    words: bool = False
 
 
-def parse_defaults(
-    argv: Sequence[str], define: Callable[[flags.FlagValues], None]
-) -> tuple[Settings, flags.FlagValues]:
-    """Parse overrides of the defaults."""
-    return parse_over({}, "", argv, define)
+class Arguments(NamedTuple):
+    """A parsed command line: flags, positional arguments and values of config keys."""
+
+    flags: flags.FlagValues
+    words: list[str]
+    overrides: dict[str, Any]
 
 
-def parse_over(
-    changes: dict, where: str, argv: Sequence[str], define: Callable[[flags.FlagValues], None]
-) -> tuple[Settings, flags.FlagValues]:
-    """Parse overrides of the defaults with ``changes``, which ``where`` names in errors."""
-    config = recipe.defaults()
-    merge(config, changes, where)
-    values = parse(argv, config, define)
-    return settings.from_dict(config.to_dict()), values
-
-
-def complete(changes: dict, where: str) -> dict:
-    """Return all keys of a config that states ``changes`` to the defaults."""
-    config = recipe.defaults()
-    merge(config, changes, where)
-    return config.to_dict()
-
-
-def parse(
-    argv: Sequence[str], config: ConfigDict, define: Callable[[flags.FlagValues], None]
-) -> flags.FlagValues:
-    """Parse ``--config.a.b=value`` overrides into ``config`` and the command's own flags.
+def parse(command: Command, argv: Sequence[str]) -> Arguments:
+    """Parse options and positional arguments in any order; ``--help`` prints and exits.
 
     Args:
-        argv: arguments without the program's name.
-        config: changed in place; every override needs a key of it and a value of its type.
-        define: defines the command's flags on the given FlagValues.
+        command: its flags and keys.
+        argv: arguments without the program's name; those after ``--`` are positional.
 
     Raises:
-        InputError: an unknown key or flag (the nearest is named) or a value of another type.
+        InputError: an unknown option, key or argument, with the nearest; a value of another type;
+            or a key that this command does not accept.
     """
-    _check_keys(argv, config)
-    values = flags.FlagValues()
-    define(values)
-    if {"--help", "-help", "-h"} & set(argv):
-        print(f"{values.get_help()}\nKeys (--config.key=value) and their values:\n\n{config}")
+    values = _define(command)
+    options = list(argv[: argv.index("--")] if "--" in argv else argv)
+    if {"--help", "-help", "-h"} & set(options):
+        print(_help(command, values))
         sys.exit(0)
-    argv = ["charm_jax", *argv]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        rest = values(argv)
-    except (flags.Error, ValueError, TypeError) as error:
-        raise InputError(f"{str(error).rstrip('.')}; --help lists the flags.") from None
-    if len(rest) > 1:
-        raise InputError(f"The argument {rest[1]!r} means nothing here: flags begin with --.")
+        words = values(["charm-jax", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_unknown_option(error.flagname, command, values)) from None
+    except flags.Error as error:
+        raise InputError(_rephrase(str(error), values)) from None
+    _set_verbosity(quiet=values.quiet, verbose=values.verbose)
+    if command.config and values.config == "list":
+        print("\n".join(f"{name:<12} {line}" for name, line in _packaged().items()))
+        sys.exit(0)
+    if words and not command.words:
+        switch = words[0].casefold() in ("true", "false")
+        remedy = "write --switch or --noswitch" if switch else "options start with --"
+        raise InputError(f"Unexpected argument {words[0]!r}: {remedy}.")
+    given = {key: values[f"config.{key}"] for key in recipe.KEYS}
+    overrides = {key: flag.value for key, flag in given.items() if flag.present}
+    refused = [key for key in overrides if not key.startswith(_accepted(command, values))]
+    if refused:
+        shown = [f"--config.{key}{'*' * key.endswith('.')}" for key in command.keys]
+        raise InputError(
+            f"--config.{refused[0]} cannot change what a run was trained with: only "
+            f"{' and '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))} can be given."
+        )
+    logging.getLogger("charm_jax").debug("Set on the command line: %s", overrides)
+    return Arguments(values, words, overrides)
+
+
+def _define(command: Command) -> flags.FlagValues:
+    values = flags.FlagValues()
+    values.set_gnu_getopt()
+    if command.config:
+        flags.DEFINE_string(
+            "config",
+            None,
+            "name of a packaged config, or path of a config file; list shows the packaged ones",
+            flag_values=values,
+        )
+    command.define(values)
+    text = "show warnings and errors only"
+    flags.DEFINE_bool("quiet", False, text, short_name="q", flag_values=values)
+    text = "show debug messages, too"
+    flags.DEFINE_bool("verbose", False, text, short_name="v", flag_values=values)
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for path, key in recipe.KEYS.items():
+        define[type(key.default)](f"config.{path}", None, key.help, flag_values=values)
     return values
 
 
-def allow_only(argv: Sequence[str], keys: tuple[str, ...], shown: str) -> None:
-    """Refuses overrides of what a run was trained with.
-
-    Args:
-        argv: arguments without the program's name.
-        keys: beginnings of the overrides that are allowed, as ``config.data.``.
-        shown: what the sentence says of them.
-
-    Raises:
-        InputError: the first other override.
-    """
-    for argument in argv:
-        key = argument.lstrip("-").split("=", 1)[0]
-        if key.startswith("config.") and not key.startswith(keys):
-            raise InputError(
-                f"--{key} cannot change what a run was trained with: only {shown} can be given."
-            )
+def _accepted(command: Command, values: flags.FlagValues) -> tuple[str, ...]:
+    """Return beginnings of the keys that may be set: all where a config is, or may be, given."""
+    alone = command.config and (not command.keys or values["config"].value is not None)
+    return ("",) if alone else command.keys
 
 
-def _check_keys(argv: Sequence[str], config: ConfigDict) -> None:
-    for argument in argv:
-        if not argument.startswith("--config."):
+def _options(values: flags.FlagValues) -> list[str]:
+    """Return the names of the flags that are no config keys, ``quiet`` and ``verbose`` last."""
+    names = [name for name in values if not name.startswith("config.") and len(name) > 1]
+    return sorted(names, key=("quiet", "verbose").__contains__)
+
+
+def _unknown_option(name: str, command: Command, values: flags.FlagValues) -> str:
+    path = name.removeprefix("config.")
+    if name.startswith("config."):
+        if path in recipe.GROUPS:
+            return f"The command line: {_group(path)}"
+        for parent in recipe.KEYS:
+            if path.startswith(f"{parent}."):
+                key = path.removeprefix(f"{parent}.")
+                return f"The command line: config.{parent} is a value and has no key {key!r}."
+        return f"The command line: {_unknown_key(path)}"
+    if name == "config":
+        return "Unexpected option --config: name a run with --run."
+    accepted = _accepted(command, values)
+    keys = [f"config.{key}" for key in recipe.KEYS if key.startswith(accepted)]
+    near = recipe.nearest(name, [*_options(values), *keys])
+    remedy = f"did you mean --{' or --'.join(near)}?" if near else "--help lists the options."
+    return f"There is no option --{name}: {remedy}"
+
+
+def _rephrase(message: str, values: flags.FlagValues) -> str:
+    """Turn an error message of absl into a sentence with a remedy."""
+    missing = re.fullmatch(r"Missing value for flag -*(\S+)", message)
+    if missing:
+        return f"--{missing[1]} needs a value: {values[missing[1]].help}."
+    wrong = re.match(r"flag --([\w.]+)=(.*?): ", message, re.DOTALL)
+    if not wrong:
+        return f"{message.rstrip('.')}: --help lists the options."
+    name, value = wrong.groups()
+    key, parser = recipe.KEYS.get(name.removeprefix("config.")), values[name].parser
+    if isinstance(parser, flags.EnumParser):
+        return f"--{name} is {value!r}: {did_you_mean(value, parser.enum_values)}"
+    # The commands' own flags are switches or take text.
+    return f"--{name} is {value!r}: set it to {_KINDS[type(key.default) if key else bool]}."
+
+
+def _help(command: Command, values: flags.FlagValues) -> str:
+    """Return summary, usage, options and accepted keys with their explanations."""
+    lines = [command.help.strip(), "\noptions:", *_entry("-h, --help", "show this help")]
+    for name in _options(values):
+        flag = values[name]
+        short = f"-{flag.short_name}, " if flag.short_name else ""
+        value = "" if flag.boolean else f" {name.upper()}"
+        text = flag.help
+        if isinstance(flag.parser, flags.EnumParser):
+            text += f"; {', '.join(flag.parser.enum_values)}"
+        default = "" if flag.boolean and not flag.default else _default(flag.default)
+        no = "[no]" if flag.boolean and flag.default else ""
+        lines += _entry(f"{short}--{no}{name}{value}", f"{text}{default}")
+    accepted = _accepted(command, values)
+    lines.append("\nkeys, each given as --config.KEY=VALUE:")
+    stages = "stages.bce." in accepted or accepted == ("",)
+    for path, key in recipe.KEYS.items():
+        if path.startswith("stages."):
             continue
-        node, prefix = config, "config"
-        for key in argument.removeprefix("--config.").split("=", 1)[0].split("."):
-            if not isinstance(node, ConfigDict):
-                raise InputError(f"The command line: {prefix} is a value and has no key {key!r}.")
-            if key not in node:
-                raise InputError(f"The command line: {_unknown(f'{prefix}.{key}', node, prefix)}")
-            node, prefix = node[key], f"{prefix}.{key}"
-        if isinstance(node, ConfigDict):
-            raise InputError(
-                f"The command line: {prefix} is a group of keys: set one of them, such as "
-                f"{prefix}.{next(iter(node))}."
-            )
+        if path == "checkpoint.every_steps" and stages:
+            lines += _stage_entries()
+        if path.startswith(accepted):
+            lines += _entry(path, _explained(key) + _default(key.default))
+    return "\n".join(lines)
+
+
+def _stage_entries() -> Iterator[str]:
+    first, *others = recipe.STAGES
+    for path, key in recipe.KEYS.items():
+        if path.startswith(f"stages.{first}."):
+            name = path.rsplit(".", 1)[1]
+            values = {first: key.default}
+            values |= {stage: recipe.KEYS[f"stages.{stage}.{name}"].default for stage in others}
+            shown = ", ".join(f"{stage} {value}" for stage, value in values.items())
+            yield from _entry(f"stages.STAGE.{name}", f"{_explained(key)} (default: {shown})")
+
+
+def _explained(key: recipe.Key) -> str:
+    if key.choices:
+        return f"{key.help}; {', '.join(filter(None, key.choices))}"
+    return f"{key.help}; {key.valid[0]}" if key.valid else key.help
+
+
+def _default(value: object) -> str:
+    return "" if value in ("", None) else f" (default: {value})"
+
+
+def _entry(name: str, text: str) -> list[str]:
+    lines = textwrap.wrap(text, _WIDTH - _COLUMN)
+    first = f"  {name:<{_COLUMN - 2}}"
+    if len(first) > _COLUMN:
+        return [first, *(" " * _COLUMN + line for line in lines)]
+    return [first + lines[0], *(" " * _COLUMN + line for line in lines[1:])]
+
+
+def load_settings(arguments: Arguments, name: str | Path) -> Settings:
+    """Return the settings of a config with overrides; a preset among them ranks below the file."""
+    config = load_config(name, arguments.overrides.get("preset"))
+    config.update_from_flattened_dict(arguments.overrides)
+    logging.getLogger("charm_jax").debug("Config %s", _find_config(str(name))[0])
+    return settings.from_dict(config.to_dict())
+
+
+def settings_from(changes: dict, where: str, overrides: dict[str, Any] | None = None) -> Settings:
+    """Return the settings of the defaults with ``changes``, which ``where`` names in errors."""
+    config = recipe.defaults()
+    merge(config, changes, where)
+    config.update_from_flattened_dict(overrides or {})
+    return settings.from_dict(config.to_dict())

@@ -1,14 +1,28 @@
-"""Every key of a config with its published value; a config file states what it changes."""
+"""Define each config key once: its published value, explanation and valid values."""
 
+import dataclasses
+import difflib
+import math
 import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
-# What a preset sets before a config file and the command line do.
+from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.losses import LOSSES
+from charm_jax.models.selection import SELECTION_RULES
+from data_pipelines.sources import SOURCES
+from data_pipelines.tables.splits import IMAGES, RULES
+
+STAGES = ("bce", "focal")
+
+# Applied before a config file and the command line.
 PRESETS = {
     "": {},
-    # What the published notebook effectively did: its trunk was never frozen, its rates were one
-    # group's, its second loss was asymmetric, and its split leaks.
+    # The published notebook in effect: it never froze the trunk, used one learning rate for all
+    # layers and an asymmetric second loss, and its split leaks.
     "notebook": {
         "data": {"split": "notebook"},
         "stages": {
@@ -18,92 +32,233 @@ PRESETS = {
     },
 }
 
+Value = bool | int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Describe a config key.
+
+    Attributes:
+        default: published value; its type is the key's.
+        help: noun phrase or imperative sentence, without full stop.
+        choices: valid values; empty if there is no list of them.
+        valid: valid values in words, completing "set it to ...", and a test for them.
+    """
+
+    default: Value
+    help: str
+    choices: tuple[str, ...] = ()
+    valid: tuple[str, Callable[[Any], object]] | None = None
+
+
+def _at_least(low: int) -> tuple[str, Callable[[int], bool]]:
+    return f"{low} or more", lambda value: value >= low
+
+
+_POSITIVE = "a number above 0", lambda value: 0 < value < math.inf
+_FRACTION = "a number from 0 to 1", lambda value: 0 <= value <= 1
+_BELOW_ONE = "a number from 0 to below 1", lambda value: 0 <= value < 1
+_SEED = f"a number from 0 to {2**31 - 1}", lambda value: 0 <= value < 2**31
+
+
+def _or_zero(meaning: str) -> tuple[str, Callable[[float], bool]]:
+    return f"a number above 0, or 0 for {meaning}", lambda value: 0 <= value < math.inf
+
+
+# Values of the stages "bce" and "focal", then the explanation.
+_STAGE_KEYS = {
+    "images": (("abnormal", "all"), "images to train on", tuple(IMAGES), None),
+    "loss": (("bce", "focal"), "loss function", tuple(LOSSES), None),
+    "epochs": ((20, 10), "maximum number of epochs after the frozen ones", (), _at_least(0)),
+    "frozen_epochs": ((3, 0), "epochs that train the head alone, at first", (), _at_least(0)),
+    "batch_size": ((64, 128), "images in a batch, over all devices", (), _at_least(2)),
+    "peak_lr": ((2e-4, 8e-5), "largest learning rate of the head", (), _POSITIVE),
+    "lr_spread": (
+        (1.0, 4.0),
+        "learning rate of the head over that of the trunk; the expansion block is between",
+        (),
+        _POSITIVE,
+    ),
+    "find_lr": ((False, False), "find peak_lr by a range test", (), None),
+    "clip_norm": ((0.0, 0.0), "maximum norm of the gradients", (), _or_zero("none")),
+    "accumulate": ((1, 1), "batches averaged for one update", (), _at_least(1)),
+    "patience": (
+        (3, 3),
+        "epochs without a better validation loss before a stop, counted after the rate's peak",
+        (),
+        _at_least(1),
+    ),
+    "min_delta": (
+        (1e-3, 1e-4),
+        "decrease of the validation loss that counts as better",
+        (),
+        ("a number from 0 up", lambda value: 0 <= value < math.inf),
+    ),
+}
+
+KEYS: dict[str, Key] = {
+    "name": Key(
+        "",
+        "name of the run's folder, by default that of the config",
+        valid=(
+            "a folder's name, made of letters, digits and . + - _",
+            lambda value: re.fullmatch(r"[\w.+-]+", value) and value.strip("."),
+        ),
+    ),
+    "preset": Key("", "set of values to start from", choices=tuple(PRESETS)),
+    "runs_dir": Key("runs", "folder that holds a folder for each run"),
+    "seed": Key(0, "seed of parameters, augmentation, dropout and image order", valid=_SEED),
+    "resume": Key(
+        "auto", "continue a run with the same config, or also with another", ("auto", "force")
+    ),
+    "deterministic": Key(False, "give the same bits from run to run on CUDA too; slower"),
+    "data.source": Key("nih_chest_xray14", "kind of data set", tuple(SOURCES)),
+    "data.dir": Key("data/nih_chest_xray14", "folder of the data; $CHARM_DATA if that is set"),
+    "data.csv": Key("", "table to read in place of the source's own; for MedMNIST its .npz file"),
+    "data.split": Key("official", "split rule", tuple(RULES)),
+    "data.split_seed": Key(0, "seed of random splits, independent of seed", valid=_SEED),
+    "data.image_size": Key(224, "height and width of the images in pixels", valid=_at_least(32)),
+    "data.missing": Key(
+        "error",
+        "treatment of absent images: a stop at more than 0.1%, or leaving them out",
+        ("error", "skip"),
+    ),
+    "data.resident": Key(False, "keep all images in the device's memory"),
+    "data.processes": Key(
+        0, "processes that decode images; 0 for threads, faster on few cores", valid=_at_least(0)
+    ),
+    "data.phantom.train_images": Key(2400, "simulated images to draw for training"),
+    "data.phantom.test_images": Key(800, "simulated images to draw for testing"),
+    "data.phantom.image_size": Key(64, "height and width of simulated images in pixels"),
+    "data.phantom.seed": Key(0, "seed of simulated images"),
+    "model.backbone": Key("efficientnet_v2_s", "backbone", tuple(BACKBONES)),
+    "model.init_from": Key(
+        "random",
+        "initial weights",
+        valid=("random, imagenet or the path of a weight file", str.strip),
+    ),
+    "model.charm": Key(True, "False trains the backbone with a linear classifier as a baseline"),
+    "model.channels": Key(
+        3,
+        "channels of the images; 1 for weights with a grayscale stem",
+        valid=("3 or 1", lambda value: value in (1, 3)),
+    ),
+    "model.stochastic_depth": Key(
+        0.2, "drop rate of the last block, rising linearly from 0", valid=_BELOW_ONE
+    ),
+    "model.fusion": Key(True, "multi-scale attention; False takes the mean over space"),
+    "model.momentum_branch": Key(True, "False takes the main branch's features alone"),
+    "model.momentum": Key(0.99, "m, the decay of the momentum branch", valid=_FRACTION),
+    "model.retrieval_k": Key(
+        5, "K, the cases read from the memory bank; 0 for none", valid=_at_least(0)
+    ),
+    "model.rarity": Key(
+        "norm_inlier", "rule that selects cases for the memory bank", tuple(SELECTION_RULES)
+    ),
+    "model.rarity_threshold": Key(-1.0, "τ of that rule, from 0 up; -1 for the rule's default"),
+    "model.bank_size": Key(512, "slots of the memory bank", valid=_at_least(1)),
+    "model.average": Key(
+        0.0, "decay of an average of all weights to evaluate; 0 for none", valid=_BELOW_ONE
+    ),
+    **{
+        f"stages.{stage}.{name}": Key(values[i], explanation, choices, valid)
+        for i, stage in enumerate(STAGES)
+        for name, (values, explanation, choices, valid) in _STAGE_KEYS.items()
+    },
+    "checkpoint.every_steps": Key(500, "steps between checkpoints", valid=_at_least(1)),
+    "checkpoint.every_minutes": Key(
+        5.0, "minutes after a checkpoint until the next", valid=_or_zero("never")
+    ),
+    "checkpoint.keep": Key(
+        2, "newest checkpoints to keep of each phase, beside the best", valid=_at_least(1)
+    ),
+    "log.every_steps": Key(20, "steps between lines of metrics", valid=_at_least(1)),
+    "log.trace_steps": Key(
+        0, "steps of each stage to profile, after the first ten", valid=_at_least(0)
+    ),
+}
+GROUPS = tuple(
+    dict.fromkeys(
+        key.rsplit(".", depth)[0] for depth in (2, 1) for key in KEYS if key.count(".") >= depth
+    )
+)
+
+# Usual names of other projects for a key's last word.
+_SYNONYMS = {
+    "lr": "peak_lr",
+    "learning_rate": "peak_lr",
+    "max_lr": "peak_lr",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_epochs": "epochs",
+    "k": "retrieval_k",
+    "top_k": "retrieval_k",
+    "m": "momentum",
+    "ema": "average",
+    "tau": "rarity_threshold",
+    "threshold": "rarity_threshold",
+    "memory_size": "bank_size",
+    "drop_path": "stochastic_depth",
+    "dropout": "stochastic_depth",
+    "arch": "backbone",
+    "network": "backbone",
+    "pretrained": "init_from",
+    "weights": "init_from",
+    "in_chans": "channels",
+    "num_workers": "processes",
+    "workers": "processes",
+    "size": "image_size",
+    "img_size": "image_size",
+    "resolution": "image_size",
+    "data_dir": "dir",
+    "root": "dir",
+    "path": "dir",
+    "dataset": "source",
+    "output_dir": "runs_dir",
+    "random_seed": "seed",
+    "grad_clip": "clip_norm",
+    "criterion": "loss",
+}
+_NEAR = 0.75  # least similarity of a suggestion
+
 
 def defaults() -> ConfigDict:
-    """Return the two-stage recipe, locked, so that a misspelt key is an error."""
+    """Return the published two-stage recipe, locked so that a misspelt key is an error."""
     config = ConfigDict()
-    config.name = ""  # of the run; the config file's stem when empty
-    config.preset = ""  # or notebook: see PRESETS
-    config.runs_dir = "runs"  # holds a folder a run
-    config.seed = 0  # of parameters, augmentation, dropout and the order of the images
-    config.resume = "auto"  # "force" continues a run although its config has changed
-    config.deterministic = False  # the same bits from run to run on CUDA too; slower
-
-    config.data = data = ConfigDict()
-    data.source = "nih_chest_xray14"  # or csv_folder, chestmnist, pneumoniamnist, phantom
-    data.dir = os.environ.get("CHARM_DATA", "data/nih_chest_xray14")
-    data.csv = ""  # another table than the source's own; for MedMNIST, which .npz file
-    data.split = "official"  # or patient, notebook
-    data.split_seed = 0  # independent of config.seed: runs with other seeds share their parts
-    data.image_size = 224  # pixels, square
-    data.missing = "error"  # "skip" uses the images that are there
-    data.resident = False  # True: all images in the device's memory, batches gathered there
-    data.processes = 0  # that decode images; 0: threads do, which is faster on few cores
-    # Of the source "phantom" alone: what is drawn on first use.
-    data.phantom = ConfigDict(
-        {"train_images": 2400, "test_images": 800, "image_size": 64, "seed": 0}
-    )
-
-    config.model = model = ConfigDict()
-    model.backbone = "efficientnet_v2_s"
-    model.init_from = "random"  # or imagenet, or the path of a weight file
-    model.charm = True  # False: the plain backbone with a linear classifier, as a baseline
-    model.channels = 3  # of the images; 1 for weights with a grayscale stem
-    model.stochastic_depth = 0.2  # drop rate of the last block, rising linearly from 0
-    model.fusion = True  # False: the mean over space in place of multi-scale attention
-    model.momentum_branch = True  # False: the fused feature is the main branch's alone
-    model.momentum = 0.99  # m of the momentum branch
-    model.retrieval_k = 5  # 0: the bank is not read
-    model.rarity = "norm_inlier"  # or norm_outlier, angle_outlier, rare_finding
-    model.rarity_threshold = -1.0  # the rule's default
-    model.bank_size = 512
-    model.average = 0.0  # decay of an average of all weights, which is then evaluated; 0 for none
-
-    config.stages = ConfigDict()
-    config.stages.bce = ConfigDict(
-        {
-            "images": "abnormal",
-            "loss": "bce",
-            "epochs": 20,
-            "frozen_epochs": 3,  # before those, with the trunk as it is
-            "batch_size": 64,
-            "peak_lr": 2e-4,  # of the head
-            "lr_spread": 1.0,  # the head's rate over the trunk's; expansion block between
-            "find_lr": False,  # True: the peak comes from a range test
-            "clip_norm": 0.0,  # largest norm of the gradients; 0 for no limit
-            "accumulate": 1,  # batches whose gradients are averaged for one update
-            "patience": 3,  # epochs without a better validation loss, counted after the rate's peak
-            "min_delta": 1e-3,
-        }
-    )
-    config.stages.focal = ConfigDict(
-        {
-            "images": "all",
-            "loss": "focal",
-            "epochs": 10,
-            "frozen_epochs": 0,
-            "batch_size": 128,
-            "peak_lr": 8e-5,
-            "lr_spread": 4.0,
-            "find_lr": False,
-            "clip_norm": 0.0,
-            "accumulate": 1,
-            "patience": 3,
-            "min_delta": 1e-4,
-        }
-    )
-
-    config.checkpoint = ConfigDict(
-        {
-            "every_steps": 500,
-            "every_minutes": 5.0,  # since the last save; 0 for never
-            "keep": 2,  # newest of each phase, beside the best
-        }
-    )
-    config.log = ConfigDict(
-        {
-            "every_steps": 20,
-            "trace_steps": 0,  # of each stage that the profiler traces, after the first ten
-        }
-    )
+    for path, key in KEYS.items():
+        *groups, name = path.split(".")
+        node = config
+        for group in groups:
+            if group not in node:
+                node[group] = ConfigDict()
+            node = node[group]
+        node[name] = key.default
+    config.data.dir = os.environ.get("CHARM_DATA", config.data.dir)
     return config.lock()
+
+
+def nearest(path: str, known: Iterable[str] = (*KEYS, *GROUPS)) -> list[str]:
+    """Return the keys that an unknown one may stand for: none, one or one of each stage.
+
+    It compares the last word and usual synonyms of it, then the whole path.
+    """
+    known, path = list(known), path.casefold().replace("-", "_")
+    *groups, word = path.split(".")
+    last = [key.rsplit(".")[-1] for key in known]
+    words = {name.replace("_", ""): name for name in last}
+    words |= {name.replace("_", ""): name for name in _SYNONYMS if _SYNONYMS[name] in last}
+    close = difflib.get_close_matches(word.replace("_", ""), words, n=1, cutoff=_NEAR)
+    if not close:
+        level = [key for key in known if key.count(".") == len(groups)]
+        return difflib.get_close_matches(path, level, n=1, cutoff=_NEAR)
+    found = words[close[0]]
+    name = found if found in last else _SYNONYMS[found]
+    shared = {
+        key: (sum(group in groups for group in key.split(".")[:-1]), -key.count("."))
+        for key, own in zip(known, last, strict=True)
+        if own == name
+    }
+    return [key for key in shared if shared[key] == max(shared.values())][:2]

@@ -1,4 +1,13 @@
-"""``python -m charm_jax.eval``: what a run's scores are worth, as table, JSON and predictions."""
+"""Score a run, or a weight file without one, and write a report.
+
+usage: charm-jax eval [--run RUN] [options] [--config.KEY=VALUE ...]
+       charm-jax eval --config CONFIG --config.model.init_from=FILE [options]
+
+    charm-jax eval --run demo --split test
+
+With --config all keys of a config are accepted. exit codes: 0 done; 1 done, with some images
+refused; 2 bad input.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +25,7 @@ from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import calibration, comparison, subgroups, summary
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
-from charm_jax.runs.arguments import SPLITS, define_run_flags, parse_run
+from charm_jax.runs.arguments import SPLITS, define_run_flags, find_run, read_settings
 from charm_jax.runs.cases import CaseMatch
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
@@ -174,13 +183,15 @@ def _write_tables(
 
 def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
     """Return the run (None for weights without one), the settings and the flags."""
-    path, argv = cli.split_config_flag(argv)
-    if path is not None:
-        config, values = cli.load_and_parse(Path(path), argv, _define_flags)
+    command = cli.Command(__doc__, _define_flags, ("data.", "runs_dir"), config=True)
+    arguments = cli.parse(command, argv)
+    values = arguments.flags
+    if values.config is not None:
+        config = cli.load_settings(arguments, values.config)
         _check_without_run(config, values)
         return None, config, values
-    allowed, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
-    return parse_run(argv, _define_flags, allowed, shown)
+    run = find_run(arguments)
+    return run, read_settings(run, arguments), values
 
 
 def _check_without_run(config: Settings, values: flags.FlagValues) -> None:
@@ -212,17 +223,20 @@ def _define_flags(values: flags.FlagValues) -> None:
         "split",
         "test",
         SPLITS,
-        "The part to evaluate.",
+        "split to evaluate",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "compare", "", "Name or folder of a run evaluated on the same images.", flag_values=values
+        "compare",
+        "",
+        "name or folder of a run evaluated on the same images, to compare with",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "interval",
         "bootstrap",
         list(summary.INTERVALS),
-        "Intervals of AUROC: by patients, or DeLong's, which takes images for independent.",
+        "confidence intervals of AUROC: by patients, or DeLong's, which assumes independent images",
         flag_values=values,
     )
 

@@ -1,13 +1,17 @@
-"""``python -m charm_jax.memory RUN list|show|forget|refill``: the bank of a run.
+"""List, edit or refill the memory bank of a run.
 
-    list                          the cases, and how many images of a part read each
-    show IMAGE...                 single cases: what the bank knows of them, and who reads them
-    forget IMAGE... --label NEW   a bank without these cases (or --patients 12,34)
-    refill --label NEW --config.data.source=... --config.data.dir=...
-                                  a bank of a site's own images, by the same weights
+usage: charm-jax memory RUN list|show|forget|refill [IMAGE...] [options] [--config.KEY=VALUE ...]
 
-The checkpoint stays as it is: a changed bank lies in ``memory/NEW/`` of the run, and
-``charm_jax.predict`` and ``charm_jax.eval`` read it with ``--memory NEW``.
+    charm-jax memory demo list
+    charm-jax memory demo forget 00000012_000.png --label without
+
+list      list the cases, and how many images of a split read each
+show      show single cases: what the bank holds of them, and which images read them
+forget    make a bank without some cases, by IMAGE or --patients
+refill    make a bank of a site's own images, --config.data.source and --config.data.dir
+
+The checkpoint does not change: a new bank is in memory/LABEL/ of the run, and charm-jax predict and
+eval read it with --memory LABEL. exit codes: 0 done; 1 done, with some images refused; 2 bad input.
 """
 
 import csv
@@ -34,7 +38,7 @@ from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs import banks
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
-from charm_jax.runs.arguments import SPLITS, parse_run
+from charm_jax.runs.arguments import SPLITS, define_checkpoint_flag, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -199,8 +203,8 @@ def _made(opened: _Opened, command: str) -> dict[str, Any]:
 
 def _said(opened: _Opened, folder: Path, label: str) -> None:
     say(
-        f"Written to {folder}. Use it: python -m charm_jax.predict FILE --run {opened.run} "
-        f"--memory {label}, or charm_jax.eval."
+        f"Written to {folder}. Use it: charm-jax predict FILE --run {opened.run} "
+        f"--memory {label}, or charm-jax eval."
     )
 
 
@@ -222,24 +226,25 @@ def _plural(n: int, noun: str) -> str:
 
 def _no_words(words: list[str], command: str) -> None:
     if words:
-        raise InputError(f"The argument {words[0]!r} means nothing after {command}.")
+        raise InputError(
+            f"Unexpected argument {words[0]!r} after {command}: options start with --."
+        )
 
 
 def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
-    """Parse the command, its words, the run and the flags."""
-    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    words, rest = argv[:first], argv[first:]
-    cli.parse_defaults(rest, _define_flags)  # --help needs no word
-    if len(words) < 2:
+    """Return the command, its words, the opened run and the flags."""
+    keys = ("data.", "runs_dir")
+    arguments = cli.parse(cli.Command(__doc__, _define_flags, keys, words=True), argv)
+    values = arguments.flags
+    if len(arguments.words) < 2:
         raise InputError(
-            f"Name a run and one of {', '.join(_COMMANDS)}: charm_jax.memory RUN list, before any "
-            "flag."
+            f"Name a run and one of {', '.join(_COMMANDS)}: for example charm-jax memory RUN list."
         )
-    name, command, *words = words
+    name, command, *words = arguments.words
     if command not in _COMMANDS:
         raise InputError(f"There is no command {command!r}: {did_you_mean(command, _COMMANDS)}")
-    keys, shown = ("config.data.", "config.runs_dir"), "--config.data.* and --config.runs_dir"
-    run, config, values = parse_run(rest, _define_flags, keys, shown, name)
+    run = find_run(arguments, name)
+    config = read_settings(run, arguments)
     values.split = values.split or ("train" if command == "refill" else "val")
     return command, words, _open(run, config, values), values
 
@@ -252,15 +257,17 @@ def _open(run: Path, config: Settings, values: flags.FlagValues) -> _Opened:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
-    flags.DEFINE_string("memory", TRAINED, "The bank to begin with.", flag_values=values)
-    flags.DEFINE_string("label", "", "Name of the bank that is made.", flag_values=values)
-    flags.DEFINE_string("patients", "", "Patients to forget, with commas.", flag_values=values)
+    define_checkpoint_flag(values)
+    flags.DEFINE_string("memory", TRAINED, "memory bank to begin with", flag_values=values)
+    flags.DEFINE_string("label", "", "name of the new memory bank", flag_values=values)
+    flags.DEFINE_string(
+        "patients", "", "patients to forget, separated by commas", flag_values=values
+    )
     flags.DEFINE_enum(
         "split",
         None,
         SPLITS,
-        "The part that is looked at (val), or that refills (train).",
+        "split to read the bank with (val by default), or to refill it from (train)",
         flag_values=values,
     )
 

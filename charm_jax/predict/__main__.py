@@ -1,7 +1,11 @@
-"""``python -m charm_jax.predict FILE... --run RUN``: scores, findings, pictures and the evidence.
+"""Predict the findings of image files with a trained run.
 
-FILE is a PNG, JPEG, TIFF or DICOM file or a folder of such, and may be given many times, before the
-flags.
+usage: charm-jax predict FILE... [--run RUN] [options]
+
+    charm-jax predict chest.png more/ --run demo
+
+FILE is a PNG, JPEG, TIFF or DICOM file, or a folder of them. A terminal gets text, anything else a
+JSON object for each image. exit codes: 0 done; 1 done, with some images unread; 2 bad input.
 """
 
 import dataclasses
@@ -24,7 +28,7 @@ from charm_jax.inference.records import Record
 from charm_jax.predict import text
 from charm_jax.predict.overlays import Overlays
 from charm_jax.report.provenance import DISCLAIMER
-from charm_jax.runs.arguments import define_run_flags, parse_run
+from charm_jax.runs.arguments import define_run_flags, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError
 from data_pipelines.loading import given as given_images
@@ -117,20 +121,18 @@ def _check_out(out: Path, given: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[list[str], Path, Settings, flags.FlagValues]:
-    """Parse the files, the run, its settings and the flags."""
-    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    given, rest = argv[:first], argv[first:]
-    keys = ("config.data.dir", "config.data.csv", "config.runs_dir")
-    shown = "--config.data.dir, --config.data.csv and --config.runs_dir"
-    run, config, values = parse_run(rest, _define_flags, keys, shown)
-    return given, run, config, values
+    """Return the files, the run, its settings and the flags."""
+    keys = ("data.dir", "data.csv", "runs_dir")
+    arguments = cli.parse(cli.Command(__doc__, _define_flags, keys, words=True), argv)
+    run = find_run(arguments)
+    return arguments.words, run, read_settings(run, arguments), arguments.flags
 
 
 def _define_flags(values: flags.FlagValues) -> None:
     define_run_flags(values)
-    flags.DEFINE_string("out", "predictions", "Folder of the pictures.", flag_values=values)
-    flags.DEFINE_bool("overlays", True, "Draw pictures.", flag_values=values)
-    flags.DEFINE_bool("json", False, "JSON lines on a terminal, too.", flag_values=values)
+    flags.DEFINE_string("out", "predictions", "folder of the pictures", flag_values=values)
+    flags.DEFINE_bool("overlays", True, "draw pictures", flag_values=values)
+    flags.DEFINE_bool("json", False, "JSON lines on a terminal, too", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Parse the arguments of commands that work on a run."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from charm_jax.config import cli, settings
+from charm_jax.config import cli
+from charm_jax.config.cli import Arguments
 from charm_jax.config.settings import Settings
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
@@ -16,50 +16,44 @@ SPLITS = ("train", "val", "test", "test_published")
 def define_run_flags(values: flags.FlagValues, *, memory: bool = True) -> None:
     """Define ``--run``, ``--checkpoint`` and, for commands that read a bank, ``--memory``."""
     flags.DEFINE_string(
-        "run", "", "Name or folder of a run; the newest by default.", flag_values=values
+        "run", "", "name or folder of a run, by default the newest", flag_values=values
     )
-    flags.DEFINE_string("checkpoint", "best", "best, last or <stage>/<step>.", flag_values=values)
+    define_checkpoint_flag(values)
     if memory:
         flags.DEFINE_string(
-            "memory", TRAINED, "A bank that charm_jax.memory made of the run.", flag_values=values
+            "memory",
+            TRAINED,
+            "memory bank: the trained one, or one that charm-jax memory made",
+            flag_values=values,
         )
 
 
-def parse_run(
-    argv: Sequence[str],
-    define: Callable[[flags.FlagValues], None],
-    keys: tuple[str, ...],
-    shown: str,
-    name: str | None = None,
-) -> tuple[Path, Settings, flags.FlagValues]:
-    """Find the run that arguments name and apply the overrides that they may give.
+def define_checkpoint_flag(values: flags.FlagValues) -> None:
+    """Define ``--checkpoint``."""
+    flags.DEFINE_string(
+        "checkpoint",
+        "best",
+        "checkpoint of the run: best, last or STAGE/STEP",
+        flag_values=values,
+    )
 
-    Args:
-        argv: flags alone.
-        define: defines the command's flags.
-        keys: beginnings of the overrides that are allowed.
-        shown: the same for the error message.
-        name: name or folder of the run; None for that in ``--run``.
 
-    Returns:
-        Its folder, its settings with the overrides, and the flags.
+def find_run(arguments: Arguments, name: str | None = None) -> Path:
+    """Return the folder of a run, by default that in ``--run``.
 
     Raises:
-        InputError: no such run, or an unknown or forbidden flag.
+        InputError: there is no such run.
     """
-    config, first = cli.parse_defaults(argv, define)
-    run = folder.find(Path(config.runs_dir), first.run if name is None else name)
-    path = run / "config.json"
-    config, values = cli.parse_over(folder.read_json(path), str(path), argv, define)
-    cli.allow_only(argv, keys, shown)
-    return run, config, values
+    root = arguments.overrides.get("runs_dir", "runs")
+    return folder.find(Path(root), arguments.flags.run if name is None else name)
 
 
-def read_settings(run: Path) -> Settings:
-    """Read the settings that a run was trained with.
+def read_settings(run: Path, arguments: Arguments | None = None) -> Settings:
+    """Read the settings that a run was trained with, and apply overrides.
 
     Raises:
         InputError: ``config.json`` is missing or damaged.
     """
     path = run / "config.json"
-    return settings.from_dict(cli.complete(folder.read_json(path), str(path)))
+    overrides = arguments.overrides if arguments else None
+    return cli.settings_from(folder.read_json(path), str(path), overrides)

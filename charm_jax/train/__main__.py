@@ -1,9 +1,17 @@
-"""``python -m charm_jax.train``: train both stages of a config to checkpoints and a summary."""
+"""Train a network from a config, in two stages.
+
+usage: charm-jax train [--config CONFIG] [options] [--config.KEY=VALUE ...]
+
+    charm-jax train                             a few minutes, on simulated images
+    charm-jax train --config effv2s --dry_run   check everything, train nothing
+
+The same command continues a run that was cut off. exit codes: 0 done; 1 done, with some images
+refused; 2 bad input.
+"""
 
 import contextlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,9 +38,9 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: config, data or run are unusable.
     """
-    path, rest = cli.split_config_flag(argv)
-    path = Path(path) if path is not None else cli.DEMO
-    settings, values = cli.load_and_parse(path, rest, _define_flags)
+    arguments = cli.parse(cli.Command(__doc__, _define_flags, config=True), argv)
+    values = arguments.flags
+    settings = cli.load_settings(arguments, "demo" if values.config is None else values.config)
     processes.join(values.process, values.coordinator)
     validate.check(settings)
     if settings.deterministic:
@@ -76,18 +84,18 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "Check everything, print one JSON object, train nothing.",
+        "check everything, print one JSON object, train nothing",
         flag_values=values,
     )
     flags.DEFINE_string(
         "process",
         "",
-        "Number of this process and count of all that train together, i/n from 0; auto under "
-        "Slurm or Open MPI.",
+        "number of this process and count of all that train together, i/n from 0; auto under "
+        "Slurm or Open MPI",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "coordinator", "", "HOST:PORT of the first of several processes.", flag_values=values
+        "coordinator", "", "HOST:PORT of the first of several processes", flag_values=values
     )
 
 

@@ -12,7 +12,7 @@ from html_check import Page
 from PIL import Image
 from running import command_here, copy_data, read, train, train_here
 
-from charm_jax.config.cli import load_and_parse
+from charm_jax.config import cli
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 
@@ -246,7 +246,8 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
         "    return ConfigDict({'stages': {'bce': {'frozen_epochs': 2}}})\n"
     )
     overrides = [*given, "--config.stages.focal.loss=bce"]
-    config, _ = load_and_parse(path, overrides, lambda values: None)
+    command = cli.Command("", lambda values: None, config=True)
+    config = cli.load_settings(cli.parse(command, overrides), path)
     assert config.data.split == config.preset == "notebook"
     assert config.stages["focal"].lr_spread == 1.0
     assert config.stages["bce"].frozen_epochs == 2

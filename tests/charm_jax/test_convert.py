@@ -56,7 +56,7 @@ def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
 
 def test_a_plain_run_gets_torchvisions_names(tmp_path):
     run = make_run(tmp_path, new_baseline_state(NANO))
-    assert convert.main([f"--run={run}", str(tmp_path / "plain.safetensors")]) == 0
+    assert convert.main([str(tmp_path / "plain.safetensors"), f"--run={run}"]) == 0
     names = files.read(tmp_path / "plain.safetensors").keys()
     assert {"features.0.0.weight", "classifier.1.weight"} <= names
     assert not any(name.startswith(("base_model.", "memory_bank.")) for name in names)
@@ -65,15 +65,18 @@ def test_a_plain_run_gets_torchvisions_names(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "The file to write comes last"),
-        (["--run=tried", "--to=torch"], "The file to write comes last"),
+        ([], "Name one file to write, not 0"),
+        (["--run=tried", "--to=torch"], "Name one file to write, not 0"),
+        (["a.safetensors", "--run=tried", "b.safetensors"], "Name one file to write, not 2"),
         (["--run=tried", "--to=torch", "a.safetensors"], "use .pth"),
-        (["--run=tried", "--to=safetensors", "a.npz"], "ends in one of"),
+        (
+            ["--run=tried", "--to=safetensors", "a.npz"],
+            "a.npz has another suffix than a weight file: use .pt",
+        ),
         (["--run=tried", "--to=safetensors", "none/a.safetensors"], "There is no folder none"),
         (["--run=tried", "--to=safetensors", "there.safetensors"], "already exists"),
         (["--run=tride", "--to=safetensors", "a.safetensors"], "did you mean 'tried'?"),
-        (["--run=tried", "--to=keras", "a.keras"], "to"),
-        (["a.safetensors", "--run", "tried"], "The file to write comes last"),
+        (["--run=tried", "--to=keras", "a.keras"], "--to is 'keras': choose one of torch"),
         (["--config.model.charm=False", "a.safetensors"], "only --config.runs_dir can be given"),
         (["-config.seed=2", "a.safetensors"], "only --config.runs_dir can be given"),
         (["--config=a.py", "a.safetensors"], "Unexpected option --config"),

@@ -24,7 +24,7 @@ def call(monkeypatch, capsys, *arguments):
 def test_every_command_is_listed(monkeypatch, capsys, arguments):
     code, out, _ = call(monkeypatch, capsys, *arguments)
     assert code == 0
-    for command in ("train", "eval", "predict", "memory", "convert", "prepare", "inspect"):
+    for command in charm._COMMANDS:
         assert f"\n  {command} " in out
     assert "not a medical device" in out
 
@@ -34,7 +34,9 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     assert call(monkeypatch, capsys, "--version") == (0, f"charm-jax {version}\n", "")
 
 
-@pytest.mark.parametrize(("name", "words"), [("trian", "did you mean 'train'"), ("x", "choose")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("trian", "did you mean 'train'"), ("x", "choose one of train, eval")]
+)
 def test_an_unknown_command_is_an_error(monkeypatch, capsys, name, words):
     code, out, err = call(monkeypatch, capsys, name)
     assert (code, out) == (2, "")

@@ -210,7 +210,7 @@ def test_the_same_site_gives_the_same_bank(folder, refilled):
         (["demo"], ["list, show, forget, refill"]),
         (["demo", "lst"], ["'lst'", "'list'"]),
         (["dmo", "list"], ["'dmo'", "'demo'"]),
-        (["demo", "list", "x"], ["'x' means nothing after list"]),
+        (["demo", "list", "x"], ["Unexpected argument 'x' after list", "options start with --"]),
         (["demo", "list", "--split", "test_published"], ["test_published"]),
         (["demo", "show"], ["No case is named"]),
         (["demo", "show", "x.png"], ["no case of image 'x.png'", "choose one of"]),

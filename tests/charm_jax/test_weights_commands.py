@@ -6,13 +6,12 @@ import pytest
 from running import SMALL, command, copy_data, read, train
 
 from charm_jax import convert
-from charm_jax.config.cli import DEMO
 from charm_jax.eval import __main__ as eval_command
 from charm_jax.train import __main__ as train_command
 from charm_jax.weights import files
 
 SELDOM = "--config.checkpoint.every_steps=1000"
-ALONE = ["--config", str(DEMO), *SMALL]
+ALONE = ["--config", "demo", *SMALL]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,233 @@
+"""Options, help, packaged configs and notices, which all commands share."""
+
+import logging
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import charm_jax.convert
+import charm_jax.eval.__main__ as evaluate
+import charm_jax.memory.__main__ as memory
+import charm_jax.predict.__main__ as predict
+import charm_jax.train.__main__ as train
+from charm_jax.config import cli, recipe, settings, validate
+from charm_jax.config.cli import Command, guarded, parse, say
+from data_pipelines.errors import InputError
+from data_pipelines.progress import progress
+
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "memory": memory,
+    "convert": charm_jax.convert,
+}
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+
+def define(values):
+    flags.DEFINE_string("run", "", "run", flag_values=values)
+    flags.DEFINE_bool("draw", True, "draw", flag_values=values)
+
+
+WORDS = Command("", define, ("data.", "runs_dir"), words=True)
+TRAIN = Command("", define, config=True)
+
+
+@pytest.fixture(autouse=True)
+def usual_verbosity():
+    yield
+    cli._set_verbosity(quiet=False, verbose=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a b --run x --nodraw --config.data.image_size=32",
+        "--run x a --nodraw --config.data.image_size 32 b",
+        "a --config.data.image_size=32 -nodraw b --run=x",
+        "--run=x -config.data.image_size=32 --nodraw -- a b",
+    ],
+)
+def test_options_and_words_come_in_any_order(line):
+    arguments = parse(WORDS, line.split())
+    assert arguments.words == ["a", "b"]
+    assert arguments.flags.run == "x"
+    assert arguments.flags.draw is False
+    assert arguments.overrides == {"data.image_size": 32}
+
+
+def test_two_dashes_end_the_options():
+    arguments = parse(WORDS, ["a", "--", "--run", "--help", "--config.seed=1"])
+    assert arguments.words == ["a", "--run", "--help", "--config.seed=1"]
+    assert (arguments.flags.run, arguments.overrides) == ("", {})
+
+
+def test_values_have_the_types_of_their_keys():
+    given = "--config.seed=3 --config.model.momentum=1 --config.name=4 --noconfig.model.charm"
+    overrides = parse(TRAIN, [*given.split(), "--config.data.resident"]).overrides
+    expected = {"seed": 3, "model.momentum": 1.0, "name": "4", "model.charm": False}
+    assert overrides == expected | {"data.resident": True}
+    assert {key: type(value) for key, value in overrides.items()} == {
+        key: type(recipe.KEYS[key].default) for key in overrides
+    }
+
+
+def test_a_command_refuses_what_it_does_not_use():
+    with pytest.raises(InputError, match=r"only --config\.data\.\* and --config\.runs_dir can be"):
+        parse(WORDS, ["--config.seed=1"])
+    with pytest.raises(InputError, match="Unexpected option --config: name a run with --run"):
+        parse(WORDS, ["--config", "demo"])
+    with pytest.raises(InputError, match="Unexpected argument 'b': options start with --"):
+        parse(TRAIN, ["b"])
+    with pytest.raises(InputError, match="no option --epochs: --help lists"):
+        parse(WORDS, ["--epochs=3"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("asked", ["--help", "-h", "-help"])
+def test_help_explains_the_command_its_options_and_its_keys(name, asked, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        COMMANDS[name].main(["demo", asked])
+    assert leaving.value.code == 0
+    shown, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, shown.splitlines())) <= 100
+    assert shown.splitlines()[0].endswith(".")
+    assert f"\nusage: charm-jax {name} " in shown
+    assert f"\n    charm-jax {name} " in shown
+    assert "\n  -q, --quiet " in shown
+    entries = shown.split("keys, each")[1].splitlines()[1:]
+    keys = {line.split()[0] for line in entries if line[2] != " "}
+    stages = {f"stages.STAGE.{name}" for name in recipe._STAGE_KEYS}
+    everything = {key for key in recipe.KEYS if not key.startswith("stages.")}
+    data = {key for key in everything if key.startswith("data.")}
+    assert (
+        keys
+        == {
+            "train": everything | stages,
+            "eval": data | {"runs_dir"},
+            "predict": {"data.dir", "data.csv", "runs_dir"},
+            "memory": data | {"runs_dir"},
+            "convert": {"runs_dir"},
+        }[name]
+    )
+
+
+def test_help_gives_choices_and_published_values(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "stages.STAGE.epochs maximum number of epochs after the frozen ones; 0 or more" in shown
+    assert "(default: bce 20, focal 10)" in shown
+    assert "densenet121, vgg16_lka (default: efficientnet_v2_s)" in shown
+    assert "$CHARM_DATA" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_the_help_are_understood(name):
+    module = COMMANDS[name]
+    lines = [line for line in module.__doc__.splitlines() if line.startswith("    charm-jax")]
+    assert lines
+    command = Command(module.__doc__, module._define_flags, ("data.",), config=True, words=True)
+    for line in lines:
+        words = shlex.split(line.strip().split("   ")[0])
+        assert words[:2] == ["charm-jax", name]
+        parse(command, words[2:])
+
+
+def test_packaged_configs_are_listed(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        train.main(["--config=list"])
+    assert leaving.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["demo", "effv2s"]
+    assert all(line.endswith(".") and len(line) <= 100 for line in lines)
+
+
+def test_a_packaged_config_is_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").touch()
+    assert cli.load_config("effv2s") == cli.load_config(CONFIGS / "effv2s.py")
+    assert cli.load_config("demo").name == "demo"
+    # A path names the user's own.
+    shutil.copy(CONFIGS / "demo.py", tmp_path / "configs" / "mine.py")
+    assert cli.load_config("configs/mine.py") == cli.load_config("demo")
+
+
+def test_the_published_config_states_the_values_of_the_recipe():
+    config = recipe.defaults()
+    config.name = "effv2s"
+    assert cli.load_config("effv2s") == config
+    notebook = cli.load_config("effv2s", "notebook")
+    assert notebook.stages.focal.loss == "asymmetric_reference"
+    assert notebook.stages.bce.frozen_epochs == 0
+
+
+@pytest.mark.parametrize("backbone", recipe.BACKBONES)
+def test_every_backbone_is_a_variant(backbone):
+    config = cli.load_config(f"effv2s:{backbone}")
+    assert config.model.backbone == backbone
+    assert config.name == ("effv2s" if backbone == "efficientnet_v2_s" else backbone)
+    assert cli.load_config(f"{CONFIGS}/effv2s.py:{backbone}") == config
+    validate.check(settings.from_dict(config.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ([], ["told", "warned"]),
+        (["-q"], ["warned"]),
+        (["--quiet"], ["warned"]),
+        (["-v"], ["told", "warned", "details"]),
+        (["--verbose"], ["told", "warned", "details"]),
+    ],
+)
+def test_quiet_and_verbose_choose_the_notices(options, seen, capsys):
+    kept = []
+    handler = logging.Handler()
+    handler.emit = lambda record: kept.append(record.getMessage())
+
+    def command(argv):
+        parse(TRAIN, argv)
+        logging.getLogger("charm_jax").addHandler(handler)  # as run.log is
+        say("told")
+        say("warning: warned")
+        logging.getLogger("charm_jax.models").debug("details")
+        with progress(total=1, desc="counting", unit="images") as bar:
+            bar.update()
+            assert bar.n == 1
+        print("result")
+        return 0
+
+    try:
+        assert guarded(command, options) == 0
+    finally:
+        logging.getLogger("charm_jax").removeHandler(handler)
+    out, err = capsys.readouterr()
+    assert out == "result\n"
+    shown = [line for line in err.splitlines() if not line.startswith("Set on")]
+    assert [line.removeprefix("warning: ") for line in shown] == seen
+    assert "warning: warned" in shown
+    assert kept[:2] == ["told", "warned"]
+
+
+def test_quiet_hides_progress(monkeypatch, capsys):
+    monkeypatch.setattr("data_pipelines.progress._SECONDS_BETWEEN_LINES", 0.0)
+    for options, lines in ([], 3), (["-q"], 0):
+        parse(TRAIN, options)
+        assert list(progress(range(3), desc="counting", unit="images")) == [0, 1, 2]
+        assert capsys.readouterr().err.count("counting") == lines
+
+
+def test_verbose_shows_where_an_error_came_from(capsys):
+    assert guarded(train.main, ["-v", "--config", "zzz"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("error: There is no config 'zzz'")
+    assert guarded(train.main, ["--config", "zzz"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
