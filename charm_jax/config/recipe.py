@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -42,13 +42,13 @@ class Key:
     Attributes:
         default: published value; its type is the key's.
         help: noun phrase or imperative sentence, without full stop.
-        choices: valid values; empty if there is no list of them.
+        choices: valid values, such as the registry that has them; empty if there is no list.
         valid: valid values in words, completing "set it to ...", and a test for them.
     """
 
     default: Value
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     valid: tuple[str, Callable[[Any], object]] | None = None
 
 
@@ -68,8 +68,8 @@ def _or_zero(meaning: str) -> tuple[str, Callable[[float], bool]]:
 
 # Values of the stages "bce" and "focal", then the explanation.
 _STAGE_KEYS = {
-    "images": (("abnormal", "all"), "images to train on", tuple(IMAGES), None),
-    "loss": (("bce", "focal"), "loss function", tuple(LOSSES), None),
+    "images": (("abnormal", "all"), "images to train on", IMAGES, None),
+    "loss": (("bce", "focal"), "loss function", LOSSES, None),
     "epochs": ((20, 10), "maximum number of epochs after the frozen ones", (), _at_least(0)),
     "frozen_epochs": ((3, 0), "epochs that train the head alone, at first", (), _at_least(0)),
     "batch_size": ((64, 128), "images in a batch, over all devices", (), _at_least(2)),
@@ -106,17 +106,17 @@ KEYS: dict[str, Key] = {
             lambda value: re.fullmatch(r"[\w.+-]+", value) and value.strip("."),
         ),
     ),
-    "preset": Key("", "set of values to start from", choices=tuple(PRESETS)),
+    "preset": Key("", "set of values to start from", choices=PRESETS),
     "runs_dir": Key("runs", "folder that holds a folder for each run"),
     "seed": Key(0, "seed of parameters, augmentation, dropout and image order", valid=_SEED),
     "resume": Key(
         "auto", "continue a run with the same config, or also with another", ("auto", "force")
     ),
     "deterministic": Key(False, "give the same bits from run to run on CUDA too; slower"),
-    "data.source": Key("nih_chest_xray14", "kind of data set", tuple(SOURCES)),
+    "data.source": Key("nih_chest_xray14", "kind of data set", SOURCES),
     "data.dir": Key("data/nih_chest_xray14", "folder of the data; $CHARM_DATA if that is set"),
     "data.csv": Key("", "table to read in place of the source's own; for MedMNIST its .npz file"),
-    "data.split": Key("official", "split rule", tuple(RULES)),
+    "data.split": Key("official", "split rule", RULES),
     "data.split_seed": Key(0, "seed of random splits, independent of seed", valid=_SEED),
     "data.image_size": Key(224, "height and width of the images in pixels", valid=_at_least(32)),
     "data.missing": Key(
@@ -132,7 +132,7 @@ KEYS: dict[str, Key] = {
     "data.phantom.test_images": Key(800, "simulated images to draw for testing"),
     "data.phantom.image_size": Key(64, "height and width of simulated images in pixels"),
     "data.phantom.seed": Key(0, "seed of simulated images"),
-    "model.backbone": Key("efficientnet_v2_s", "backbone", tuple(BACKBONES)),
+    "model.backbone": Key("efficientnet_v2_s", "backbone", BACKBONES),
     "model.init_from": Key(
         "random",
         "initial weights",
@@ -154,7 +154,7 @@ KEYS: dict[str, Key] = {
         5, "K, the cases read from the memory bank; 0 for none", valid=_at_least(0)
     ),
     "model.rarity": Key(
-        "norm_inlier", "rule that selects cases for the memory bank", tuple(SELECTION_RULES)
+        "norm_inlier", "rule that selects cases for the memory bank", SELECTION_RULES
     ),
     "model.rarity_threshold": Key(-1.0, "τ of that rule, from 0 up; -1 for the rule's default"),
     "model.bank_size": Key(512, "slots of the memory bank", valid=_at_least(1)),
