@@ -1,6 +1,7 @@
 """The data of a run: read, divided, described, and as streams of batches."""
 
 import dataclasses
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from data_pipelines.loading import loader, resident
 from data_pipelines.loading.resident import ResidentCases
 from data_pipelines.tables import quarantine, splits
 from data_pipelines.tables.case_table import CaseTable
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +164,9 @@ def describe_leak(data: Data) -> str:
 
 
 def resident_cases(config: Settings, data: Data) -> ResidentCases | None:
-    """All that training and validation see, on the device, if ``config.data.resident`` says so."""
+    """Load the images of training and validation onto the device if they are resident."""
     if not config.data.resident:
         return None
+    _LOG.info(f"loading images onto the device: {len(data.seen):,}")
     place = partial(mesh.replicated, over=mesh.mesh())
     return resident.load(data.table, data.seen, config.data.image_size, place)
