@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import logging
 import os
 import urllib.request
 from pathlib import Path
@@ -19,6 +20,7 @@ FILES = {
     "vgg16_lka": "vgg16_bn-6c64b313.pth",
 }
 SERVER = "https://download.pytorch.org/models"
+_LOG = logging.getLogger(__name__)
 _BLOCK = 2**20
 
 
@@ -49,6 +51,7 @@ def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Pa
             _check(path, name, f"at {path}", "delete it to download it again")
         else:
             folder.mkdir(parents=True, exist_ok=True)
+            _LOG.info(f"downloading {server}/{name} to {path}")
             _fetch(f"{server}/{name}", path)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__

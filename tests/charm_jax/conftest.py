@@ -1,3 +1,4 @@
+import logging
 import os
 import pickle
 import shutil
@@ -7,6 +8,15 @@ from filelock import FileLock
 from running import command, train
 
 from charm_jax.config.cli import guarded
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_in_a_library():
+    """A command that ran in this process leaves the logger as a library's user finds it."""
+    yield
+    logger = logging.getLogger("charm_jax")
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 import hashlib
 import http.server
+import io
+import logging
+import sys
 import threading
 
 import pytest
 
 from charm_jax.weights import imagenet
+from data_pipelines import progress as data_progress
 from data_pipelines.errors import InputError
 
 CONTENT = b"weights " * 1000
@@ -64,11 +68,23 @@ def address(server):
     return f"http://127.0.0.1:{server.server_port}/models"
 
 
-def test_a_file_is_downloaded_once_with_progress_and_kept(tmp_path, server, capsys):
+def test_a_download_is_announced(tmp_path, server, caplog):
+    with caplog.at_level(logging.INFO, "charm_jax"):
+        path = imagenet.fetch("toy", tmp_path, address(server))
+        imagenet.fetch("toy", tmp_path, address(server))
+    [message] = caplog.messages
+    assert message == f"downloading {address(server)}/{NAME} to {path}"
+
+
+def test_a_file_is_downloaded_once_with_progress_and_kept(tmp_path, server, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(data_progress, "_SECONDS_BEFORE_BAR", 0.0)
     path = imagenet.fetch("toy", tmp_path / "kept", address(server))
     assert path == tmp_path / "kept" / NAME
     assert path.read_bytes() == CONTENT
-    assert NAME in capsys.readouterr().err
+    assert NAME in screen.getvalue()
     assert imagenet.fetch("toy", tmp_path / "kept", address(server)) == path
     assert server.asked == [f"/models/{NAME}"]
     assert [file.name for file in path.parent.iterdir()] == [NAME]
