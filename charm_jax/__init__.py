@@ -10,6 +10,8 @@ The public API, imported when it is used:
 import importlib
 from typing import Any
 
+__version__ = "0.1.0"
+
 _API = {
     "Classifier": "charm_jax.inference.classifier",
     "Predictions": "charm_jax.inference.classifier",

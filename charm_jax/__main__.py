@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import sys
-from importlib import metadata
+
+from charm_jax import __version__
 
 _COMMANDS = {
     "train": ("charm_jax.train.__main__", "train a network from a config"),
@@ -21,7 +22,7 @@ def main() -> None:
     """Run the command that the first argument names, and leave with its exit code."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name == "--version":
-        print(f"charm-jax {metadata.version('charm-jax')}")
+        print(f"charm-jax {__version__}")
     elif name in ("--help", "-h"):
         print("usage: charm-jax COMMAND [options]\n\ncommands:")
         for command, (_, help_text) in _COMMANDS.items():

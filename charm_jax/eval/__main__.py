@@ -213,7 +213,7 @@ def _check_without_run(config: Settings, values: flags.FlagValues) -> None:
     if config.model.init_from == "imagenet":
         raise InputError(
             "--config.model.init_from=imagenet holds no classifier for these findings: train from "
-            "it with charm_jax.train."
+            "it with charm-jax train."
         )
 
 

@@ -204,7 +204,7 @@ def write_selected(
     cases: Cases,
     fresh: Bool[Array, " batch"],
     *,
-    select: Callable[[Array, Array], Array],
+    model: Charm,
 ) -> tuple[MemoryBank, Int32[Array, ""]]:
     """Write the rows of a batch that the rule selects, and count them.
 
@@ -213,9 +213,8 @@ def write_selected(
         fused: q of a batch of real images: rows of padding would shift what the rule compares with.
         cases: of the batch.
         fresh: False for rows that only fill the batch up and are not to be written.
-        select: the network's rule.
     """
-    keep = select(fused, cases.labels) & fresh
+    keep = model.select(fused, cases.labels) & fresh
     written = memory_bank.write(
         memory, fused, cases.labels, cases.case_ids, cases.patient_ids, keep
     )

@@ -51,6 +51,7 @@ class LoadedModel:
         trained: ``split.json`` of the run; None without one.
         provenance: entries of ``metrics.json`` on where the network comes from.
         bank: the stored bank in place of the checkpoint's own; None for the latter.
+        steps: compiled steps, shared with copies of the model that differ in weights or bank.
     """
 
     settings: Settings
@@ -64,6 +65,7 @@ class LoadedModel:
     trained: dict[str, Any] | None
     provenance: dict[str, Any]
     bank: StoredBank | None = None
+    steps: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -73,16 +75,24 @@ class LoadedModel:
         return batch + -batch % jax.device_count()
 
     def compile(self, step: Callable, *, shared: bool = True) -> CompiledStep:
-        """Compile a step that takes ``model`` and ``prepare``, over all devices if ``shared``."""
-        channels = self.settings.model.channels
-        prepare = functools.partial(augment.evaluation_images, channels=channels)
-        bound = functools.partial(step, model=self.network, prepare=prepare)
-        return CompiledStep(bound, None, mesh.mesh() if shared else None)
+        """Compile a step on images once; it takes ``model`` and ``prepare``.
 
-    @functools.cached_property
-    def eval_step(self) -> CompiledStep:
-        """The compiled evaluation step."""
-        return self.compile(eval_step)
+        Args:
+            step: such as ``eval_step``.
+            shared: whether all devices share each batch.
+        """
+        if (step, shared) not in self.steps:
+            channels = self.settings.model.channels
+            prepare = functools.partial(augment.evaluation_images, channels=channels)
+            bound = functools.partial(step, model=self.network, prepare=prepare)
+            self.steps[step, shared] = CompiledStep(bound, None, mesh.mesh() if shared else None)
+        return self.steps[step, shared]
+
+    def jit(self, function: Callable) -> Callable:
+        """Compile a function of features once; it takes ``model``, such as ``read_step``."""
+        if function not in self.steps:
+            self.steps[function] = jax.jit(functools.partial(function, model=self.network))
+        return self.steps[function]
 
     def predict_rows(
         self, data: Data, rows: np.ndarray, title: str, step: CompiledStep | None = None
@@ -92,7 +102,7 @@ class LoadedModel:
         The ids of the rows are translated to those in the bank. Returns ``[n, ...]`` each.
         """
         match = self.match_cases(data.table)
-        step = self.eval_step if step is None else step
+        step = step or self.compile(eval_step)
         return predict_rows(self.state, step, data, rows, self.batch_size, title, match=match)
 
     def match_cases(self, table: CaseTable, *, copies: bool = False) -> CaseMatch:

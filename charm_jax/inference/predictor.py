@@ -1,7 +1,6 @@
 """Predict image files or arrays: scores, findings, evidence and heat maps."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -28,7 +27,7 @@ class Predictor:
         self.model, self.calibrator = model, calibrator
         self.size = model.settings.data.image_size
         self._explain = model.compile(explain.explain_step, shared=False)
-        self._grad_cams = jax.jit(partial(explain.grad_cams, model=model.network))
+        self._grad_cams = model.jit(explain.grad_cams)
         self._bank = None
         if model.state.memory is not None:
             self._bank = records.stored_cases(model.state.memory, model.bank_cases())

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -63,12 +62,12 @@ def read(model: LoadedModel, memory: MemoryBank, part: Embedded) -> dict[str, np
 
     Similarities are those of ``read_step``.
     """
-    step = jax.jit(partial(explain.read_step, model=model.network))
     cases = Cases(
         labels=jnp.asarray(part.labels),
         case_ids=jnp.asarray(part.case_ids, jnp.int32),
         patient_ids=jnp.asarray(part.patient_ids, jnp.int32),
     )
+    step = model.jit(explain.read_step)
     outputs = jax.device_get(step(model.state, memory, jnp.asarray(part.fused), cases))
     ids = np.asarray(memory.case_ids)[outputs["slots"]]
     return outputs | {"cases": np.where(outputs["valid"], ids, -1)}

@@ -1,9 +1,7 @@
 """A bank of other images by the same weights, filled as training fills it."""
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,7 +40,7 @@ def refill(model: LoadedModel, data: Data, rows: np.ndarray) -> tuple[MemoryBank
     old = model.state.memory
     memory = memory_bank.empty(*old.features.shape, old.labels.shape[1])
     batch = min(model.settings.stages[model.settings.stage_names[-1]].batch_size, len(rows))
-    write = jax.jit(partial(explain.write_selected, select=model.network.select))
+    write = model.jit(explain.write_selected)
     selected = 0
     for start in range(0, len(rows), batch):
         taken = min(start, len(rows) - batch) + np.arange(batch)

@@ -141,7 +141,7 @@ def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> S
     if description["findings"] != list(findings):
         raise InputError(
             f"{folder} is of the findings {', '.join(description['findings'])} but the run {run} "
-            f"knows {', '.join(findings)}: make it anew with python -m charm_jax.memory."
+            f"knows {', '.join(findings)}: make it anew with charm-jax memory."
         )
     if description["weights_sha256"] != weights_sha256(state):
         raise InputError(

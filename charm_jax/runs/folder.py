@@ -187,7 +187,7 @@ def find(runs_dir: Path, run: str) -> Path:
             if (path / "config.json").is_file():
                 return path
         names = [path.parent.name for path in runs_dir.glob("*/config.json")]
-        hint = did_you_mean(run, names) if names else "train one with python -m charm_jax.train."
+        hint = did_you_mean(run, names) if names else "train one with charm-jax train."
         raise InputError(f"There is no run {run!r} in {runs_dir}: {hint}")
     ages = {
         path.parent: max((step.stat().st_mtime for step in _complete(path.parent)), default=0.0)
@@ -195,8 +195,8 @@ def find(runs_dir: Path, run: str) -> Path:
     }
     if not any(ages.values()):
         raise InputError(
-            f"There is no run with a checkpoint in {runs_dir}: train one with python -m "
-            "charm_jax.train, or name its folder with --run."
+            f"There is no run with a checkpoint in {runs_dir}: train one with "
+            "charm-jax train, or name its folder with --run."
         )
     return max(ages, key=ages.__getitem__)
 
@@ -240,7 +240,7 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
     if not every:
         raise InputError(
             f"There is no complete checkpoint in {checkpoints.directory}: train the run with "
-            "python -m charm_jax.train."
+            "charm-jax train."
         )
     known = ", ".join(f"{stage}/{step}" for stage, step in every)
     raise InputError(

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if processes.broadcast_from_first(lambda: _is_finished(settings)) and not values.dry_run:
         say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
         return 0
-    with run_log(" ".join(["Started: charm_jax.train", *argv])) as begin_log:
+    with run_log(" ".join(["Started: charm-jax train", *argv])) as begin_log:
         experiment, description = processes.all_succeed(lambda: _prepare(settings))
         data = experiment.data
         processes.check_alike(

@@ -256,7 +256,7 @@ class Training:
         folder.write_json(self.directory / "summary.json", summary)
         say(
             f"Done in {summary['seconds']:.0f} s. Evaluate it: "
-            f"python -m charm_jax.eval --run {self.settings.name}"
+            f"charm-jax eval --run {self.settings.name}"
         )
 
 

@@ -177,7 +177,7 @@ def _check_classifier(
     outputs = [np.shape(tensors[name])[:1] for name in names if name in tensors]
     if outputs != [bias.shape] * len(names):
         raise ValueError(
-            "it holds no classifier for these findings: train from it with charm_jax.train"
+            "it holds no classifier for these findings: train from it with charm-jax train"
         )
     if not baseline:
         raise ValueError("it holds a baseline, not CHARM: set --config.model.charm=False")

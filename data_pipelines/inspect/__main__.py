@@ -1,5 +1,6 @@
-"""``python -m data_pipelines.inspect``: describe a data set before training on it."""
+"""``charm-jax inspect``: describe a data set before training on it."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from data_pipelines.tables.splits import RULES
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "data_pipelines.inspect",
+        "inspect",
         "Count, measure and picture a data set before training, and report leakage and duplicates.",
         "data/nih --split official --sample 5000 --out inspection/nih",
         "A prepared folder is read as the source and at the size that it was prepared with.\n\n"
@@ -77,27 +78,25 @@ def _defaults(directory: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    try:
-        options = _parser().parse_args(argv)
-        defaults = _defaults(options.dir)
-        source, size = options.source or defaults["source"], options.size or defaults["size"]
-        out = options.out or Path("inspection", options.dir.resolve().name)
-        if source == "phantom" and not is_prepared(options.dir):  # its loader would draw it
-            raise InputError(
-                "--source phantom draws images: read a simulated folder with "
-                "--source nih_chest_xray14."
-            )
-        table = sources.load(source, options.dir, options.csv)
-        table.store.check_size(size)
-        for warning in table.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        summary = inspect(table, options.split, size=size, sample=options.sample, out=out)
-        text = summary_text({"directory": str(options.dir), **summary})
-        with whole_file(out / "summary.txt") as file:
-            file.write(text)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return _parser().run(_inspect, argv)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    defaults = _defaults(options.dir)
+    source, size = options.source or defaults["source"], options.size or defaults["size"]
+    out = options.out or Path("inspection", options.dir.resolve().name)
+    if source == "phantom" and not is_prepared(options.dir):  # its loader would draw it
+        raise InputError(
+            "--source phantom draws images: read a simulated folder with --source nih_chest_xray14."
+        )
+    table = sources.load(source, options.dir, options.csv)
+    table.store.check_size(size)
+    for warning in table.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    summary = inspect(table, options.split, size=size, sample=options.sample, out=out)
+    text = summary_text({"directory": str(options.dir), **summary})
+    with whole_file(out / "summary.txt") as file:
+        file.write(text)
     print(f"{text}\nSummary, lists and pictures: {out}")
     return int(summary["images"]["refused"] > 0)
 

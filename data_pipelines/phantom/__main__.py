@@ -1,16 +1,25 @@
-"""``python -m data_pipelines.phantom``: draw simulated chest X-rays."""
+"""``charm-jax phantom``: draw simulated chest X-rays."""
 
+import argparse
 import sys
 from pathlib import Path
 
 from data_pipelines.command_line import CommandParser
-from data_pipelines.errors import InputError
 from data_pipelines.phantom.draw import contact_sheet, ensure_phantoms
+
+_SIZES = (
+    ("train_images", 2400, "number of images of train_val"),
+    ("test_images", 800, "number of images of test"),
+    ("image_size", 64, "height and width in pixels, at least 16"),
+    ("seed", 0, "seed of patients, findings and pixels, not negative"),
+    ("min_test_positives", 20, "minimum number of test images with each finding"),
+    ("min_train_positives", 24, "minimum number of train_val images with each finding"),
+)
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "data_pipelines.phantom",
+        "phantom",
         "Draw simulated chest X-rays in the layout of ChestX-ray14, for use without patient data.",
         "--out data/phantom --train_images 2400 --test_images 800 --image_size 64",
         "The same options give the same images. A folder that holds exactly this set is kept.\n\n"
@@ -26,14 +35,7 @@ def _parser() -> CommandParser:
         metavar="FILE",
         help="PNG file to draw instead: eight normal chests and four examples of each finding",
     )
-    for name, default, explanation in (
-        ("train_images", 2400, "number of images of train_val"),
-        ("test_images", 800, "number of images of test"),
-        ("image_size", 64, "height and width in pixels, at least 16"),
-        ("seed", 0, "seed of patients, findings and pixels, not negative"),
-        ("min_test_positives", 20, "minimum number of test images with each finding"),
-        ("min_train_positives", 24, "minimum number of train_val images with each finding"),
-    ):
+    for name, default, explanation in _SIZES:
         parser.add_argument(
             f"--{name}",
             type=int,
@@ -46,16 +48,15 @@ def _parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    try:
-        options = vars(_parser().parse_args(argv))
-        sheet, directory = options.pop("contact_sheet"), options.pop("out")
-        if sheet:
-            contact_sheet(sheet)
-        else:
-            ensure_phantoms(directory, **options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return _parser().run(_draw, argv)
+
+
+def _draw(options: argparse.Namespace) -> int:
+    if options.contact_sheet:
+        contact_sheet(options.contact_sheet)
+    else:
+        sizes = {name: getattr(options, name) for name, _, _ in _SIZES}
+        ensure_phantoms(options.out, **sizes)
     return 0
 
 

@@ -1,5 +1,6 @@
-"""``python -m data_pipelines.prepare``: resize the images of a data set once."""
+"""``charm-jax prepare``: resize the images of a data set once."""
 
+import argparse
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ exit codes: 0 done; 1 done, with some images refused (quarantine.csv); 2 bad inp
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "data_pipelines.prepare",
+        "prepare",
         "Resize the images of a data set once, so that training reads them quickly.",
         "nih_chest_xray14 --source data/nih --out data/nih_224 --size 224",
         _NOTES,
@@ -90,31 +91,20 @@ def _cores() -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    try:
-        options = _parser().parse_args(argv)
-        refused = prepare(
-            options.name,
-            options.source,
-            options.out,
-            size=options.size,
-            csv=options.csv,
-            part=_part(options.part) if options.part else None,
-            processes=options.processes,
-            missing=options.missing,
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"error: {error.filename or options.out}: {error.strerror}: fix this and start the "
-            "same command again; it continues.",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command continues.", file=sys.stderr)
-        return 130
+    return _parser().run(_prepare, argv)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    refused = prepare(
+        options.name,
+        options.source,
+        options.out,
+        size=options.size,
+        csv=options.csv,
+        part=_part(options.part) if options.part else None,
+        processes=options.processes,
+        missing=options.missing,
+    )
     done = f"part {options.part}" if options.part else str(options.out)
     print(f"{done}: prepared, {len(refused)} images refused")
     return 1 if refused else 0

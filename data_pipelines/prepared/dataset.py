@@ -138,7 +138,7 @@ def read_identity(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{directory} has no readable {IDENTITY}: name a folder that "
-            "`python -m data_pipelines.prepare` has written, or one with the source's own files."
+            "`charm-jax prepare` has written, or one with the source's own files."
         ) from error
 
 
@@ -158,8 +158,8 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], pd.DataFrame]:
         return findings, frame.astype(whole)
     except (*_READ_ERRORS, StopIteration) as error:
         raise InputError(
-            f"The table {path} is missing or damaged ({error}): run `python -m "
-            "data_pipelines.prepare` again with this folder as --out."
+            f"The table {path} is missing or damaged ({error}): run `charm-jax "
+            "prepare` again with this folder as --out."
         ) from error
 
 
@@ -169,8 +169,8 @@ def _records(layout: Layout, images: np.ndarray, records: np.ndarray) -> "Record
     for index, count in enumerate(counts.tolist()):
         if not holds(layout.shard(index), count):
             raise InputError(
-                f"The shard {layout.shard(index)} is missing or damaged: run `python -m "
-                "data_pipelines.prepare` again with this folder as --out."
+                f"The shard {layout.shard(index)} is missing or damaged: run `charm-jax "
+                "prepare` again with this folder as --out."
             )
     return Records(layout, images, records, np.concatenate([[0], np.cumsum(counts)]))
 
@@ -277,5 +277,5 @@ class Records:
         except (RuntimeError, ValueError, IndexError, DecodeError) as error:
             raise InputError(
                 f"The shard {self.layout.shard(shard)} cannot be read ({error}): delete it and run "
-                "`python -m data_pipelines.prepare` again with this folder as --out."
+                "`charm-jax prepare` again with this folder as --out."
             ) from error

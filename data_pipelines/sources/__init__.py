@@ -43,7 +43,7 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
         return dataset.load(directory, source)
     if (Path(directory) / dataset.IDENTITY).is_file():
         raise InputError(
-            f"{directory} holds prepared images but its preparation is not finished: run `python "
-            "-m data_pipelines.prepare` once more without --part."
+            f"{directory} holds prepared images but its preparation is not finished: run "
+            "`charm-jax prepare` once more without --part."
         )
     return SOURCES[source](Path(directory), csv, **options)

@@ -53,7 +53,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         raise InputError(
             f"The data folder {directory} does not exist: download ChestX-ray14 from "
             f"{DOWNLOAD_PAGE} and name its folder with --config.data.dir or CHARM_DATA, or run "
-            "`python -m charm_jax.train` without a config for the demo that needs no data."
+            "`charm-jax train` without a config for the demo that needs no data."
         )
     path = _table_path(directory, csv)
     rows = _read_rows(path)

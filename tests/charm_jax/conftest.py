@@ -1,8 +1,10 @@
+import collections
 import logging
 import os
 import pickle
 import shutil
 
+import jax
 import pytest
 from filelock import FileLock
 from running import command, train
@@ -17,6 +19,19 @@ def _logger_as_in_a_library():
     logger = logging.getLogger("charm_jax")
     logger.handlers.clear()
     logger.propagate = True
+
+
+@pytest.fixture
+def traces():
+    """How often JAX has traced each function since, by name."""
+    counts = collections.Counter()
+
+    def count(event, seconds, **facts):
+        counts[facts.get("fun_name")] += event == "/jax/core/compile/jaxpr_trace_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(count)
 
 
 @pytest.fixture(scope="session")

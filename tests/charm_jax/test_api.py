@@ -50,8 +50,9 @@ def test_weights_come_back_from_a_file(tmp_path, charm, in_chans):
     assert not np.array_equal(kernels[0], kernels[1])
 
 
-def test_a_seed_gives_the_same_weights_and_another_others():
+def test_a_seed_gives_the_same_weights_and_another_others(traces):
     states = [charm_jax.create_model(**NANO, seed=seed)[1].params for seed in (1, 1, 2)]
+    assert traces["create"] == len(states)  # each network is new
     chex.assert_trees_all_equal(states[0], states[1])
     head = [state["head"]["logits"]["kernel"] for state in states]
     assert not np.array_equal(head[0], head[2])

@@ -100,12 +100,12 @@ def test_bad_input_gets_one_sentence(finished, refused, arguments, words):
 
 def test_missing_data_says_where_to_get_them_and_how_to_run_without(tmp_path, refused):
     arguments = ["--config", str(CONFIGS / "effv2s.py")]
-    words = ("data/nih_chest_xray14", "https://", "python -m charm_jax.train")
+    words = ("data/nih_chest_xray14", "https://", "charm-jax train")
     refused(train_command.main, arguments, *words, cwd=tmp_path)
 
 
 def test_evaluation_without_a_run_says_what_to_do(tmp_path, refused):
-    refused(eval_command.main, [], "python -m charm_jax.train", cwd=tmp_path)
+    refused(eval_command.main, [], "charm-jax train", cwd=tmp_path)
 
 
 def test_evaluation_of_an_unknown_run_names_the_nearest(finished, refused):

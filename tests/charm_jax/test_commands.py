@@ -96,7 +96,7 @@ def test_a_piped_log_has_a_line_an_epoch_and_no_bar(finished):
     ]
     # run.log has the same lines, each with the time.
     kept = [line.split(" ", 2)[2] for line in (run / "run.log").read_text().splitlines()]
-    assert kept[0].startswith("Started: charm_jax.train --config.data.phantom.train_images=420")
+    assert kept[0].startswith("Started: charm-jax train --config.data.phantom.train_images=420")
     printed = said.splitlines()
     assert kept[1:] == printed[printed.index(kept[1]) :]
 
@@ -254,11 +254,12 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
     assert config.stages["focal"].loss == "bce"
 
 
-def test_evaluating_the_training_part_says_that_it_is_one(finished):
+def test_evaluating_the_training_part_says_that_it_is_one(finished, traces):
     result = command_here("eval", "--split", "train", cwd=finished[0])
     assert result.returncode == 0, result.stderr
     metrics = read(finished[0] / "runs/demo/eval/train/metrics.json")
     assert 0 < metrics["leak_images"] == metrics["leak_of"]
+    assert traces["eval_step"] == 1  # for these images and for calibration
     assert "LEAK" in result.stdout
 
 

@@ -1,11 +1,13 @@
 """The one command that leads to all others."""
 
+import contextlib
 import subprocess
 import sys
 from importlib import metadata
 
 import pytest
 
+import charm_jax
 from charm_jax import __main__ as charm
 
 
@@ -30,8 +32,10 @@ def test_every_command_is_listed(monkeypatch, capsys, arguments):
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):
-    version = metadata.version("charm-jax")
+    version = charm_jax.__version__
     assert call(monkeypatch, capsys, "--version") == (0, f"charm-jax {version}\n", "")
+    with contextlib.suppress(metadata.PackageNotFoundError):  # not installed
+        assert metadata.version("charm-jax") == version
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_commands_run_and_keep_their_exit_codes(monkeypatch, capsys, tmp_path):
     assert "There is no run with a checkpoint" in err
     code, out, _ = call(monkeypatch, capsys, "phantom", "--help")
     assert code == 0
-    assert "usage" in out.lower()
+    assert "usage: charm-jax phantom" in out
 
 
 def test_listing_the_commands_does_not_import_jax():

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from running import command, read
+from running import command, command_here, read
 from safetensors.numpy import load_file
 
 from charm_jax.eval import __main__ as eval_command
@@ -129,11 +129,20 @@ def test_the_change_on_validation_is_that_of_two_evaluations(folder, forgotten):
 
 def test_a_bank_that_is_made_leaves_the_checkpoint_as_it_was(folder, listed):
     before = checkpoint_bytes(folder)
-    result = command(
-        "memory", "demo", "forget", listed[0][1]["image"], "--label", "again", cwd=folder
-    )
+    arguments = ("forget", listed[0][1]["image"], "--label", "again")
+    result = command_here("memory", "demo", *arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert checkpoint_bytes(folder) == before
+
+
+@pytest.mark.parametrize("act", ["forget", "refill"])
+def test_each_step_is_traced_once(folder, listed, site, traces, act):
+    arguments = ("forget", listed[0][1]["image"], "--label", "traced")
+    if act == "refill":
+        arguments = [word if word != "site" else "traced-site" for word in REFILL]
+    assert command_here("memory", "demo", *arguments, cwd=folder).returncode == 0
+    steps = {"forget": ("embed_step", "read_step"), "refill": ("embed_step", "write_selected")}
+    assert {step: traces[step] for step in steps[act]} == dict.fromkeys(steps[act], 1)
 
 
 def test_what_forgot_may_forget_more(folder, listed, forgotten):

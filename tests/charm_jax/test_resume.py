@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_ends_with_the_same_parameters(finished, tmp_path):
     assert params(tmp_path) == params(finished[0])
     assert metric_lines(tmp_path) == metric_lines(finished[0])
     log = (tmp_path / "runs/demo/run.log").read_text()
-    assert log.count("Started: charm_jax.train") == 4
+    assert log.count("Started: charm-jax train") == 4
     assert "Done in" in log.splitlines()[-1]
 
 

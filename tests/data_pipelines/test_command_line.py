@@ -1,4 +1,5 @@
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -22,8 +23,9 @@ def test_help_has_a_sentence_an_example_and_every_option(command, capsys):
         _main(command)(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert f"usage: python -m data_pipelines.{command}" in text
-    assert f"example:\n  python -m data_pipelines.{command} " in text
+    assert f"usage: charm-jax {command}" in text
+    assert f"example:\n  charm-jax {command} " in text
+    assert "-q, --quiet" in text and "-v, --verbose" in text
     assert "exit codes: 0 done" in text
     parser = importlib.import_module(f"data_pipelines.{command}.__main__")._parser()
     for action in parser._actions:
@@ -39,7 +41,7 @@ def test_help_has_a_sentence_an_example_and_every_option(command, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_example_of_the_help_is_understood(command, capsys):
     parser = importlib.import_module(f"data_pipelines.{command}.__main__")._parser()
-    example = parser.epilog.splitlines()[1].split(f"data_pipelines.{command} ")[1]
+    example = parser.epilog.splitlines()[1].split(f"charm-jax {command} ")[1]
     parser.parse_args(example.split())
 
 
@@ -56,6 +58,8 @@ def test_the_example_of_the_help_is_understood(command, capsys):
         ("phantom", [], "--out --contact_sheet is required"),
         ("phantom", ["--out=a", "--contact_sheet=b"], "not allowed with"),
         ("inspect", [], "required: DIR"),
+        ("phantom", ["--out=a", "-q", "-v"], "not allowed with argument -q/--quiet"),
+        ("phantom", ["--contact_sheet=no/folder.png"], "no/folder.png: No such file"),
     ],
 )
 def test_wrong_options_are_one_sentence(command, arguments, words, capsys, tmp_path):
@@ -73,6 +77,17 @@ def test_options_come_in_any_order(nih, tmp_path, reverse):
     arguments.append("--processes=1")
     assert _main("prepare")(arguments[:: -1 if reverse else 1]) == 0
     assert (tmp_path / "made" / "summary.json").is_file()
+
+
+def test_quiet_hides_progress_and_verbose_says_where_an_error_is_raised(capsys):
+    wrong = ["--out=a", "--seed=-1"]
+    assert _main("phantom")([*wrong, "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert _main("phantom")([*wrong, "-q"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not logging.getLogger("data_pipelines.progress").isEnabledFor(logging.WARNING)
+    assert _main("phantom")(wrong) == 2
+    assert logging.getLogger("data_pipelines.progress").isEnabledFor(logging.WARNING)
 
 
 @pytest.fixture

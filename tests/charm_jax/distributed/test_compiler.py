@@ -12,8 +12,10 @@ def asked_anew():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="options of a CPU")
-def test_all_options_are_known_to_this_xla(asked_anew):
-    assert compiler.options().keys() == compiler._FOR_CPU.keys()
+def test_all_options_are_known_to_this_xla_which_is_asked_once(asked_anew, traces):
+    for _ in range(2):
+        assert compiler.options().keys() == compiler._FOR_CPU.keys()
+    assert traces["<lambda>"] == len(compiler._FOR_CPU)
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(asked_anew, monkeypatch):

@@ -88,6 +88,17 @@ def test_forgetting_returns_another_classifier(model):
     assert image in set(model.memory.cases["image"])
 
 
+def test_a_classifier_and_those_made_of_it_trace_each_step_once(finished, images, traces):
+    model = charm_jax.load(finished[0] / "runs/demo")
+    model.predict(images)
+    model.grad_cam(images[:1], "Mass")
+    fewer = model.memory.forget(model.memory.cases["image"][:1])
+    fewer.predict(images[:1])
+    fewer.grad_cam(images, "Mass")
+    assert (traces["explain_step"], traces["grad_cams"]) == (1, 1)
+    assert traces["familiar_step"] <= 1
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [

@@ -170,7 +170,8 @@ def test_scores_with_thumbnails_are_those_of_an_evaluation(charm):
 
 def test_selected_rows_are_written_in_their_order_by_one_trace():
     """Rows that only fill up the batch are not written, whatever the rule says of them."""
-    write = jitted_once(evidence.write_selected, select=lambda fused, labels: labels[:, 0] == 1)
+    model = variant(select=lambda fused, labels: labels[:, 0] == 1)
+    write = jitted_once(evidence.write_selected, model=model)
     bank, expected = memory_bank.empty(SLOTS, DIM, FINDINGS), []
     for seed, real in ((0, BATCH), (1, 5)):
         rng = np.random.default_rng(seed)

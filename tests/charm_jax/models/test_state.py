@@ -82,10 +82,11 @@ def test_the_key_seeds_the_parameters(create, fresh):
         assert np.array_equal(one, other) == constant, jax.tree_util.keystr(path)
 
 
-def test_a_stage_begins_with_a_new_step_and_optimizer_alone(fresh):
+def test_a_stage_begins_with_a_new_step_and_optimizer_alone(fresh, traces):
     old, key = used(fresh), jax.random.key(9)
     optimizer = optim.adamw_one_cycle(optim.geometric(1e-3, 1e-3), 8)
     new = state.begin_stage(old, optimizer, key)
+    assert traces["init_fn"] == 1
     assert int(new.step) == 0
     assert new.rng == key
     chex.assert_trees_all_equal(new.opt_state, optimizer.init(old.params))

@@ -145,7 +145,7 @@ def test_missing_folder_names_the_download_page_and_the_demo(tmp_path):
         tmp_path / "nowhere",
         tmp_path / "nowhere",
         "https://nihcc.app.box.com/v/ChestXray-NIHCC",
-        "python -m charm_jax.train",
+        "charm-jax train",
     )
 
 
