@@ -44,11 +44,12 @@ def get_config(backbone: str = "efficientnet_v2_s") -> ConfigDict:
         }
     )
     # Keys that --config.preset=notebook sets are absent here, because a config outranks a preset:
-    # data.split, and loss (bce, focal), frozen_epochs (3, 0) and lr_spread (1, 4) of the stages.
+    # data.split, model.init_from, bce.peak_lr (2e-4), focal.epochs (10), and loss (bce, focal),
+    # lr_spread (1, 4) and min_delta (1e-3, 1e-4) of the stages.
     config.stages = ConfigDict(
         {
-            "bce": {"epochs": 20, "batch_size": 64, "peak_lr": 2e-4, "patience": 3},
-            "focal": {"epochs": 10, "batch_size": 128, "peak_lr": 8e-5, "patience": 3},
+            "bce": {"epochs": 20, "frozen_epochs": 3, "batch_size": 64, "patience": 3},
+            "focal": {"batch_size": 128, "peak_lr": 8e-5, "patience": 3},
         }
     )
     return config

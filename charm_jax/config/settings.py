@@ -53,6 +53,8 @@ class StageSettings:
     loss: str
     epochs: int
     frozen_epochs: int
+    freeze_trunk: bool
+    schedule: str
     batch_size: int
     peak_lr: float
     lr_spread: float

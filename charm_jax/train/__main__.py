@@ -143,7 +143,8 @@ def _write_inputs(experiment: Experiment, description: dict[str, Any]) -> None:
 
 def _random_and_frozen(settings: Settings) -> list[str]:
     """Return a warning where random weights would be frozen."""
-    frozen = [name for name, stage in settings.stages.items() if stage.frozen_epochs]
+    stages = settings.stages.items()
+    frozen = [name for name, stage in stages if stage.frozen_epochs and stage.freeze_trunk]
     if settings.model.init_from != "random" or not frozen:
         return []
     return [

@@ -23,25 +23,25 @@ from data_pipelines.errors import InputError
 
 STEPS = 100
 FIRST, LAST = 1e-7, 10.0  # rates
-B1 = 0.95
+B1 = 0.9
 _SMOOTHING = 0.98
 _BRINK = 5  # last steps, which are left out
 _DIVERGED = 4.0  # times the lowest smoothed loss
 
 
 def rates() -> optax.Schedule:
-    """Return the rate by step: exponential from ``FIRST`` to ``LAST`` in ``STEPS``.
+    """Return the rate by step: exponential from ``FIRST``, to reach ``LAST`` after ``STEPS``.
 
     Source: Smith, arXiv 1506.01186; numbers of fastai's ``lr_find``.
     """
-    ratio = (LAST / FIRST) ** (1 / (STEPS - 1))
-    return lambda step: FIRST * ratio ** jnp.asarray(step, jnp.float32)
+    return lambda step: FIRST * (LAST / FIRST) ** (jnp.asarray(step, jnp.float32) / STEPS)
 
 
 def peak_rate(experiment: Experiment, plan: Plan, state: TrainState) -> float:
-    """Return the peak rate of a phase: the config's, or that of a range test, made once.
+    """Return the ``peak_lr`` of a phase: the config's, or that of a range test, made once.
 
-    A range test writes ``range_test_<phase>.json`` and ``.png`` into the run's folder.
+    A range test writes ``range_test_<phase>.json`` and ``.png`` into the run's folder. The cycles
+    of ``fine_tune`` share the test of the first.
 
     Raises:
         InputError: the loss falls at no rate.
@@ -49,7 +49,11 @@ def peak_rate(experiment: Experiment, plan: Plan, state: TrainState) -> float:
     keys = experiment.settings.stages[plan.stage]
     if not keys.find_lr:
         return keys.peak_lr
-    path = experiment.directory / f"range_test_{plan.phase}.json"
+    tested = plan.phase
+    if keys.schedule == "fine_tune":
+        phases = experiment.settings.phases
+        tested = next(phase for phase, (stage, _) in phases.items() if stage == plan.stage)
+    path = experiment.directory / f"range_test_{tested}.json"
     if not processes.broadcast_from_first(path.exists):
         say(f"Range test of stage {plan.phase}: {STEPS} steps on a copy.")
         result = _range_test(experiment, plan, state)
@@ -77,13 +81,13 @@ def _range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[s
     begun = mesh.replicated(begun, mesh.mesh())
     with contextlib.closing(setup.training_batches(experiment, longer, 0)) as batches:
         tried, losses = sweep(begun, batches, step)
-    peak = suggest(tried, losses)
+    peak, finite = suggest(tried, losses), np.isfinite(losses)
     if peak is None:
         raise InputError(
             f"The range test of stage {plan.phase} found no rate at which the loss falls: set "
             f"--config.stages.{plan.stage}.find_lr=False and peak_lr."
         )
-    return {"peak_lr": peak, "rates": tried.tolist(), "losses": losses.tolist()}
+    return {"peak_lr": peak, "rates": tried[finite].tolist(), "losses": losses[finite].tolist()}
 
 
 def sweep(
@@ -97,7 +101,8 @@ def sweep(
         train_step: compiled; the copy is donated to it.
 
     Returns:
-        The rates, and the losses smoothed by a bias-corrected moving average.
+        The rates, and the losses smoothed by a bias-corrected moving average, up to the first that
+        is NaN or above 4 times the lowest.
     """
     state = jax.tree.map(jnp.copy, state)
     average, tried, smoothed = 0.0, [], []
@@ -106,10 +111,10 @@ def sweep(
         loss = float(metrics["loss"])
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         value = average / (1 - _SMOOTHING ** (step + 1))
-        if not math.isfinite(value) or (smoothed and value > _DIVERGED * min(smoothed)):
-            break
         tried.append(float(metrics["rate"]))
         smoothed.append(value)
+        if math.isnan(value) or value > _DIVERGED * min(smoothed):
+            break
     return np.array(tried), np.array(smoothed)
 
 
@@ -118,9 +123,15 @@ def suggest(
 ) -> float | None:
     """Return the ``valley`` of a sweep without its first tenth and its last 5 steps.
 
-    Losses fall by chance at the start and diverge at the end.
+    Losses fall by chance at the start and diverge at the end. A loss that is NaN ends the sweep
+    without dropping steps before it, except the last 5 of a whole one.
+
+    Source: fastai's ``lr_find``.
     """
-    kept = slice(STEPS // 10, -_BRINK)
+    end = len(losses) - _BRINK
+    if len(losses) and math.isnan(losses[-1]):
+        end = min(len(losses) - 1, STEPS - _BRINK)
+    kept = slice(STEPS // 10, max(end, 0))
     return valley(tried[kept], losses[kept])
 
 
@@ -130,7 +141,8 @@ def valley(tried: Float[np.ndarray, " steps"], losses: Float[np.ndarray, " steps
     The longest fall is the longest subsequence in which each loss is lower than the one before.
     Its middle avoids both the flat start and the brink of divergence.
 
-    Source: fastai's ``valley`` rule.
+    Source: fastai's ``valley`` rule, whose rounding of the middle is kept.
+    Differs: where no loss is below an earlier one, that rule returns the first rate.
     """
     length = np.ones(len(losses), int)
     for i in range(1, len(losses)):
@@ -138,5 +150,5 @@ def valley(tried: Float[np.ndarray, " steps"], losses: Float[np.ndarray, " steps
     if not len(losses) or length.max() < 2:
         return None
     end = int(length.argmax())
-    start = end - int(length[end])
-    return float(tried[start + (end - start) // 2])
+    longest = int(length[end])
+    return float(tried[end - longest + longest // 3 + longest // 6])

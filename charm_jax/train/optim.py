@@ -1,46 +1,75 @@
 """The optimizer: AdamW in depth groups under a one-cycle schedule of rate and b1."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
 # By depth: the first two are keys of the parameters, and all other keys belong to the head.
 GROUPS = ("trunk", "expansion", "head")
 
-_WARM_UP = 0.25  # share of the steps before the rate's peak
-_DIV_START = 25.0  # the rate begins at peak / 25
-_DIV_END = 1e5  # and ends at peak / 1e5
+_DIV_END = 1e5  # the rate ends at peak / 1e5
 _B1_HIGH, _B1_LOW = 0.95, 0.85
 
 Schedule = Callable[[int | Array], Array]
 
 
-def one_cycle_rate(peak: float, steps: int) -> Schedule:
-    """Return the rate by step: cosine from peak/25 to the peak at a quarter, then to peak/1e5.
+@dataclasses.dataclass(frozen=True)
+class Cycle:
+    """Describe the shape of a one-cycle schedule.
 
-    Source: fastai's ``fit_one_cycle`` with ``pct_start=0.25``, as the reference calls it.
+    Attributes:
+        peak: highest rate, over the ``peak_lr`` of the stage.
+        warm_up: share of the steps before the peak.
+        div: highest rate over the first.
     """
-    return optax.cosine_onecycle_schedule(
-        steps,
-        peak,
-        pct_start=_WARM_UP,
-        div_factor=_DIV_START,
-        final_div_factor=_DIV_END / _DIV_START,
-    )
+
+    peak: float = 1.0
+    warm_up: float = 0.25
+    div: float = 25.0
 
 
-def one_cycle_b1(steps: int) -> Schedule:
-    """Return Adam's b1 by step: 0.95 to 0.85 over a quarter of the steps, and back."""
-    return optax.piecewise_interpolate_schedule(
-        "cosine", _B1_HIGH, {peak_step(steps): _B1_LOW / _B1_HIGH, steps: _B1_HIGH / _B1_LOW}
-    )
+# Cycles of the frozen epochs and of those after them. Source: fastai's ``fit_one_cycle``, and
+# ``fine_tune`` with its default arguments.
+SCHEDULES = {
+    "one_cycle": (Cycle(), Cycle()),
+    "fine_tune": (Cycle(warm_up=0.99), Cycle(peak=0.5, warm_up=0.3, div=5.0)),
+}
 
 
-def peak_step(steps: int) -> int:
-    """Return the step at which the rate of a cycle of ``steps`` peaks."""
-    return int(_WARM_UP * steps)
+def one_cycle_rate(peak: float, steps: int, cycle: Cycle) -> Schedule:
+    """Return the rate by step: a cosine from peak/div to ``peak``, then one to peak/1e5."""
+    return _two_cosines(peak / cycle.div, peak, peak / _DIV_END, steps, cycle.warm_up)
+
+
+def one_cycle_b1(steps: int, cycle: Cycle) -> Schedule:
+    """Return Adam's b1 by step: 0.95 to 0.85 while the rate rises, and back."""
+    return _two_cosines(_B1_HIGH, _B1_LOW, _B1_HIGH, steps, cycle.warm_up)
+
+
+def _two_cosines(start: float, middle: float, end: float, steps: int, warm_up: float) -> Schedule:
+    """Return a schedule that is ``middle`` after the share ``warm_up`` of the steps.
+
+    Differs: ``optax.cosine_onecycle_schedule`` rounds the place of the peak down to a step.
+    """
+
+    def schedule(step: int | Array) -> Array:
+        position = jnp.asarray(step, jnp.float32) / steps
+        rises = position < warm_up
+        share = jnp.where(rises, position / warm_up, (position - warm_up) / (1 - warm_up))
+        before, after = jnp.where(rises, start, middle), jnp.where(rises, middle, end)
+        # This square is (1 + cos(pi share)) / 2, without its cancellation near the end.
+        return after + (before - after) * jnp.cos(jnp.pi / 2 * share) ** 2
+
+    return schedule
+
+
+def peak_step(steps: int, cycle: Cycle) -> int:
+    """Return the last step of a cycle of ``steps`` before the rate falls."""
+    return int(cycle.warm_up * steps)
 
 
 def decays(params: PyTree[Array]) -> PyTree[bool]:
@@ -90,13 +119,19 @@ def adamw(
 
 
 def adamw_one_cycle(
-    peaks: Mapping[str, float], steps: int, *, clip_norm: float = 0.0, accumulate: int = 1
+    peaks: Mapping[str, float],
+    steps: int,
+    cycle: Cycle = SCHEDULES["one_cycle"][1],
+    *,
+    clip_norm: float = 0.0,
+    accumulate: int = 1,
 ) -> optax.GradientTransformation:
     """Return ``adamw`` with a one-cycle schedule.
 
     Args:
-        peaks: highest rate of each depth group.
+        peaks: ``peak_lr`` of each depth group.
         steps: batches of the cycle, at least 1; an update may accumulate several.
+        cycle: its shape.
         clip_norm: as in ``adamw``.
         accumulate: as in ``adamw``.
 
@@ -107,8 +142,8 @@ def adamw_one_cycle(
         raise ValueError(f"a one-cycle schedule needs at least one step, not {steps}")
     updates = max(steps // accumulate, 1)
     return adamw(
-        one_cycle_rate(peaks["head"], updates),
-        one_cycle_b1(updates),
+        one_cycle_rate(cycle.peak * peaks["head"], updates, cycle),
+        one_cycle_b1(updates, cycle),
         share={group: peak / peaks["head"] for group, peak in peaks.items()},
         clip_norm=clip_norm,
         accumulate=accumulate,

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from charm_jax.train.optim import Cycle
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -11,6 +13,7 @@ class Plan:
         stage: its stage, the key of its settings and images; a frozen phase shares it.
         freeze_trunk: whether the trunk keeps its weights.
         steps_per_epoch: full batches in an epoch.
+        cycle: shape of the schedule.
         peak_step: steps before the learning rate falls; early stopping starts to count there.
         patience: epochs without a better validation loss after which training stops.
         min_delta: decrease of the validation loss that resets the patience.
@@ -24,6 +27,7 @@ class Plan:
     epochs: int
     steps_per_epoch: int
     batch_size: int
+    cycle: Cycle
     peak_step: int
     patience: int
     min_delta: float

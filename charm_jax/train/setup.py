@@ -69,14 +69,16 @@ def plan(experiment: Experiment, phase: str) -> Plan:
     keys, epochs = settings.stages[stage], settings.epochs(stage, frozen)
     images = len(experiment.data.split.rows(stage, "train"))
     steps = loader.steps_per_epoch(images, keys.batch_size)
+    cycle = optim.SCHEDULES[keys.schedule][0 if frozen else 1]
     return Plan(
         phase=phase,
         stage=stage,
-        freeze_trunk=frozen,
+        freeze_trunk=frozen and keys.freeze_trunk,
         epochs=epochs,
         steps_per_epoch=steps,
         batch_size=keys.batch_size,
-        peak_step=optim.peak_step(epochs * steps),
+        cycle=cycle,
+        peak_step=optim.peak_step(epochs * steps, cycle),
         patience=keys.patience,
         min_delta=keys.min_delta,
         save_every=settings.checkpoint.every_steps,
@@ -85,11 +87,16 @@ def plan(experiment: Experiment, phase: str) -> Plan:
 
 
 def optimizer(experiment: Experiment, plan: Plan, peak_lr: float) -> optax.GradientTransformation:
-    """Return AdamW with one cycle over all epochs of a phase; ``peak_lr`` is the head's."""
+    """Return AdamW with one cycle over all epochs of a phase.
+
+    Args:
+        peak_lr: of the stage, for the head.
+    """
     keys = experiment.settings.stages[plan.stage]
     return optim.adamw_one_cycle(
         optim.geometric(peak_lr / keys.lr_spread, peak_lr),
         plan.epochs * plan.steps_per_epoch,
+        plan.cycle,
         clip_norm=keys.clip_norm,
         accumulate=keys.accumulate,
     )

@@ -249,7 +249,7 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
     command = cli.Command("", lambda values: None, config=True)
     config = cli.load_settings(cli.parse(command, overrides), path)
     assert config.data.split == config.preset == "notebook"
-    assert config.stages["focal"].lr_spread == 1.0
+    assert config.stages["focal"].epochs == 5
     assert config.stages["bce"].frozen_epochs == 2
     assert config.stages["focal"].loss == "bce"
 

@@ -8,9 +8,10 @@ import pytest
 
 from charm_jax.train import log as log_module
 from charm_jax.train.log import RunLog, run_log
+from charm_jax.train.optim import Cycle
 from charm_jax.train.plan import Plan
 
-PLAN = Plan("bce", "bce", False, 2, 4, 8, 0, 3, 0.0, 100)
+PLAN = Plan("bce", "bce", False, 2, 4, 8, Cycle(), 0, 3, 0.0, 100)
 FIRST, SECOND = (
     dataclasses.replace(PLAN, phase=phase, steps_per_epoch=5) for phase in ("bce_frozen", "bce")
 )

@@ -12,6 +12,7 @@ from charm_jax.models.state import TrainState
 from charm_jax.train import loop
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss
+from charm_jax.train.optim import Cycle
 from charm_jax.train.plan import Plan, Progress
 from charm_jax.train.trainer import agree
 
@@ -22,6 +23,7 @@ PLAN = Plan(
     epochs=3,
     steps_per_epoch=4,
     batch_size=2,
+    cycle=Cycle(),
     peak_step=0,
     patience=100,
     min_delta=0.0,

@@ -6,15 +6,110 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import experiment_of
 
+from charm_jax.config import recipe
 from charm_jax.models.state import TrainState, begin_stage
-from charm_jax.train import lr_finder, optim
+from charm_jax.train import lr_finder, optim, setup
 
 
-def test_the_rates_are_exponential_from_end_to_end():
-    rates = np.array([lr_finder.rates()(step) for step in range(lr_finder.STEPS)])
+def test_the_rates_are_exponential_and_would_end_after_the_last_step():
+    rates = np.array([lr_finder.rates()(step) for step in range(lr_finder.STEPS + 1)])
     np.testing.assert_allclose(rates[[0, -1]], [lr_finder.FIRST, lr_finder.LAST], rtol=1e-4)
-    np.testing.assert_allclose(rates[1:] / rates[:-1], rates[1] / rates[0], rtol=1e-3)
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 10 ** (8 / 100), rtol=1e-3)
+
+
+EMPTY = TrainState(jnp.zeros((), jnp.int32), {}, {}, None, None, (), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("one_cycle", ["bce_frozen", "bce"]), ("fine_tune", ["bce_frozen"])],
+)
+def test_the_two_cycles_of_fine_tune_share_a_range_test(schedule, expected, tmp_path, monkeypatch):
+    config = recipe.defaults()
+    config.update(name="x", runs_dir=str(tmp_path))
+    config.stages.bce.update(schedule=schedule, find_lr=True)
+    experiment = experiment_of(config, {"bce": 640, "focal": 1280})
+    experiment.directory.mkdir()
+    tests = []
+
+    def range_test(experiment, plan, state):
+        tests.append(plan.phase)
+        return {"peak_lr": 1e-3 * len(tests), "rates": [1e-4, 1e-3], "losses": [1.0, 0.5]}
+
+    monkeypatch.setattr(lr_finder, "_range_test", range_test)
+    plans = [setup.plan(experiment, phase) for phase in ("bce_frozen", "bce")]
+    peaks = [lr_finder.peak_rate(experiment, plan, EMPTY) for plan in plans]
+    assert tests == expected
+    assert peaks == [1e-3, 1e-3 * len(expected)]
+
+
+def losses_of(seed):
+    """The losses of a range test: a fall, a rise, and noise."""
+    rng = np.random.default_rng(seed)
+    decade = np.linspace(-7, 1, 100, endpoint=False)
+    valley, brink = rng.uniform(-4, -1), rng.uniform(-1, 1)
+    fall = 0.5 / (1 + np.exp(-4 * (decade - valley)))
+    rise = 0.2 * np.exp(rng.uniform(1, 8) * (decade - brink))
+    return (0.7 - fall + rise + rng.normal(0, 0.05, 100)).astype(np.float32)
+
+
+def found(losses):
+    """The rate of a range test whose steps have these losses."""
+    steps = itertools.count()
+
+    def train_step(state, batch):
+        step = next(steps)
+        return state, {"loss": losses[step], "rate": 1e-7 * 10 ** (8 * step / 100)}
+
+    return lr_finder.suggest(*lr_finder.sweep(EMPTY, itertools.repeat(None), train_step))
+
+
+# What lr_find of fastai 2.8.12 returns for the losses of seeds 0, 1, 2, ...
+FASTAI = [0.022909, 0.010965, 0.0025119, 0.0017378, 0.047863, 0.022909, 0.0052481, 0.033113]
+FASTAI += [0.0043652, 0.0063096, 0.013183, 0.0017378]
+FASTAI_THEN_NAN = [1e-05, 0.00015849, 0.00027542, 0.00057544, 0.022909, 0.013183]
+FASTAI_THEN_INFINITE = [1e-05, 9.1201e-05, 0.00022909, 0.00047863, 0.013183, 0.010965]
+
+
+def test_the_rate_found_is_fastais():
+    rates = [found(losses_of(seed)) for seed in range(len(FASTAI))]
+    np.testing.assert_allclose(rates, FASTAI, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"), [(np.nan, FASTAI_THEN_NAN), (np.inf, FASTAI_THEN_INFINITE)]
+)
+def test_the_rate_found_before_the_loss_runs_away_is_fastais(bad, expected):
+    for seed, rate in enumerate(expected):
+        losses = losses_of(seed)
+        losses[40 + 10 * seed :] = bad
+        assert found(losses) == pytest.approx(rate, rel=1e-4), seed
+
+
+def plainly_found(losses):
+    """The same by the plainest means: all falls, longest first, then the earliest end."""
+    smooth, points = 0.0, []
+    for step, loss in enumerate(losses):
+        smooth = 0.98 * smooth + 0.02 * float(loss)
+        points.append((1e-7 * 10 ** (8 * step / 100), smooth / (1 - 0.98 ** (step + 1))))
+        if points[-1][1] > 4 * min(value for _, value in points):
+            break
+    points = points[10:-5]
+    falls = []  # of each point, the length of the longest fall that ends there
+    for i, (_, value) in enumerate(points):
+        before = [falls[j] for j in range(i) if points[j][1] > value]
+        falls.append(1 + max(before, default=0))
+    longest = max(falls)
+    start = falls.index(longest) - longest
+    return points[start + int(longest / 3) + int(longest / 3 / 2)][0]
+
+
+def test_the_rate_found_is_that_of_the_plain_rule_on_many_curves():
+    for seed in range(100, 300):
+        losses = losses_of(seed)
+        assert found(losses) == pytest.approx(plainly_found(losses)), seed
 
 
 def test_the_valley_is_half_way_down_the_longest_fall():
@@ -22,6 +117,8 @@ def test_the_valley_is_half_way_down_the_longest_fall():
     rates = 10.0 ** np.arange(-7, 1)
     # The fall 5.1 … 1 has six members, the places 1 to 6; its middle is place 3.
     assert lr_finder.valley(rates, losses) == pytest.approx(rates[3])
+    # Of seven members fastai takes the place before the middle one.
+    assert lr_finder.valley(np.arange(8.0), np.arange(8.0, 0, -1)[[0, *range(7)]]) == 3.0
 
 
 def test_what_falls_first_and_last_does_not_count():
@@ -87,5 +184,5 @@ def test_a_sweep_gives_rates_and_smoothed_losses_and_leaves_the_state():
 def test_a_sweep_ends_where_the_loss_runs_away(end):
     step = _train_step(lambda step: jnp.where(step < 30, 1.0, end))
     rates, losses = lr_finder.sweep(_state(), itertools.repeat(None), step)
-    assert len(rates) == len(losses) == 30
-    assert np.isfinite(losses).all()
+    assert len(rates) == len(losses) == 31
+    np.testing.assert_allclose(losses[:30], 1.0, rtol=1e-5)

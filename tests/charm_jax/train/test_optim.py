@@ -23,43 +23,36 @@ def fastai_combined(start, middle, end, position, pct=0.25):
     return fastai_cosine(middle, end, (position - pct) / (1 - pct))
 
 
-def test_the_rate_runs_from_a_25th_over_the_peak_to_a_100000th():
-    rate = optim.one_cycle_rate(PEAK, 400)
-    np.testing.assert_allclose(rate(0), PEAK / 25, rtol=1e-5)
-    np.testing.assert_allclose(rate(100), PEAK, rtol=1e-5)
-    np.testing.assert_allclose(rate(400), PEAK / 1e5, rtol=1e-2)
-    rates = np.array([rate(step) for step in range(401)])
-    assert rates.argmax() == optim.peak_step(400) == 100
-    assert (np.diff(rates[:101]) > 0).all()
-    assert (np.diff(rates[100:]) < 0).all()
+CYCLES = [cycle for cycles in optim.SCHEDULES.values() for cycle in cycles]
 
 
-def test_b1_runs_against_the_rate():
-    b1 = optim.one_cycle_b1(400)
-    np.testing.assert_allclose([b1(0), b1(100), b1(400)], [0.95, 0.85, 0.95], rtol=1e-6)
-    values = np.array([b1(step) for step in range(401)])
-    assert values.argmin() == 100
-    assert (np.diff(values[:101]) < 1e-6).all()
-    assert (np.diff(values[100:]) > -1e-6).all()
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 40, 1001])
+@pytest.mark.parametrize("cycle", CYCLES, ids=str)
+def test_both_schedules_are_fastais_at_every_step(cycle, steps):
+    rate = jax.vmap(optim.one_cycle_rate(PEAK, steps, cycle))(np.arange(steps))
+    b1 = jax.vmap(optim.one_cycle_b1(steps, cycle))(np.arange(steps))
+    positions, pct = np.arange(steps) / steps, cycle.warm_up
+    expected = [fastai_combined(PEAK / cycle.div, PEAK, PEAK / 1e5, p, pct) for p in positions]
+    np.testing.assert_allclose(rate, expected, rtol=1e-4)
+    expected = [fastai_combined(0.95, 0.85, 0.95, p, pct) for p in positions]
+    np.testing.assert_allclose(b1, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [4, 40, 1000])
-def test_both_schedules_are_fastais(steps):
-    rate, b1 = optim.one_cycle_rate(PEAK, steps), optim.one_cycle_b1(steps)
-    for step in np.unique(np.linspace(0, steps, 41, dtype=int)):
-        position = step / steps
-        expected = fastai_combined(PEAK / 25, PEAK, PEAK / 1e5, position)
-        np.testing.assert_allclose(rate(step), expected, rtol=1e-4, atol=1e-10)
-        expected = fastai_combined(0.95, 0.85, 0.95, position)
-        np.testing.assert_allclose(b1(step), expected, rtol=1e-5)
+@pytest.mark.parametrize("cycle", CYCLES, ids=str)
+def test_the_rate_falls_from_the_step_of_its_peak_on(cycle):
+    rate, b1 = optim.one_cycle_rate(PEAK, 400, cycle), optim.one_cycle_b1(400, cycle)
+    rates, b1s = (np.array(jax.vmap(each)(np.arange(401))) for each in (rate, b1))
+    assert rates.argmax() == b1s.argmin() == optim.peak_step(400, cycle) == 400 * cycle.warm_up
+    np.testing.assert_allclose(rates[[0, -1]], [PEAK / cycle.div, PEAK / 1e5], rtol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_very_short_cycles_stay_in_range(steps):
-    rate, b1 = optim.one_cycle_rate(PEAK, steps), optim.one_cycle_b1(steps)
-    for step in range(steps + 1):
-        assert 0 < rate(step) <= PEAK * (1 + 1e-6)
-        assert 0.85 - 1e-6 <= b1(step) <= 0.95 + 1e-6
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_very_short_cycle_does_not_begin_at_its_peak(steps):
+    rate, b1 = (
+        optim.one_cycle_rate(PEAK, steps, optim.Cycle()),
+        optim.one_cycle_b1(steps, optim.Cycle()),
+    )
+    np.testing.assert_allclose([rate(0), b1(0)], [PEAK / 25, 0.95], rtol=1e-5)
 
 
 def test_weight_decay_acts_on_kernels_only():

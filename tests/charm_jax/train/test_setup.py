@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import experiment_of
+
+from charm_jax.config import cli, recipe
+from charm_jax.train import optim, setup
+from charm_jax.train.plan import Progress
+
+
+def notebook():
+    """The published run's preset with a batch an epoch, whose rates are few enough to write."""
+    return experiment_of(cli.load_config("effv2s", "notebook"), {"bce": 64, "focal": 128})
+
+
+# Rate and momentum of every step, of fastai 2.8.12: fine_tune(20, 2.290867705596611e-4,
+# freeze_epochs=3), then fit_one_cycle(5, slice(2e-5, 8e-5)), with one parameter group.
+PUBLISHED = {
+    "bce_frozen": ("9.16347e-06 6.51547e-05 0.000176108", "0.95 0.924541 0.87409"),
+    "bce": (
+        """2.29087e-05 2.9047e-05 4.58174e-05 6.8726e-05 9.16347e-05 0.000108405 0.000114543
+        0.000113107 0.000108872 0.000102049 9.29802e-05 8.21213e-05 7.00163e-05 5.72723e-05
+        4.45282e-05 3.24233e-05 2.15643e-05 1.24959e-05 5.67277e-06 1.43705e-06""",
+        """0.95 0.943301 0.925 0.9 0.875 0.856699 0.85 0.851254 0.854952 0.860908 0.868826 0.878306
+        0.888874 0.9 0.911126 0.921694 0.931174 0.939092 0.945048 0.948746""",
+    ),
+    "focal": (
+        "3.2e-06 7.26663e-05 7.23608e-05 4.41815e-05 1.32354e-05",
+        "0.95 0.859549 0.859549 0.894774 0.933457",
+    ),
+}
+
+
+def hyperparams_of(experiment, phase):
+    """Rate and b1 of every step of a phase, and of the groups' shares of the rate."""
+    plan = setup.plan(experiment, phase)
+    keys = experiment.settings.stages[plan.stage]
+    optimizer = setup.optimizer(experiment, plan, keys.peak_lr)
+    params = {part: {"kernel": jnp.ones(1)} for part in optim.GROUPS}
+
+    def step(state, _):
+        updates, state = optimizer.update(params, state, params)
+        return state, (optim.hyperparams(state), updates)
+
+    steps = plan.epochs * plan.steps_per_epoch
+    _, (values, updates) = jax.lax.scan(step, optimizer.init(params), None, length=steps)
+    for part in optim.GROUPS:  # one group: all move alike
+        np.testing.assert_array_equal(updates[part]["kernel"], updates["head"]["kernel"])
+    return values["learning_rate"], values["b1"]
+
+
+def test_the_notebook_preset_has_the_published_rates_at_every_step():
+    experiment = notebook()
+    assert list(experiment.settings.phases) == list(PUBLISHED)
+    for phase, texts in PUBLISHED.items():
+        rates, b1s = (np.array(text.split(), float) for text in texts)
+        rate, b1 = hyperparams_of(experiment, phase)
+        np.testing.assert_allclose(rate, rates, rtol=1e-5, err_msg=phase)
+        np.testing.assert_allclose(b1, b1s, rtol=2e-6, err_msg=phase)
+
+
+def test_the_notebook_preset_freezes_nothing_and_begins_from_imagenet():
+    experiment = notebook()
+    assert experiment.settings.model.init_from == "imagenet"
+    assert not any(setup.plan(experiment, phase).freeze_trunk for phase in PUBLISHED)
+    published = experiment_of(recipe.defaults(), {"bce": 64, "focal": 128})
+    frozen = [setup.plan(published, phase).freeze_trunk for phase in published.settings.phases]
+    assert frozen == [True, False, False]
+
+
+# Validation losses that the published run printed.
+PRINTED = {
+    "bce": """0.257099 0.252503 0.250111 0.248552 0.247113 0.246961 0.246589 0.245976 0.250821
+    0.254083 0.257040""",
+    "focal": "0.027894 0.027591 0.027159 0.027115",
+}
+
+
+@pytest.mark.parametrize("phase", PRINTED)
+def test_the_notebook_preset_stops_where_the_published_run_did(phase):
+    plan, progress = setup.plan(notebook(), phase), Progress(phase)
+    for epoch, loss in enumerate(map(float, PRINTED[phase].split()), start=1):
+        assert not progress.finished
+        progress = progress.after_validation(plan, epoch, loss, None)
+    assert progress.stopped_early
+
+
+def test_the_schedules_to_choose_are_those_that_there_are():
+    for stage in recipe.STAGES:
+        assert set(recipe.KEYS[f"stages.{stage}.schedule"].choices) == set(optim.SCHEDULES)
+
+
+def test_fine_tune_can_be_chosen_for_a_frozen_trunk_and_depth_groups():
+    config = recipe.defaults()
+    config.stages.focal.schedule, config.stages.focal.frozen_epochs = "fine_tune", 2
+    experiment = experiment_of(config, {"bce": 64, "focal": 256})
+    frozen, rest = (setup.plan(experiment, phase) for phase in ("focal_frozen", "focal"))
+    assert (frozen.freeze_trunk, rest.freeze_trunk) == (True, False)
+    assert (frozen.peak_step, rest.peak_step) == (3, 6)  # 0.99 of 4 steps, 0.3 of 20
+    optimizer = setup.optimizer(experiment, rest, 8e-5)
+    params = {part: {"bias": jnp.ones(1)} for part in optim.GROUPS}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    moved = [-float(updates[part]["bias"][0]) for part in optim.GROUPS]
+    np.testing.assert_allclose(moved, 8e-5 / 2 / 5 * np.array([0.25, 0.5, 1.0]), rtol=1e-4)
