@@ -8,6 +8,7 @@ calibration, metrics with 1,000 resamples, subgroups, comparison, the tables and
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -22,9 +23,10 @@ import numpy as np
 
 from charm_jax.config import recipe
 from charm_jax.eval import files
-from charm_jax.metrics import calibration, comparison, subgroups, summary
+from charm_jax.metrics import calibration, intervals, summary
+from charm_jax.metrics.result import BankSource, CalibrationSource, EvaluationResult, Scores
 from charm_jax.report import page
-from charm_jax.report.contents import Bank, Evaluated
+from charm_jax.report.contents import Bank, Contents, Evaluated
 from charm_jax.runs import folder as runs
 from data_pipelines.sources import nih_chest_xray14
 from data_pipelines.tables import splits
@@ -33,7 +35,7 @@ from data_pipelines.tables.case_table import CaseTable
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--interval", choices=summary.INTERVALS, default="bootstrap")
+    parser.add_argument("--interval", choices=intervals.METHODS, default="bootstrap")
     parser.add_argument("--cores", type=int, default=2)
     return parser.parse_args()
 
@@ -60,41 +62,39 @@ def simulated(table: CaseTable, rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def write_report(
-    path: Path, table: CaseTable, rows: np.ndarray, logits: np.ndarray, metrics: dict[str, Any]
+    path: Path, table: CaseTable, rows: np.ndarray, logits: np.ndarray, scores: Scores
 ) -> None:
     """Write the report of a SIMULATED network with 512 stored cases that reads 5."""
     rng = np.random.default_rng(3)
     stored, n = rng.choice(len(table.images), 512, replace=False), len(rows)
-    described = {
-        "source": table.source,
-        "simulated": True,
-        "rule": "official",
-        "split": "test",
-        **splits.part_summary(table, rows),
-        "checkpoint": "focal/1",
-        "patients_known": True,
-        "bank": {
-            "source": table.source,
-            "split": "train",
-            "images_sha256": None,
-            "patients_known": True,
-            "images_here": 0,
-        },
-        "images_missing": 0,
-        "refused": 0,
-        "leak_images": 0,
-        "leak_of": 0,
-        "leak_of_all": 0,
-        "leak_seen": 0,
-        "trained_on_simulated": True,
-        "began_from": None,
-        "calibration": {"split_sha256": "0" * 64, "on_these_images": False},
-    }
-    described |= {"n_images": n, "n_patients": described["patients"]}
-    described["split_sha256"] = described["sha256"]
-    page.write(
-        path,
-        metrics=metrics | described,
+    part = splits.part_summary(table, rows)
+    result = EvaluationResult(
+        **vars(scores),
+        source=table.source,
+        simulated=True,
+        data={},
+        rule="official",
+        split="test",
+        split_sha256=part["sha256"],
+        n_images=part["images"],
+        n_patients=part["patients"],
+        patients_known=True,
+        images_present=len(table.images),
+        images_missing=0,
+        refused=0,
+        leak_images=0,
+        leak_of=0,
+        leak_of_all=0,
+        leak_seen=0,
+        checkpoint="focal/1",
+        trained_on_simulated=True,
+        began_from=None,
+        calibration=CalibrationSource(
+            checkpoint="focal/1", split_sha256="0" * 64, on_these_images=False
+        ),
+        bank=BankSource(source=table.source, split="train", patients_known=True, images_here=0),
+    )
+    contents = Contents(
         evaluated=Evaluated(
             findings=table.findings,
             images=table.images[rows],
@@ -118,6 +118,7 @@ def write_report(
             rows=stored,
         ),
     )
+    page.write(path, result, contents)
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def main() -> None:
     parts = splits.make_split(table, "official", {"all": "all"}, 0).stages["all"]
     train, val, rows = (parts[name] for name in ("train", "val", "test"))
     logits, other = simulated(table, rows, 1), simulated(table, rows, 2)
-    part = summary.Scored(logits, table.labels[rows], table.patients[rows], table.findings)
+    part = intervals.EvalSet(logits, table.labels[rows], table.patients[rows], table.findings)
     shares = (table.labels[train] == 1).mean(axis=0).tolist()
     print(f"{len(rows):,} images x {len(table.findings)} findings, SIMULATED scores\n")
     print("| step | s | peak MiB |\n| --- | --- | --- |")
@@ -138,18 +139,18 @@ def main() -> None:
         "temperatures and thresholds",
         lambda: calibration.fit(simulated(table, val, 0), table.labels[val], table.findings),
     )
-    timed("resampling alone (1,000)", lambda: summary.Spread(part, args.interval))
-    metrics = timed(
+    timed("resampling alone (1,000)", lambda: intervals.ConfidenceIntervals(part, args.interval))
+    scores = timed(
         "metrics, intervals, subgroups",
         lambda: summary.score(
             part,
             fitted=fitted,
             prevalence=dict(zip(table.findings, shares, strict=True)),
-            attributes=subgroups.attributes(table.views[rows], table.sexes[rows], table.ages[rows]),
+            attributes=summary.attributes(table.views[rows], table.sexes[rows], table.ages[rows]),
             method=args.interval,
         ),
     )
-    timed("comparison", lambda: comparison.compare(part, other, args.interval))
+    timed("comparison", lambda: intervals.compare(part, other, args.interval))
     with tempfile.TemporaryDirectory() as out:
         path = Path(out) / "predictions.csv"
         timed(
@@ -162,9 +163,9 @@ def main() -> None:
             lambda: files.read_logits(path, images, table.findings),
         )
         path = Path(out) / "report.html"
-        timed("report.html", lambda: write_report(path, table, rows, logits, metrics))
+        timed("report.html", lambda: write_report(path, table, rows, logits, scores))
         report_bytes = path.stat().st_size
-        metrics_json = json.dumps(metrics, allow_nan=False)
+        metrics_json = json.dumps(dataclasses.asdict(scores), allow_nan=False)
     print(f"| all | {time.perf_counter() - began:.2f} | |\n\nmetrics: {len(metrics_json):,} bytes")
     print(f"report: {report_bytes:,} bytes")
 

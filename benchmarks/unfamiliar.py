@@ -69,7 +69,7 @@ def row(name: str, said: Mapping[str, np.ndarray], reference: Mapping) -> str:
     flags = {measure: value >= ood.LIMIT for measure, value in judged.items()}
     sds = said["thumbnail"].std(axis=(1, 2))
     places = range(len(sds))
-    reasons = [ood.unfamiliar({m: v[i] for m, v in judged.items()}, sds[i]) for i in places]
+    reasons = [ood.reasons({m: v[i] for m, v in judged.items()}, sds[i]) for i in places]
     shares = [f"{100 * flag.mean():.1f} %" for flag in flags.values()]
     any_of_them = 100 * np.mean([bool(reason) for reason in reasons])
     return " | ".join(["", name, f"{len(sds)}", *shares, f"{any_of_them:.1f} %", ""]).strip()

@@ -10,7 +10,6 @@ refused; 2 bad input.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -18,24 +17,35 @@ from absl import flags
 from charm_jax.config import cli, validate
 from charm_jax.config.cli import say
 from charm_jax.config.settings import Settings
-from charm_jax.eval import files, page
+from charm_jax.eval import files
 from charm_jax.eval.text import table
 from charm_jax.inference import fitted, loaded
 from charm_jax.inference.loaded import LoadedModel
-from charm_jax.metrics import calibration, comparison, subgroups, summary
+from charm_jax.metrics import calibration, intervals, summary
+from charm_jax.metrics.intervals import EvalSet
+from charm_jax.metrics.result import (
+    BankSource,
+    CalibrationSource,
+    Comparison,
+    EvaluationResult,
+    Scores,
+)
+from charm_jax.report import contents, page
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
 from charm_jax.runs.arguments import SPLITS, define_run_flags, find_run, read_settings
+from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.cases import CaseMatch
+from charm_jax.runs.data import Data
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate a checkpoint of a run and return the exit code.
+    """Evaluate a checkpoint of a run or a weight file; return the exit code.
 
     Raises:
-        InputError: no such run, checkpoint or part, bad data, or nothing to compare with.
+        InputError: no such run, checkpoint or split, bad data, or nothing to compare with.
     """
     run, config, values = _parse(argv)
     validate.check(config)
@@ -50,135 +60,100 @@ def main(argv: list[str]) -> int:
         model = loaded.load_run(run, values.checkpoint, values.memory)
     match = model.match_cases(data.table)
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
-    other = _other(config, data, rows, values)
+    other = None
+    if values.compare:  # read before anything is evaluated
+        compared = runs.find_evaluated(Path(config.runs_dir), values.compare)
+        other = files.read_other(compared, values.split, data.table, rows)
     say(f"Evaluating {model.description}.")
     outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
-    fitted_values = fitted.load_calibration(model, data)
-    scored = summary.Scored(
-        outputs["logits"], data.table.labels[rows], data.table.patients[rows], data.table.findings
+    cases = data.table
+    evaluated = EvalSet(outputs["logits"], cases.labels[rows], cases.patients[rows], cases.findings)
+    calibrated = fitted.load_calibration(model, data)
+    scores = summary.score(
+        evaluated,
+        fitted=calibrated or calibration.nothing(cases.findings),
+        prevalence=None if model.trained is None else model.trained["prevalence"],
+        attributes=summary.attributes(cases.views[rows], cases.sexes[rows], cases.ages[rows]),
+        method=values.interval,
     )
-    metrics = {
-        **_described(config, data, rows, match),
-        "split": values.split,
-        **model.provenance,
-        "bank": model.describe_bank(match, rows),
-        **_scored(scored, data, rows, model, fitted_values, values.interval),
-    }
+    comparison = None
     if other is not None:
-        metrics["comparison"] = _compared(scored, *other, values)
+        theirs, logits = other
+        macro, findings = intervals.compare(evaluated, logits, values.interval)
+        comparison = Comparison(
+            run=values.compare,
+            checkpoint=theirs.checkpoint,
+            interval_method=scores.interval_method,
+            macro=macro,
+            findings=findings,
+        )
+    source = None
+    if calibrated is not None:
+        source = CalibrationSource(
+            checkpoint=calibrated["checkpoint"],
+            split_sha256=calibrated["split_sha256"],
+            on_these_images=bool(fitted.fitted_on(model, calibrated, cases)[rows].any()),
+        )
+    result = _result(config, data, rows, values.split, model, match, scores, source, comparison)
     out = model.folder / "eval" / values.split
-    out.mkdir(parents=True, exist_ok=True)
-    # Last: where it is missing the tables count as none, whatever stopped this.
-    (out / "metrics.json").unlink(missing_ok=True)
-    _write_tables(out, data, rows, outputs, model)
-    runs.write_json(out / "metrics.json", metrics)
-    print(table(metrics))
+    files.write(out, result, cases, rows, outputs, model)
+    print(table(result))
     say(f"Written to {out}.")
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
     report = out / "report.html"
-    page.write(report, metrics, config, data, rows, outputs, model, match)
+    page.write(report, result, contents.collect(model, config, data, rows, outputs, match))
     say(f"Report: {report}")
     return 1 if data.refused else 0
 
 
-def _described(
-    config: Settings, data: run_data.Data, rows: np.ndarray, match: CaseMatch
-) -> dict[str, Any]:
-    """Describe the evaluated images, and how many the run had seen."""
-    part = splits.part_summary(data.table, rows)
-    abnormal = data.table.abnormal[rows]
-    present = int(data.table.present.sum())
-    return {
-        "source": data.table.source,
-        "simulated": data.table.simulated,
-        "data": config.raw["data"],
-        "rule": data.split.rule,
-        "split_sha256": part["sha256"],
-        "n_images": part["images"],
-        "n_patients": part["patients"],
-        "patients_known": data.table.patients_known,
-        "images_present": present,
-        "images_missing": len(data.table.images) - present,
-        "refused": data.refused,
-        "leak_images": int((match.patient_seen[rows] & abnormal).sum()),
-        "leak_of": int(abnormal.sum()),
-        "leak_of_all": int(match.patient_seen[rows].sum()),
-        "leak_seen": int(match.image_seen[rows].sum()),
-    }
-
-
-def _scored(
-    scored: summary.Scored,
-    data: run_data.Data,
+def _result(
+    config: Settings,
+    data: Data,
     rows: np.ndarray,
+    split: str,
     model: LoadedModel,
-    fitted_values: dict[str, Any] | None,
-    method: str,
-) -> dict[str, Any]:
-    """Score the predictions, with their thresholds and temperatures."""
-    cases = data.table
-    given = dict(zip(cases.findings, data.prevalence, strict=True))
-    trained = model.trained or {}
-    result = summary.score(
-        scored,
-        fitted=fitted_values or calibration.nothing(cases.findings),
-        # A run's own prevalences: other data may have no training part at all.
-        prevalence=trained.get("prevalence", given),
-        attributes=subgroups.attributes(cases.views[rows], cases.sexes[rows], cases.ages[rows]),
-        method=method,
+    match: CaseMatch,
+    scores: Scores,
+    source: CalibrationSource | None,
+    comparison: Comparison | None,
+) -> EvaluationResult:
+    """Put the result together: scores, evaluated images, and what the model saw of them."""
+    table = data.table
+    part = splits.part_summary(table, rows)
+    abnormal = table.abnormal[rows]
+    present = int(table.present.sum())
+    is_run = model.run is not None
+    held = model.describe_bank(match, rows)
+    # With one finding the abnormal images are of one class, so training used all.
+    stages = model.settings.stage_names if is_run and len(table.findings) > 1 else ()
+    return EvaluationResult(
+        **vars(scores),
+        source=table.source,
+        simulated=table.simulated,
+        data=config.raw["data"],
+        rule=data.split.rule,
+        split=split,
+        split_sha256=part["sha256"],
+        n_images=part["images"],
+        n_patients=part["patients"],
+        patients_known=table.patients_known,
+        images_present=present,
+        images_missing=len(table.images) - present,
+        refused=data.refused,
+        leak_images=int((match.patient_seen[rows] & abnormal).sum()) if is_run else None,
+        leak_of=int(abnormal.sum()),
+        leak_of_all=int(match.patient_seen[rows].sum()) if is_run else None,
+        leak_seen=int(match.image_seen[rows].sum()) if is_run else None,
+        checkpoint=model.checkpoint,
+        trained_on_simulated=model.provenance["trained_on_simulated"],
+        began_from=model.provenance["began_from"],
+        abnormal_only=tuple(s for s in stages if model.settings.stages[s].images == "abnormal"),
+        memory=None if held is None else model.provenance.get("memory", TRAINED),
+        calibration=source,
+        bank=None if held is None else BankSource(**held),
+        comparison=comparison,
     )
-    described = None
-    if fitted_values is not None:
-        described = {
-            "checkpoint": fitted_values["checkpoint"],
-            "split_sha256": fitted_values["split_sha256"],
-            "on_these_images": bool(fitted.fitted_on(model, fitted_values, cases)[rows].any()),
-        }
-    return result | {"calibration": described}
-
-
-def _other(
-    config: Settings, data: run_data.Data, rows: np.ndarray, values: flags.FlagValues
-) -> tuple[dict[str, Any], np.ndarray] | None:
-    """Metrics and logits of the run to compare with, read before anything is evaluated."""
-    if not values.compare:
-        return None
-    folder = runs.find_evaluated(Path(config.runs_dir), values.compare)
-    sha256 = splits.part_summary(data.table, rows)["sha256"]
-    images, findings = data.table.images[rows], data.table.findings
-    return files.read_other(folder, values.split, images, findings, sha256)
-
-
-def _compared(
-    scored: summary.Scored, other: dict[str, Any], logits: np.ndarray, values: flags.FlagValues
-) -> dict[str, Any]:
-    compared = comparison.compare(scored, logits, values.interval)
-    method = {"auroc": values.interval, "average_precision": "bootstrap"}
-    described = {"run": values.compare, "checkpoint": other["checkpoint"]}
-    return {**described, "interval_method": method, **compared}
-
-
-def _write_tables(
-    out: Path,
-    data: run_data.Data,
-    rows: np.ndarray,
-    outputs: dict[str, np.ndarray],
-    model: LoadedModel,
-) -> None:
-    path = out / "predictions.csv"
-    files.write_predictions(path, data.table, rows, outputs["logits"])
-    path = out / "retrieval.csv"
-    path.unlink(missing_ok=True)  # an earlier network may have had a bank
-    if "slots" in outputs:
-        files.write_retrieval(
-            path,
-            data.table.images[rows],
-            model.bank_cases(),
-            np.asarray(model.state.memory.case_ids)[outputs["slots"]],
-            outputs["similarities"],
-            outputs["valid"],
-        )
 
 
 def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
@@ -195,10 +170,10 @@ def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
 
 
 def _check_without_run(config: Settings, values: flags.FlagValues) -> None:
-    """Refuses what means nothing where weights are evaluated without their run.
+    """Refuse options that do not apply to weights without their run.
 
     Raises:
-        InputError: --run, --checkpoint, or no file that could hold a classifier.
+        InputError: --run, --checkpoint or --memory is given, or no file with a classifier.
     """
     if (
         values["run"].present
@@ -235,7 +210,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "interval",
         "bootstrap",
-        list(summary.INTERVALS),
+        list(intervals.METHODS),
         "confidence intervals of AUROC: by patients, or DeLong's, which assumes independent images",
         flag_values=values,
     )

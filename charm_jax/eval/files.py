@@ -1,19 +1,49 @@
-"""The tables that an evaluation leaves beside ``metrics.json``, and reading them again."""
+"""Write the files of an evaluation, and read those of another run."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
-from charm_jax.runs.folder import read_json
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.metrics.result import EvaluationResult
+from charm_jax.runs.folder import read_json, write_json
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
+from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
+
+
+def write(
+    out: Path,
+    result: EvaluationResult,
+    table: CaseTable,
+    rows: Int[np.ndarray, " images"],
+    outputs: Mapping[str, np.ndarray],
+    model: LoadedModel,
+) -> None:
+    """Write ``predictions.csv``, ``retrieval.csv`` for a model with a bank, and ``metrics.json``.
+
+    The last is missing until all are whole: without it the others do not count.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").unlink(missing_ok=True)
+    write_predictions(out / "predictions.csv", table, rows, outputs["logits"])
+    (out / "retrieval.csv").unlink(missing_ok=True)  # an earlier network may have had a bank
+    if "slots" in outputs:
+        write_retrieval(
+            out / "retrieval.csv",
+            table.images[rows],
+            model.bank_cases(),
+            np.asarray(model.state.memory.case_ids)[outputs["slots"]],
+            outputs["similarities"],
+            outputs["valid"],
+        )
+    write_json(out / "metrics.json", result.to_json())
 
 
 def write_predictions(
@@ -24,7 +54,7 @@ def write_predictions(
 ) -> None:
     """Write a line for each image: name, patient, scores, labels and logits.
 
-    A score is the sigmoid of the logit, which is no probability. Nine digits hold a float32.
+    A score is the sigmoid of the logit, not a probability. Nine digits hold a float32.
     """
     names = table.findings
     header = [
@@ -54,11 +84,11 @@ def write_retrieval(
     """Write a line for each stored case that a prediction read, best match first.
 
     Args:
-        path: of the file.
+        path: new file.
         images: names, ``[images]``.
-        cases: ``image`` and ``patient`` of the run that filled the bank, by case id; a case that
-            it lacks, as one of a bank from a weight file, stays without a name.
-        case_ids: what was read, -1 for a case without an id.
+        cases: ``image`` and ``patient`` by case id, of the run that filled the bank; a case that it
+            lacks, as those of a weight file, stays without a name.
+        case_ids: cases that were read; -1 for one without an id.
         similarities: cosines, -1 ... 1.
         valid: False where nothing was read.
     """
@@ -78,40 +108,46 @@ def write_retrieval(
 
 
 def read_other(
-    folder: Path, part: str, images: np.ndarray, findings: Sequence[str], sha256: str
-) -> tuple[dict[str, Any], Float[np.ndarray, "images findings"]]:
-    """Read another run's ``metrics.json`` and logits of the same images.
+    folder: Path, split: str, table: CaseTable, rows: Int[np.ndarray, " images"]
+) -> tuple[EvaluationResult, Float[np.ndarray, "images findings"]]:
+    """Read another run's result and logits of the same images.
 
     Args:
-        folder: of that run.
-        part: that is evaluated.
-        images: names of the part's images, ``[images]``.
-        findings: of both.
-        sha256: of the names.
+        folder: folder of that run.
+        split: evaluated split.
+        table: table of the images.
+        rows: evaluated rows of it.
 
     Raises:
-        InputError: it was not evaluated on that part, or on other images or findings.
+        InputError: the run was not evaluated on that split, or on other images or findings.
     """
-    out = folder / "eval" / part
-    if not (out / "metrics.json").is_file():
+    path = folder / "eval" / split / "metrics.json"
+    again = f"python -m charm_jax.eval --run {folder} --split {split}"
+    if not path.is_file():
         raise InputError(
-            f"The run {folder} is not evaluated on the part {part!r}: evaluate it with python -m "
-            f"charm_jax.eval --run {folder} --split {part} before you compare with it."
+            f"The run {folder} is not evaluated on the split {split!r}: evaluate it with {again} "
+            "before you compare with it."
         )
-    metrics = read_json(out / "metrics.json")
-    theirs = list(metrics.get("findings", {}))
-    if theirs != list(findings):
+    try:
+        result = EvaluationResult.from_json(read_json(path))
+    except ValueError as error:
         raise InputError(
-            f"The run {folder} was evaluated on the findings {', '.join(theirs)} and not on "
-            f"{', '.join(findings)}: only runs with the same findings in the same order compare."
-        )
-    if metrics.get("split_sha256") != sha256:
+            f"{path} is not readable by this version ({error}): evaluate it again with {again}."
+        ) from None
+    if list(result.findings) != list(table.findings):
         raise InputError(
-            f"The run {folder} was evaluated on other images (its {out / 'metrics.json'} has "
-            f"sha256 {str(metrics.get('split_sha256'))[:12]}, here it is {sha256[:12]}): evaluate "
-            "it again on the same data and split."
+            f"The run {folder} was evaluated on the findings {', '.join(result.findings)} and not "
+            f"on {', '.join(table.findings)}: only runs with the same findings in the same order "
+            "compare."
         )
-    return metrics, read_logits(out / "predictions.csv", images, findings)
+    sha256 = splits.part_summary(table, rows)["sha256"]
+    if result.split_sha256 != sha256:
+        raise InputError(
+            f"The run {folder} was evaluated on other images (its {path} has sha256 "
+            f"{result.split_sha256[:12]}, here it is {sha256[:12]}): evaluate it again on the same "
+            "data and split."
+        )
+    return result, read_logits(path.parent / "predictions.csv", table.images[rows], table.findings)
 
 
 def read_logits(
@@ -120,7 +156,7 @@ def read_logits(
     """Read the logits of ``predictions.csv``, in the order of the images.
 
     Raises:
-        InputError: the file is missing, damaged, of before logits were kept, or of other images.
+        InputError: the file is missing, damaged or without logits, or has other images.
     """
     again = "evaluate that run again."
     columns = [f"{name}_logit" for name in findings]
@@ -140,5 +176,5 @@ def read_logits(
     except ValueError:
         values = np.full(logits.shape, np.nan, np.float32)
     if not np.isfinite(values).all():
-        raise InputError(f"{path} holds a logit that is no number: {again}")
+        raise InputError(f"{path} holds a logit that is not a number: {again}")
     return values

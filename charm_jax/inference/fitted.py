@@ -78,7 +78,7 @@ def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
         The content of ``calibration.json``, or None.
     """
     stored = read_stored(model.folder / CALIBRATION, identity(model, given))
-    if stored is not None and "images" in stored:
+    if stored is not None and _is_whole(stored):
         return stored
     try:
         data, rows = validation_rows(model, given)
@@ -114,7 +114,7 @@ def load_calibrator(model: LoadedModel) -> Calibrator:
             with whole_file(model.folder / REFERENCE) as file:
                 # Not indented: some ten thousand numbers.
                 file.write(json.dumps(reference, allow_nan=False) + "\n")
-            if fitted is None or "images" not in fitted:
+            if fitted is None or not _is_whole(fitted):
                 fitted = _fit_calibration(model, data, rows, outputs["logits"])
     return Calibrator(model.pathologies, fitted, reference)
 
@@ -161,6 +161,12 @@ def read_stored(path: Path, own: dict[str, str]) -> dict[str, Any] | None:
     except InputError:
         return None
     return stored if own.items() <= stored.items() else None
+
+
+def _is_whole(stored: Mapping[str, Any]) -> bool:
+    """Whether a ``calibration.json`` has what earlier versions did not write."""
+    points = set(calibration.OPERATING_POINTS)
+    return "images" in stored and all(points <= e.keys() for e in stored["findings"].values())
 
 
 def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data, np.ndarray]:

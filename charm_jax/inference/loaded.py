@@ -222,9 +222,6 @@ def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
         "checkpoint": file.file,
         "trained_on_simulated": None,
         "began_from": None,
-        "leak_images": None,
-        "leak_of_all": None,
-        "leak_seen": None,
     }
     # Files of other runs may have the same name.
     name = f"{Path(file.file).stem}-{file.sha256[:8]}"

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Int8
 
 from charm_jax.inference.fitted import Calibrator
-from charm_jax.metrics import ood as familiarity
+from charm_jax.metrics import ood
 
 Record = dict[str, Any]
 
@@ -75,15 +75,15 @@ def records(
 
 def _familiar(outputs: Mapping[str, np.ndarray], calibrator: Calibrator) -> list[Record]:
     """Novelty and disagreement with their percentiles, and what follows from them."""
-    values, thumbnails = familiarity.measures(outputs), outputs["thumbnail"]
+    values, thumbnails = ood.measures(outputs), outputs["thumbnail"]
     sd = thumbnails.std(axis=(1, 2))
     percentiles = {}
     if calibrator.reference is not None:
-        percentiles = familiarity.judge(calibrator.reference, values, thumbnails)
+        percentiles = ood.judge(calibrator.reference, values, thumbnails)
     judged = []
     for row in range(len(thumbnails)):
         mine = {name: float(value[row]) for name, value in percentiles.items()}
-        reasons = familiarity.unfamiliar(mine, float(sd[row]))
+        reasons = ood.reasons(mine, float(sd[row]))
         entry: Record = {"unfamiliar": bool(reasons), "unfamiliar_in": reasons}
         for name in ("novelty", "disagreement", "appearance"):
             if name in values:

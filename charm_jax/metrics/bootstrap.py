@@ -1,4 +1,4 @@
-"""Resampling of whole patients: the spread of AUROC and average precision (NumPy; not jitted)."""
+"""Resample whole patients: distributions of AUROC and average precision (NumPy; not jitted)."""
 
 import dataclasses
 import warnings
@@ -16,7 +16,7 @@ _DEFINED = 0.95  # share of the resamples that must have both classes; three pat
 
 @dataclasses.dataclass(frozen=True)
 class Resampled:
-    """What each resample says of each finding; NaN where it lacks a class.
+    """Metrics of each finding under each resample; NaN where it lacks a class.
 
     Attributes:
         auroc: 0 … 1.
@@ -49,7 +49,7 @@ def resampled(
         seed: Seed of the draws.
 
     Returns:
-        The values; all NaN for a single patient, of whom every draw is the same.
+        The values; all NaN for a single patient, since every draw is the same.
 
     Raises:
         ValueError: If the shapes do not agree, a score is not finite, a label is none of these,
@@ -81,7 +81,7 @@ def resampled(
 
 
 def macro(values: Float[np.ndarray, "resamples findings"]) -> Float[np.ndarray, " resamples"]:
-    """Averages over the findings that a resample defines; NaN where it defines none."""
+    """Average over the findings that a resample defines; NaN where it defines none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         return np.nanmean(values, axis=1)
@@ -93,8 +93,7 @@ def interval(
     """Compute the percentile interval of resampled values.
 
     Returns:
-        (low, high); (None, None) where fewer than 95 % of the resamples define the value: what the
-        others would have said is not known.
+        (low, high); (None, None) where fewer than 95 % of the resamples define the value.
 
     Raises:
         ValueError: If `level` is not between 0 and 1.
@@ -109,7 +108,7 @@ def interval(
 
 
 class _Ranked:
-    """One finding's scores, sorted once; then a resample is two cumulative sums."""
+    """The scores of one finding, sorted once; a resample is then two cumulative sums."""
 
     def __init__(self, scores: np.ndarray, labels: np.ndarray):
         positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
@@ -122,7 +121,7 @@ class _Ranked:
         self.reached = np.searchsorted(-falling, -falling, side="right")
 
     def under(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """AUROC and average precision under each column of `weights`, `[images, resamples]`.
+        """Compute both metrics under each column of `weights`, `[images, resamples]`.
 
         AUROC is Mann-Whitney's. Average precision is the precision at each positive's score,
         averaged over the positives, which is the step integral of scikit-learn.

@@ -1,4 +1,4 @@
-"""Temperature and threshold of each finding, fitted on a validation part (NumPy; not jitted)."""
+"""Fit a temperature and decision thresholds for each finding on validation (NumPy)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +14,9 @@ from charm_jax.metrics.classification import check_scores
 # Beyond these a temperature only says that the logits order validation perfectly, or not at all.
 TEMPERATURES = (0.05, 20.0)
 _TOLERANCE = 1e-8
+# Further thresholds of each finding: this one is at least so high on validation.
+OPERATING_POINTS = {"sensitivity_95": 0.95, "specificity_95": 0.95}
+_NO_THRESHOLDS = dict.fromkeys(("threshold", *OPERATING_POINTS))
 
 
 def fit(
@@ -21,22 +24,24 @@ def fit(
     labels: Int[np.ndarray, "images findings"],
     findings: Sequence[str],
 ) -> dict[str, Any]:
-    """Fits each finding's temperature and threshold, which are two things.
+    """Fit a temperature and decision thresholds for each finding.
 
     The temperature T minimises the cross-entropy of sigmoid(logit / T) within `TEMPERATURES` (Guo
-    et al., 2017; one T a finding). The threshold, on that calibrated probability, maximises
-    sensitivity + specificity (Youden); of equals, the highest.
+    et al., 2017; one T a finding). Thresholds are on that calibrated probability: "threshold"
+    maximises sensitivity + specificity (Youden), the highest of equals; "sensitivity_95" is the
+    highest that reaches this sensitivity, "specificity_95" the lowest that reaches this
+    specificity.
 
     Args:
-        logits: Of the validation part.
+        logits: Logits on validation.
         labels: 1, 0 or -1 (unknown).
         findings: Names of the columns.
 
     Returns:
-        {"findings": {name: {"temperature", "threshold", "positives", "negatives"}}}, ready for
-        JSON. Without both classes temperature and threshold are None, and where the highest
-        temperature is too low; where no threshold is better than chance, as for constant scores,
-        the threshold is.
+        {"findings": {name: {"temperature", "threshold", "sensitivity_95", "specificity_95",
+        "positives", "negatives"}}}, ready for JSON. Temperature and thresholds are None without
+        both classes and where the highest temperature is too low; a threshold also where it is no
+        better than chance, as for constant scores.
 
     Raises:
         ValueError: If the shapes do not agree, a logit is not finite or a label is none of these.
@@ -47,14 +52,14 @@ def fit(
         known = labels[:, column] >= 0
         z, truth = logits[known, column].astype(np.float64), labels[known, column]
         positives = int(np.sum(truth == 1))
-        temperature = threshold = None
+        temperature, limits = None, _NO_THRESHOLDS
         if 0 < positives < len(truth):
             temperature = _temperature(z, truth)
             if temperature is not None:
-                threshold = _youden(expit(z / temperature), truth)
+                limits = _thresholds(expit(z / temperature), truth)
         result[name] = {
             "temperature": temperature,
-            "threshold": threshold,
+            **limits,
             "positives": positives,
             "negatives": len(truth) - positives,
         }
@@ -63,7 +68,7 @@ def fit(
 
 def nothing(findings: Sequence[str]) -> dict[str, Any]:
     """Return the result of `fit` for a validation split without images."""
-    entry = {"temperature": None, "threshold": None, "positives": 0, "negatives": 0}
+    entry = {"temperature": None, **_NO_THRESHOLDS, "positives": 0, "negatives": 0}
     return {"findings": {name: dict(entry) for name in findings}}
 
 
@@ -74,7 +79,7 @@ def calibrated(
 
     Args:
         logits: With a column for each finding of the calibration, in its order.
-        calibration: Of `fit`.
+        calibration: Result of `fit`.
 
     Raises:
         ValueError: If the number of findings differs.
@@ -85,9 +90,16 @@ def calibrated(
     return expit(logits.astype(np.float64) / temperatures[None, :])
 
 
-def thresholds(calibration: dict[str, Any]) -> Float[np.ndarray, " findings"]:
-    """Each finding's threshold on the calibrated probability; NaN for none."""
-    return _numbers(calibration, "threshold")
+def thresholds(
+    calibration: dict[str, Any], point: str = "threshold"
+) -> Float[np.ndarray, " findings"]:
+    """Return each finding's threshold on the calibrated probability; NaN for none.
+
+    Args:
+        calibration: Result of `fit`.
+        point: "threshold" or one of `OPERATING_POINTS`.
+    """
+    return _numbers(calibration, point)
 
 
 def _numbers(calibration: dict[str, Any], key: str) -> np.ndarray:
@@ -112,7 +124,7 @@ def _temperature(z: np.ndarray, truth: np.ndarray) -> float | None:
 
 
 def _minimise(z: np.ndarray, target: np.ndarray) -> float:
-    """Minimises over 1 / T, in which the cross-entropy is convex."""
+    """Minimise over 1 / T, in which the cross-entropy is convex."""
 
     def cross_entropy(inverse: float) -> float:
         scaled = inverse * z
@@ -125,7 +137,12 @@ def _minimise(z: np.ndarray, target: np.ndarray) -> float:
     return 1 / min((low, float(found.x), high), key=cross_entropy)
 
 
-def _youden(probability: np.ndarray, truth: np.ndarray) -> float | None:
-    false, true, at = roc_curve(truth, probability)
-    best = int(np.argmax(true - false))
-    return float(at[best]) if true[best] > false[best] else None
+def _thresholds(probability: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """Find the thresholds that are better than chance."""
+    false, true, at = roc_curve(truth, probability, drop_intermediate=False)
+    best = {
+        "threshold": int(np.argmax(true - false)),
+        "sensitivity_95": int(np.argmax(true >= OPERATING_POINTS["sensitivity_95"])),
+        "specificity_95": int(np.flatnonzero(1 - false >= OPERATING_POINTS["specificity_95"])[-1]),
+    }
+    return {name: float(at[i]) if true[i] > false[i] else None for name, i in best.items()}

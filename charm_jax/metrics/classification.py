@@ -1,6 +1,6 @@
-"""What scores are worth, finding by finding and on average (scikit-learn, NumPy; not jitted).
+"""Compute metrics of each finding and their means (scikit-learn, NumPy; not jitted).
 
-What cannot be computed is None, named, left out of means, and counted.
+An undefined value is None and left out of means, which name and count what they lack.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from charm_jax.metrics.result import AtThreshold, FindingResult, GroupResult, Mean
+
 ECE_BINS = 15
-# What `point_values` says beside counts; each has a mean over the findings.
+# Metrics that have a mean over the findings.
 METRICS = (
-    *("auroc", "average_precision", "f1", "sensitivity", "specificity", "brier"),
-    *("ece_equal_width", "ece_equal_mass"),
+    *("auroc", "average_precision", "f1", "sensitivity", "specificity", "ppv", "npv"),
+    *("brier", "ece_equal_width", "ece_equal_mass"),
 )
-# By prevalence in the training part, the lowest of each; tail is what the rule `rare_finding`
-# calls rare.
+# Lowest prevalence in training of each group; `rare_finding` selects cases of the tail.
 GROUPS = {"head": 0.05, "medium": 0.02, "tail": 0.0}
 
 
@@ -72,15 +73,15 @@ def summarise(scores: np.ndarray, labels: np.ndarray, findings: Sequence[str]) -
     }
 
 
-def ranking(
+def auroc_and_ap(
     scores: Num[np.ndarray, "images findings"],
     labels: Int[np.ndarray, "images findings"],
     findings: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Compute AUROC and average precision, which need only the order of the scores.
 
-    Arguments and errors are those of `auroc_by_finding`, and so is what is returned, with
-    "average_precision" added: Σ (R_n - R_{n-1}) P_n, like AUROC undefined without both classes.
+    Arguments, errors and result are those of `auroc_by_finding`, with "average_precision" added:
+    Σ (R_n - R_{n-1}) P_n, like AUROC undefined without both classes.
     """
     from sklearn.metrics import average_precision_score
 
@@ -94,14 +95,15 @@ def ranking(
     return result
 
 
-def point_values(
+def per_finding(
     logits: Num[np.ndarray, "images findings"],
     labels: Int[np.ndarray, "images findings"],
     findings: Sequence[str],
     probabilities: Float[np.ndarray, "images findings"],
     thresholds: Float[np.ndarray, " findings"],
-) -> dict[str, dict[str, Any]]:
-    """Compute all of `METRICS` for each finding, over its known labels.
+    operating_points: Mapping[str, Float[np.ndarray, " findings"]] | None = None,
+) -> dict[str, FindingResult]:
+    """Compute the metrics of each finding over its known labels, without intervals.
 
     Args:
         logits: Their order gives AUROC and average precision: float32 sigmoids tie near 0 and 1.
@@ -109,28 +111,32 @@ def point_values(
         findings: Names of the columns.
         probabilities: Calibrated, for Brier score and calibration errors; NaN where there are none.
         thresholds: On these; at or above is positive. NaN for none.
-
-    Returns:
-        That of `ranking`, and to each "prevalence" and the other `METRICS`.
+        operating_points: Further thresholds, by name.
 
     Raises:
         ValueError: As `auroc_by_finding`.
     """
-    result = ranking(logits, labels, findings)
-    for column, entry in enumerate(result.values()):
+    result = {}
+    for column, (name, entry) in enumerate(auroc_and_ap(logits, labels, findings).items()):
         known = labels[:, column] >= 0
-        truth = labels[known, column]
-        entry["prevalence"] = float(np.mean(truth == 1)) if len(truth) else None
-        probability = probabilities[known, column]
-        entry |= at_threshold(probability, truth, float(thresholds[column]))
-        entry |= calibration_error(probability, truth)
+        truth, probability = labels[known, column], probabilities[known, column]
+        result[name] = FindingResult(
+            **entry,
+            prevalence=float(np.mean(truth == 1)) if len(truth) else None,
+            **vars(at_threshold(probability, truth, float(thresholds[column]))),
+            **calibration_error(probability, truth),
+            operating_points={
+                point: at_threshold(probability, truth, float(values[column]))
+                for point, values in (operating_points or {}).items()
+            },
+        )
     return result
 
 
 def at_threshold(
     probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"], threshold: float
-) -> dict[str, float | None]:
-    """Compute {"f1", "sensitivity", "specificity"}, 0 … 1; None without what they divide by.
+) -> AtThreshold:
+    """Count the decisions at a threshold; a ratio is None without what it divides by.
 
     Args:
         probability: At or above the threshold is called positive.
@@ -138,30 +144,40 @@ def at_threshold(
         threshold: NaN for none, which leaves all undefined.
     """
     if np.isnan(threshold):
-        return {"f1": None, "sensitivity": None, "specificity": None}
+        return AtThreshold()
     called, positive = probability >= threshold, truth == 1
-    hits, misses = int(np.sum(called & positive)), int(np.sum(~called & positive))
-    alarms, passed = int(np.sum(called & ~positive)), int(np.sum(~called & ~positive))
-    return {
-        "f1": _ratio(2 * hits, 2 * hits + misses + alarms),
-        "sensitivity": _ratio(hits, hits + misses),
-        "specificity": _ratio(passed, passed + alarms),
-    }
+    tp, fn = int(np.sum(called & positive)), int(np.sum(~called & positive))
+    fp, tn = int(np.sum(called & ~positive)), int(np.sum(~called & ~positive))
+    return AtThreshold(
+        threshold=threshold,
+        tp=tp,
+        fp=fp,
+        fn=fn,
+        tn=tn,
+        sensitivity=_ratio(tp, tp + fn),
+        specificity=_ratio(tn, tn + fp),
+        ppv=_ratio(tp, tp + fp),
+        npv=_ratio(tn, tn + fn),
+        f1=_ratio(2 * tp, 2 * tp + fn + fp),
+    )
 
 
 def calibration_error(
     probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"]
 ) -> dict[str, float | None]:
-    """Compute {"brier", "ece_equal_width", "ece_equal_mass"} of one finding, 0 … 1.
+    """Compute the calibration errors of one finding, 0 … 1.
 
-    The expected calibration error is Σ (share of the images in a bin) · abs(their frequency of
-    positives - their mean probability) over 15 bins, cut as in scikit-learn's `calibration_curve`.
+    The expected calibration error is Σ (share of the images in a bin) · abs(frequency of
+    positives - mean probability) over 15 bins, cut as in scikit-learn's `calibration_curve`.
     At low prevalence nearly all images are in the first bin of equal width; bins of equal mass are
-    cut at quantiles, equal probabilities staying together.
+    cut at quantiles, and equal probabilities stay together.
 
     Args:
         probability: 0 … 1, or NaN throughout for none, which leaves all undefined.
         truth: 1 or 0.
+
+    Returns:
+        "brier", "ece_equal_width" and "ece_equal_mass".
     """
     if not len(truth) or np.isnan(probability).any():
         return {"brier": None, "ece_equal_width": None, "ece_equal_mass": None}
@@ -179,51 +195,47 @@ def _ece(probability: np.ndarray, truth: np.ndarray, edges: np.ndarray) -> float
     return float(np.sum(np.abs(gaps)) / len(truth))
 
 
-def macro(by_finding: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Averages each of `METRICS` over the findings that have it.
-
-    Args:
-        by_finding: Of `point_values`.
-
-    Returns:
-        metric → {"value": the mean, None over nothing; "findings": how many are in it;
-        "undefined": names of those that are not}.
-    """
+def macro(by_finding: Mapping[str, FindingResult]) -> dict[str, Mean]:
+    """Average each of `METRICS` over the findings that define it, without intervals."""
     result = {}
     for metric in METRICS:
-        undefined = [name for name, entry in by_finding.items() if entry[metric] is None]
-        result[metric] = {
-            "value": mean(entry[metric] for entry in by_finding.values()),
-            "findings": len(by_finding) - len(undefined),
-            "undefined": undefined,
-        }
+        values = {name: getattr(entry, metric) for name, entry in by_finding.items()}
+        undefined = tuple(name for name, value in values.items() if value is None)
+        result[metric] = Mean(
+            value=mean(values.values()), findings=len(values) - len(undefined), undefined=undefined
+        )
     return result
 
 
-def groups(
-    by_finding: Mapping[str, Mapping[str, Any]], prevalence: Mapping[str, float]
-) -> dict[str, dict[str, Any]]:
-    """Averages AUROC and average precision over findings of like prevalence.
+def by_prevalence(
+    by_finding: Mapping[str, FindingResult], prevalence: Mapping[str, float] | None
+) -> dict[str, GroupResult] | None:
+    """Average AUROC and average precision over findings of like prevalence, without intervals.
 
     Args:
-        by_finding: Of `point_values`.
-        prevalence: Of each finding in the training part, 0 … 1.
+        by_finding: Result of `per_finding`.
+        prevalence: Share of the training images with each finding, 0 … 1; None where unknown. A
+            finding that no training image has, at 0, is in no group.
 
     Returns:
-        "head" (5 % and above), "medium" (2 to 5 %), "tail" (below 2 %) → {"findings": names,
-        "auroc", "average_precision", "undefined": names without them}.
+        "head" (5 % and above), "medium" (2 to 5 %), "tail" (below 2 %) → means; None where no
+        prevalence is known.
     """
+    if prevalence is None or not any(prevalence.values()):
+        return None
     result = {}
     ceiling = np.inf
     for group, floor in GROUPS.items():
-        names = [name for name in by_finding if floor <= prevalence[name] < ceiling]
+        names = tuple(
+            name for name in by_finding if prevalence[name] and floor <= prevalence[name] < ceiling
+        )
         entries = [by_finding[name] for name in names]
-        result[group] = {
-            "findings": names,
-            "auroc": mean(entry["auroc"] for entry in entries),
-            "average_precision": mean(entry["average_precision"] for entry in entries),
-            "undefined": [name for name in names if by_finding[name]["auroc"] is None],
-        }
+        result[group] = GroupResult(
+            findings=names,
+            auroc=mean(entry.auroc for entry in entries),
+            average_precision=mean(entry.average_precision for entry in entries),
+            undefined=tuple(name for name in names if by_finding[name].auroc is None),
+        )
         ceiling = floor
     return result
 

@@ -1,6 +1,6 @@
 """DeLong's variance of AUROC, of several findings and of paired differences (NumPy; not jitted).
 
-It takes images for independent. Where patients have several, its intervals are too narrow.
+It assumes independent images: where patients have several, its intervals are too narrow.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ def influence(
         labels: 1, 0 or -1 (unknown).
 
     Returns:
-        The shares: 0 for images with an unknown label, NaN for a finding with fewer than two images
-        of a class, whose variance is not defined.
+        The shares: 0 for images with an unknown label; NaN for a finding with fewer than two images
+        of a class, where the variance is undefined.
 
     Raises:
         ValueError: If the shapes do not agree, a score is not finite or a label is none of these.
@@ -70,9 +70,9 @@ def interval(
     """Compute the normal interval around a value, cut at its bounds.
 
     Args:
-        value: An AUROC, a mean of some or a difference; None if undefined.
-        shares: Its influence.
-        bounds: What the value lies between: 0 and 1, or -1 and 1 for a difference.
+        value: An AUROC, a mean or a difference; None if undefined.
+        shares: Result of `influence` or `macro`, or a difference of two.
+        bounds: Limits of the value: 0 and 1, or -1 and 1 for a difference.
         level: Coverage, between 0 and 1.
 
     Returns:

@@ -1,12 +1,12 @@
-"""How like an image is to those that a network was validated on (NumPy; not jitted).
+"""Judge whether an image is out-of-distribution, against validation (NumPy; not jitted).
 
-Three measures, each as a percentile of the validation part, so that one limit serves all:
+Three measures, each as a percentile of the validation split, so that one limit serves all:
 
-- ``novelty``: 1 - the highest cosine to a case of the memory. How far from every stored case.
+- ``novelty``: 1 - the highest cosine to a stored case: the distance from the memory bank.
 - ``disagreement``: 1 - cosine of the pooled features of main and momentum branch.
 - ``appearance``: the share of a thumbnail's contrast that the principal components of validation
-  thumbnails cannot draw. It looks at pixels alone, and is there because the other two, which ask
-  the network, let photographs pass: a network puts every picture somewhere among its cases.
+  thumbnails do not explain. It uses pixels alone: the other two ask the network, which places
+  every picture somewhere among its cases, and let photographs pass.
 """
 
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ from jaxtyping import Float, Num
 from sklearn.decomposition import PCA
 from sklearn.model_selection import KFold
 
-LIMIT = 99.5  # percentile of validation from which on an image counts as unfamiliar
+LIMIT = 99.5  # percentile of validation from which an image counts as out-of-distribution
 _STEPS = np.linspace(0, 100, 201)  # percentiles that are kept; LIMIT is one of them
 _COMPONENTS = 16
 _IMAGES_EACH = 5  # thumbnails that a component takes, at least
 _FOLDS = 5
-_FLAT = 2.0  # grey levels; below this SD there is nothing to see
-_LEAST = 20  # thumbnails from which components are sought
+_FLAT = 2.0  # grey levels; an image of a lower SD is nearly constant
+_LEAST = 20  # thumbnails that components are fitted on, at least
 
 
 def measures(outputs: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, " n"]]:
-    """Novelty, 0 ... 2, and disagreement, 0 ... 2, of images, as far as the network has them.
+    """Compute novelty and disagreement, 0 ... 2 each, as far as the network has them.
 
-    Where nothing of the memory may be read an image is as novel as one at a right angle to it: 1.
+    The novelty is 1, as at a right angle to every stored case, where none may be read.
 
     Args:
-        outputs: of ``eval_step`` or ``explain_step``, ``[n, ...]`` each.
+        outputs: outputs of ``eval_step`` or ``explain_step``, ``[n, ...]`` each.
     """
     found = {}
     if outputs.get("similarities", np.zeros((0, 0))).shape[1]:
@@ -49,9 +49,9 @@ def fit(
     """Fit the reference of a validation split.
 
     Args:
-        values: of ``measures``.
-        thumbnails: grey images, 0 ... 255. Each is measured by components that were found without
-            it (five folds), or validation would seem more familiar than any new image.
+        values: result of ``measures``.
+        thumbnails: grey images, 0 ... 255. Each is measured by components fitted without it (five
+            folds); otherwise validation would look more familiar than any new image.
 
     Returns:
         ``n_images``, ``percentiles`` of each measure in steps of 0.5, and ``components`` with their
@@ -79,12 +79,12 @@ def judge(
     values: Mapping[str, Float[np.ndarray, " n"]],
     thumbnails: Num[np.ndarray, "n height width"],
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Percentiles of images, 0 ... 100, in each measure that the reference knows.
+    """Compute percentiles, 0 ... 100, in each measure of the reference.
 
     Args:
-        reference: of ``fit``.
-        values: of ``measures``.
-        thumbnails: as ``fit`` takes them.
+        reference: result of ``fit``.
+        values: result of ``measures``.
+        thumbnails: grey images, 0 ... 255.
     """
     values = dict(values)
     if "components" in reference:
@@ -94,25 +94,25 @@ def judge(
     return {name: _percentile(kept[name], value) for name, value in values.items() if name in kept}
 
 
-def unfamiliar(percentiles: Mapping[str, float], grey_sd: float) -> list[str]:
-    """Why an image is unlike those that the network was trained on; nothing if it is not.
+def reasons(percentiles: Mapping[str, float], grey_sd: float) -> list[str]:
+    """Return why an image is out-of-distribution; nothing where it is not.
 
     Args:
-        percentiles: of ``judge``, of one image.
+        percentiles: result of ``judge`` for one image.
         grey_sd: standard deviation of its grey levels, 0 ... 255.
     """
-    reasons = [name for name, percentile in percentiles.items() if percentile >= LIMIT]
-    return [*reasons, *(["nearly constant"] if grey_sd < _FLAT else [])]
+    beyond = [name for name, percentile in percentiles.items() if percentile >= LIMIT]
+    return [*beyond, *(["nearly constant"] if grey_sd < _FLAT else [])]
 
 
 def _percentile(kept: list[float], value: np.ndarray) -> np.ndarray:
-    """Of equal values in validation the lowest percentile counts: what all have is not unusual."""
+    """Ties get the lowest percentile: a value that all have is not unusual."""
     levels, first = np.unique(kept, return_index=True)
     return np.interp(value, levels, _STEPS[first], right=100.0)
 
 
 def _standardised(thumbnails: np.ndarray) -> np.ndarray:
-    """Mean 0 and SD 1, so that brightness and contrast of an X-ray do not count."""
+    """Scale to mean 0 and SD 1, so that brightness and contrast do not count."""
     x = thumbnails.reshape(len(thumbnails), -1).astype(np.float64)
     x = x - x.mean(axis=1, keepdims=True)
     return x / np.maximum(x.std(axis=1, keepdims=True), _FLAT)

@@ -1,121 +1,136 @@
-"""All that ``metrics.json`` says of scores: point values, intervals, groups and subgroups."""
+"""Score an evaluated set: metrics, intervals, prevalence groups and subgroups (NumPy)."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
-from charm_jax.metrics import bootstrap, calibration, classification, delong
-from charm_jax.metrics.subgroups import subgroups
+from charm_jax.metrics import bootstrap, calibration, classification
+from charm_jax.metrics.intervals import RANKED, ConfidenceIntervals, EvalSet
+from charm_jax.metrics.result import Scores, SubgroupResult
 
-INTERVALS = ("bootstrap", "delong")
-RANKING = ("auroc", "average_precision")  # the metrics that have intervals
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """A part with the logits of a network.
-
-    Attributes:
-        logits: float32.
-        labels: 1, 0 or -1 (unknown).
-        patients: of each image, numbers or strings.
-        findings: names of the columns.
-    """
-
-    logits: Float[np.ndarray, "images findings"]
-    labels: Int[np.ndarray, "images findings"]
-    patients: Shaped[np.ndarray, " images"]
-    findings: tuple[str, ...]
+UNKNOWN = "unknown"
+# The youngest of each; the first are the children.
+AGE_BANDS = {0: "0-17", 18: "18-39", 40: "40-59", 60: "60-79", 80: "80+"}
+_OLDEST = 120  # beyond it a number of years is a mistake of the table
 
 
-class Spread:
-    """The uncertainty of a part's AUROCs and average precisions."""
+def age_bands(ages: Int[np.ndarray, " images"]) -> Shaped[np.ndarray, " images"]:
+    """Names of the bands of age; "unknown" below 0 and above 120 years."""
+    bands = np.array([UNKNOWN, *AGE_BANDS.values()])
+    known = np.where(ages > _OLDEST, -1, ages)
+    return bands[np.searchsorted(list(AGE_BANDS), known, side="right")]
 
-    def __init__(self, scored: Scored, method: str = "bootstrap"):
-        """Draws the resamples.
 
-        Args:
-            scored: the part.
-            method: of ``INTERVALS``. ``delong`` is for AUROC alone and takes images for
-                independent; average precision keeps the patient bootstrap.
-        """
-        drawn = bootstrap.resampled(scored.logits, scored.labels, scored.patients)
-        self.drawn = {"auroc": drawn.auroc, "average_precision": drawn.average_precision}
-        self.shares = delong.influence(scored.logits, scored.labels) if method == "delong" else None
-
-    def of_finding(self, metric: str, column: int, value: float | None) -> list[float | None]:
-        """[low, high] around a finding's value; [None, None] if undefined."""
-        if metric == "auroc" and self.shares is not None:
-            return list(delong.interval(value, self.shares[:, column]))
-        return list(bootstrap.interval(self.drawn[metric][:, column]))
-
-    def of_mean(
-        self, metric: str, value: float | None, columns: list[int] | None = None
-    ) -> list[float | None]:
-        """[low, high] around the mean over some findings, by default all."""
-        chosen = slice(None) if columns is None else columns
-        if value is None:
-            return [None, None]
-        if metric == "auroc" and self.shares is not None:
-            return list(delong.interval(value, delong.macro(self.shares[:, chosen])))
-        return list(bootstrap.interval(bootstrap.macro(self.drawn[metric][:, chosen])))
+def attributes(
+    views: Shaped[np.ndarray, " images"],
+    sexes: Shaped[np.ndarray, " images"],
+    ages: Int[np.ndarray, " images"],
+) -> dict[str, np.ndarray]:
+    """Return each image's "view", "sex" and "age", without those known of no image."""
+    every = {
+        "view": np.where(views == "", UNKNOWN, views),
+        "sex": np.where(sexes == "", UNKNOWN, sexes),
+        "age": age_bands(ages),
+    }
+    return {name: values for name, values in every.items() if np.any(values != UNKNOWN)}
 
 
 def score(
-    scored: Scored,
+    evaluated: EvalSet,
     *,
     fitted: dict[str, Any],
-    prevalence: Mapping[str, float],
+    prevalence: Mapping[str, float] | None,
     attributes: Mapping[str, np.ndarray],
     method: str = "bootstrap",
-) -> dict[str, Any]:
-    """Compute the part of ``metrics.json`` that depends on scores.
+) -> Scores:
+    """Compute everything in ``metrics.json`` that depends on predictions.
 
     Args:
-        scored: the part.
-        fitted: of ``calibration.fit`` on the validation part, or ``calibration.nothing``.
-        prevalence: of each finding in the training part.
-        attributes: of ``subgroups.attributes``.
-        method: of ``INTERVALS``.
+        evaluated: predictions and labels.
+        fitted: result of ``calibration.fit`` on validation, or of ``calibration.nothing``.
+        prevalence: share of the training images with each finding; None where unknown.
+        attributes: result of ``attributes``.
+        method: one of ``intervals.METHODS``.
+    """
+    by_finding = classification.per_finding(
+        evaluated.logits,
+        evaluated.labels,
+        evaluated.findings,
+        calibration.calibrated(evaluated.logits, fitted),
+        calibration.thresholds(fitted),
+        {point: calibration.thresholds(fitted, point) for point in calibration.OPERATING_POINTS},
+    )
+    intervals = ConfidenceIntervals(evaluated, method)
+    for column, (name, entry) in enumerate(by_finding.items()):
+        by_finding[name] = dataclasses.replace(
+            entry,
+            temperature=fitted["findings"][name]["temperature"],
+            **{
+                f"{metric}_interval": intervals.of_finding(metric, column, getattr(entry, metric))
+                for metric in RANKED
+            },
+        )
+    macro = classification.macro(by_finding)
+    for metric in RANKED:
+        interval = intervals.of_mean(metric, macro[metric].value)
+        macro[metric] = dataclasses.replace(macro[metric], interval=interval)
+    groups = classification.by_prevalence(by_finding, prevalence)
+    for name, group in (groups or {}).items():
+        columns = [evaluated.findings.index(finding) for finding in group.findings]
+        around = {
+            f"{metric}_interval": intervals.of_mean(metric, getattr(group, metric), columns)
+            for metric in RANKED
+        }
+        groups[name] = dataclasses.replace(group, **around)
+    return Scores(
+        macro_auroc=macro["auroc"].value,
+        macro_auroc_interval=macro["auroc"].interval,
+        interval_method={"auroc": method, "average_precision": "bootstrap"},
+        findings=by_finding,
+        undefined=macro["auroc"].undefined,
+        macro=macro,
+        groups=groups,
+        subgroups=subgroups(evaluated, attributes),
+    )
+
+
+def subgroups(
+    evaluated: EvalSet,
+    attributes: Mapping[str, np.ndarray],
+    *,
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, SubgroupResult]]:
+    """Compute the AUROCs of each subgroup's images among themselves.
+
+    Args:
+        evaluated: predictions and labels.
+        attributes: result of ``attributes``.
+        resamples: Draws of the subgroup's patients for the interval of its macro AUROC.
+        seed: Seed of the draws.
 
     Returns:
-        "macro_auroc", "macro_auroc_interval", "interval_method", "findings", "undefined" (names
-        without an AUROC), "macro", "groups" and "subgroups", ready for JSON.
+        attribute → value → result.
     """
-    probabilities = calibration.calibrated(scored.logits, fitted)
-    by_finding = classification.point_values(
-        scored.logits,
-        scored.labels,
-        scored.findings,
-        probabilities,
-        calibration.thresholds(fitted),
-    )
-    spread = Spread(scored, method)
-    for column, (name, entry) in enumerate(by_finding.items()):
-        entry["threshold"] = fitted["findings"][name]["threshold"]
-        entry["temperature"] = fitted["findings"][name]["temperature"]
-        for metric in RANKING:
-            entry[f"{metric}_interval"] = spread.of_finding(metric, column, entry[metric])
-    macro = classification.macro(by_finding)
-    for metric in RANKING:
-        macro[metric]["interval"] = spread.of_mean(metric, macro[metric]["value"])
-    groups = classification.groups(by_finding, prevalence)
-    for group in groups.values():
-        columns = [scored.findings.index(name) for name in group["findings"]]
-        for metric in RANKING:
-            group[f"{metric}_interval"] = spread.of_mean(metric, group[metric], columns)
-    return {
-        "macro_auroc": macro["auroc"]["value"],
-        "macro_auroc_interval": macro["auroc"]["interval"],
-        "interval_method": {"auroc": method, "average_precision": "bootstrap"},
-        "findings": by_finding,
-        "undefined": macro["auroc"]["undefined"],
-        "macro": macro,
-        "groups": groups,
-        "subgroups": subgroups(
-            scored.logits, scored.labels, scored.patients, scored.findings, attributes
-        ),
-    }
+    result = {}
+    for attribute, of_image in attributes.items():
+        result[attribute] = {}
+        for value in np.unique(of_image):
+            rows = np.flatnonzero(of_image == value)
+            z, truth, who = (
+                array[rows] for array in (evaluated.logits, evaluated.labels, evaluated.patients)
+            )
+            summary = classification.summarise(z, truth, evaluated.findings)
+            drawn = bootstrap.resampled(z, truth, who, resamples=resamples, seed=seed)
+            result[attribute][str(value)] = SubgroupResult(
+                n_images=len(rows),
+                n_patients=len(np.unique(who)),
+                macro_auroc=summary["macro_auroc"],
+                macro_auroc_interval=bootstrap.interval(bootstrap.macro(drawn.auroc)),
+                findings={n: entry["auroc"] for n, entry in summary["findings"].items()},
+                undefined=tuple(summary["undefined"]),
+            )
+    return result

@@ -1,26 +1,40 @@
-"""What a report is made of: plain arrays."""
+"""Collect what a report shows beside the metrics: images, predictions, bank and run."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int8
+import pandas as pd
+from jaxtyping import Bool, Float, Int, Int8, UInt8
+
+from charm_jax.config.settings import Settings
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.report import curves
+from charm_jax.runs import folder
+from charm_jax.runs.cases import CaseMatch
+from charm_jax.runs.data import Data
+from data_pipelines.loading import loader
+
+UNDEFINED = "\N{EN DASH}"
+Json = Mapping[str, Any]
+Read = Callable[[Int[np.ndarray, " m"]], UInt8[np.ndarray, "m side side"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What is known of the n images of a part, and what the network said of them.
+    """The n evaluated images and the outputs of the network.
 
     Attributes:
         findings: names of the F columns.
-        images: ``[n]`` names.
-        rows: of each image in its source's table.
+        images: names, ``[n]``.
+        rows: row of each image in its source's table.
         labels: 1 present, 0 absent, -1 unknown.
-        logits: one a finding.
         attention: maps, 0 ... 1; None without fusion.
-        slots: of the bank, what was read, best match first; None without a bank, as the next two.
-        similarities: of those.
-        valid: False for slots that were, or counted as, empty.
-        disagreement: of main and momentum branch, 0 ... 2; None without one.
+        slots: slots of the bank that were read, best match first; None without a bank, as are
+            ``similarities`` and ``valid``.
+        valid: False for slots that were empty, or masked for the image.
+        disagreement: between main and momentum branch, 0 ... 2; None without the latter.
     """
 
     findings: tuple[str, ...]
@@ -47,10 +61,9 @@ class Bank:
         features: stored features; zeros in empty slots.
         labels: 1 present, 0 absent, -1 unknown.
         filled: False for an empty slot.
-        images: ``[N]`` names of the stored cases.
-        patients: ``[N]`` names; empty where unknown.
-        rows: of each case in the table of the images that are evaluated; -1 where there are no
-            pixels of it there.
+        images: names of the stored cases, ``[N]``.
+        patients: names, ``[N]``; empty where unknown.
+        rows: row of each case in the evaluated table; -1 without usable pixels there.
     """
 
     features: Float[np.ndarray, "slots dim"]
@@ -59,6 +72,101 @@ class Bank:
     images: np.ndarray
     patients: np.ndarray
     rows: Int[np.ndarray, " slots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """All that a report shows beside ``metrics.json``.
+
+    Attributes:
+        evaluated: images and predictions.
+        read: returns the pixels of some rows of the source's table.
+        config: config of the run, or the one that the weights were evaluated with.
+        environments: versions, commit and devices, by their use.
+        summary: ``summary.json`` of the run; None for weights without one, or before its end.
+        log: lines of the run's ``metrics.jsonl``.
+        bank: None for a network without one.
+    """
+
+    evaluated: Evaluated
+    read: Read
+    config: Json
+    environments: Mapping[str, Json]
+    summary: Json | None = None
+    log: Sequence[Json] = ()
+    bank: Bank | None = None
+
+
+def collect(
+    model: LoadedModel,
+    config: Settings,
+    data: Data,
+    rows: Int[np.ndarray, " n"],
+    outputs: Mapping[str, np.ndarray],
+    match: CaseMatch,
+) -> Contents:
+    """Collect the contents of a report.
+
+    Args:
+        model: evaluated model.
+        config: config of the evaluation.
+        data: data that hold the images.
+        rows: evaluated rows of the table.
+        outputs: outputs of the evaluation step for them.
+        match: cases of the table as the model knows them.
+    """
+    table, side = data.table, config.data.image_size
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        batches = loader.evaluation_batches(table, rows, image_size=side, batch_size=len(rows))
+        [batch] = batches
+        return batch["image"][..., 0]
+
+    environments = {"Evaluated": folder.environment()}
+    log, summary = [], None
+    if model.run is not None:
+        trained = folder.read_json(model.run / "environment.json")
+        environments = {"Trained": trained, **environments}
+        logged, ended = model.run / "metrics.jsonl", model.run / "summary.json"
+        log = curves.read_log(logged) if logged.exists() else []
+        summary = folder.read_json(ended) if ended.exists() else None
+    return Contents(
+        evaluated=Evaluated(
+            findings=table.findings,
+            images=table.images[rows],
+            rows=rows,
+            labels=table.labels[rows],
+            **outputs,
+        ),
+        read=read,
+        config=config.raw,
+        environments=environments,
+        summary=summary,
+        log=log,
+        bank=None if model.state.memory is None else _bank(model, data, match, rows),
+    )
+
+
+def _bank(model: LoadedModel, data: Data, match: CaseMatch, rows: np.ndarray) -> Bank:
+    """Name the cases of a bank, and their patients where these are known."""
+    memory, table = model.state.memory, data.table
+    ids = np.asarray(memory.case_ids)
+    cases = model.bank_cases().reindex(ids).astype(object)
+    unnamed = [f"slot {slot}" for slot in range(len(ids))]
+    patients = cases["patient"].fillna("").to_numpy(str)
+    if not model.describe_bank(match, rows)["patients_known"]:
+        patients = np.full(len(ids), "")
+    refused = np.isin(table.images, [name for name, _ in data.quarantined])
+    usable = np.flatnonzero((match.case_ids >= 0) & table.present & ~refused)
+    pixels = pd.Series(usable, index=match.case_ids[usable]).reindex(ids).fillna(-1).to_numpy(int)
+    return Bank(
+        features=np.asarray(memory.features),
+        labels=np.asarray(memory.labels),
+        filled=ids >= 0,
+        images=np.where(cases["image"].isna(), unnamed, cases["image"].fillna("")).astype(str),
+        patients=patients,
+        rows=np.where(ids >= 0, pixels, -1),
+    )
 
 
 def labelled(findings: tuple[str, ...], labels: Int8[np.ndarray, " findings"]) -> str:
@@ -72,3 +180,11 @@ def labelled(findings: tuple[str, ...], labels: Int8[np.ndarray, " findings"]) -
 def shown(finding: str) -> str:
     """Return a finding's name for a reader."""
     return finding.replace("_", " ")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Format a number; undefined is a dash, and a small one is below the last decimal."""
+    if value is None:
+        return UNDEFINED
+    text = f"{value:.{digits}f}"
+    return f"< {10**-digits:.{digits}f}" if value > 0 and float(text) == 0 else text

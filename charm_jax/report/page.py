@@ -1,114 +1,174 @@
-"""The report of an evaluation: one page that needs no network, no script and no other file."""
+"""Write the report of an evaluation: one page that needs no network and no script."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from charm_jax.report import bank as report_bank
-from charm_jax.report import provenance, reading, tables
-from charm_jax.report import sections as report_sections
-from charm_jax.report.cases import Read
-from charm_jax.report.contents import Bank, Evaluated
-from charm_jax.report.html import Html, element, joined, number, span
+import jinja2
+
+from charm_jax.config.settings import PHASES
+from charm_jax.metrics.result import EvaluationResult
+from charm_jax.report import cases, curves, provenance, published
+from charm_jax.report.contents import UNDEFINED, Contents, Evaluated, Json, number, shown
+from charm_jax.report.figures import Plot, figure_svg, finding_figure, seen
 from data_pipelines.atomic_files import whole_file
-
-_HERE = Path(__file__).parent / "templates"
-Json = Mapping[str, Any]
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 
-def write(
-    path: Path,
-    *,
-    metrics: Json,
-    evaluated: Evaluated,
-    read: Read,
-    config: Json,
-    environments: Mapping[str, Json],
-    summary: Json | None = None,
-    log: Sequence[Json] = (),
-    bank: Bank | None = None,
-) -> None:
-    """Write the page.
+def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
+    """Write ``report.html``.
 
-    Args:
-        path: of the HTML file.
-        metrics: the content of ``metrics.json``.
-        evaluated: the part and what the network said of it.
-        read: the pixels of some rows of the source's table.
-        config: of the run, or that the weights were evaluated with.
-        environments: versions, commit and devices, by what they were used for.
-        summary: of the run; None for weights without one, or before its end.
-        log: lines of the run's ``metrics.jsonl``.
-        bank: None for a network without one.
+    Raises:
+        InputError: an image that the page shows can no longer be read.
     """
-    sections = {
-        "What was evaluated": report_sections.subject(metrics, config, environments, summary),
-        "Findings": report_sections.findings(metrics),
-        "Subgroups": tables.subgroups(metrics),
-        "Compared": report_sections.comparison(metrics),
-        "Published numbers": tables.published(metrics, config["model"]["backbone"]),
-        "Each finding": report_sections.each_finding(metrics, evaluated),
-        "Most confident errors": report_sections.errors(metrics, evaluated, bank, read),
-        "Memory bank": report_bank.section(metrics, evaluated, config, bank, read),
-        "Training": report_sections.training(log, metrics),
-        "How to read this": reading.reading(metrics),
-        "Config": report_sections.settings(config),
-    }
-    # In every heading, so that a section that is copied out of the page says so too.
-    mark = element("small", " SIMULATED images") if metrics["simulated"] else None
-    whole = {title: body for title, body in sections.items() if body}
-    name = config["name"] or metrics["checkpoint"]
-    parts = {
-        "title": element("title", f"{name} on {metrics['source']}, {metrics['split']}"),
-        "disclaimer": provenance.DISCLAIMER,
-        "name": element("h1", f"Evaluation of {name}"),
-        "notes": joined(
-            *(element("p", text, class_="notice") for text in provenance.warnings(metrics))
-        ),
-        "figures": _headline(metrics),
-        "contents": joined(
-            *(joined(element("a", title, href=f"#{_anchor(title)}"), " ") for title in whole)
-        ),
-        "sections": joined(
-            *(
-                element("section", element("h2", title, mark), body, id=_anchor(title))
-                for title, body in whole.items()
-            )
-        ),
-    }
-    page = Template((_HERE / "report.html").read_text(encoding="utf-8"))
-    style = (_HERE / "report.css").read_text(encoding="utf-8")
-    with whole_file(path) as file:
-        file.write(page.substitute(parts, style=style))
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _headline(metrics: Json) -> Html:
-    simulated = "SIMULATED images" if metrics["simulated"] else "Images"
-    tiles = [
-        *(
-            (f"Macro {name}", number(value["value"], 4), f"95 %: {span(value['interval'], 4)}")
-            for name, value in (
-                ("AUROC", metrics["macro"]["auroc"]),
-                ("average precision", metrics["macro"]["average_precision"]),
-            )
-        ),
-        (
-            simulated,
-            f"{metrics['n_images']:,}",
-            provenance.patients(metrics["n_patients"], metrics),
-        ),
-        ("Split", metrics["rule"], f"part {metrics['split']}"),
+    evaluated, bank, findings = contents.evaluated, contents.bank, result.findings
+    entries = list(findings.values())
+    decided = [
+        seen(z, threshold=entry.threshold, temperature=entry.temperature)
+        for z, entry in zip(evaluated.logits.T, entries, strict=True)
     ]
-    return element(
-        "div",
-        *(
-            element("div", element("span", label), element("b", value), element("small", below))
-            for label, value, below in tiles
-        ),
-        class_="figures",
+    errors = cases.error_tiles(
+        cases.confident_errors(evaluated, decided),
+        evaluated,
+        [entry.temperature for entry in entries],
+        bank,
+        contents.read,
     )
+    described = None
+    if bank is not None:
+        rarity = contents.config["model"]["rarity"]
+        described = cases.describe_bank(evaluated, bank, findings, rarity, contents.read)
+    training = [
+        figure_svg(
+            curves.stage_curves(contents.log, [stage]),
+            f"training-{stage}",
+            f"Stage {stage}: losses, macro AUROC on validation, and learning rate over the steps",
+        )
+        for stage in PHASES
+        if any(entry["stage"] == stage for entry in contents.log)
+    ]
+    subgroups = [
+        (f"{kind} {value}", entry)
+        for kind, values in result.subgroups.items()
+        for value, entry in values.items()
+    ]
+    sections = {
+        "Findings": True,
+        "Decisions": True,
+        "Subgroups": subgroups,
+        "Compared": result.comparison,
+        "Published numbers": tuple(findings) == NIH_FINDINGS,
+        "Each finding": True,
+        "Most confident errors": errors,
+        "Memory bank": bank,
+        "Training": training,
+        "How to read this": True,
+        "What was evaluated": True,
+        "Config": True,
+    }
+    grouped = {name for group in (result.groups or {}).values() for name in group.findings}
+    text = _templates().render(
+        name=contents.config["name"] or result.checkpoint,
+        result=result,
+        config=contents.config,
+        flat_config=flat(contents.config),
+        environments=contents.environments,
+        summary=contents.summary,
+        sections=[title for title, body in sections.items() if body],
+        notices=provenance.notices(result),
+        disclaimer=provenance.DISCLAIMER,
+        patients=provenance.patients(result),
+        validation=provenance.validation(result),
+        seen_before=" ".join(provenance.leak(result)),
+        undefined=UNDEFINED,
+        ungrouped=[name for name in findings if name not in grouped],
+        subgroups=subgroups,
+        published=published.read(),
+        comparable=published.comparable(result),
+        cards=_cards(result, evaluated),
+        errors=errors,
+        shown_findings=cases.FINDINGS,
+        attention=None if evaluated.attention is None else evaluated.attention.shape[1:],
+        bank=described,
+        training=training,
+    )
+    with whole_file(path) as file:
+        file.write(text)
+
+
+def _templates() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "anchor": lambda title: title.lower().replace(" ", "-"),
+        "count": lambda value: UNDEFINED if value is None else f"{value:,}",
+        "number": number,
+        "percent": percent,
+        "place": _place,
+        "shown": shown,
+        "signed": lambda value: UNDEFINED if value is None else f"{value:+.3f}",
+        "span": span,
+    }
+    environment.globals["scale_start"] = scale_start
+    return environment.get_template("report.html")
+
+
+def span(interval: tuple[float | None, float | None], digits: int = 3) -> str:
+    """Format the ends of an interval; empty where it is undefined."""
+    low, high = interval
+    return "" if low is None else f"{number(low, digits)} to {number(high, digits)}"
+
+
+def percent(share: float | None) -> str:
+    """Format a share in per cent."""
+    return UNDEFINED if share is None else f"{number(100 * share, 1)} %"
+
+
+def scale_start(entries: Iterable[Any], metric: str) -> float:
+    """Return where the scale of an AUROC starts: 0.5, or lower if a value or interval does."""
+    every = [(getattr(e, metric), *getattr(e, f"{metric}_interval")) for e in entries]
+    return min([0.5, *(math.floor(10 * x) / 10 for xs in every for x in xs if x is not None)])
+
+
+def _place(value: float, start: float) -> str:
+    """Return the abscissa of a value on a bar from ``start`` to 1."""
+    return f"{4 + 112 * (min(max(value, start), 1.0) - start) / (1 - start):.1f}"
+
+
+def _cards(result: EvaluationResult, evaluated: Evaluated) -> list[dict[str, str | Plot | None]]:
+    """Draw the curves of each finding."""
+    cards = []
+    for column, (name, entry) in enumerate(result.findings.items()):
+        known = evaluated.labels[:, column] >= 0
+        logits, labels = evaluated.logits[known, column], evaluated.labels[known, column]
+        title, plot = shown(name), None
+        text = f"Undefined: {labels.sum():,} of {len(labels):,} images have it."
+        if 0 < labels.sum() < len(labels):
+            figure = finding_figure(
+                logits, labels, threshold=entry.threshold, temperature=entry.temperature
+            )
+            text = (
+                f"AUROC {number(entry.auroc)}, average precision "
+                f"{number(entry.average_precision)}, {entry.positives:,} of {len(labels):,} images "
+                f"({percent(entry.prevalence)})"
+            )
+            alt = f"{title}: ROC and precision-recall curve, calibration and scores. {text}."
+            plot = figure_svg(figure, f"finding-{column}", alt)
+        cards.append({"title": title, "text": text, "plot": plot})
+    return cards
+
+
+def flat(config: Json, prefix: str = "") -> list[tuple[str, str]]:
+    """List the keys of a nested config with their values."""
+    entries = []
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        nested = isinstance(value, Mapping)
+        entries += flat(value, f"{name}.") if nested else [(name, str(value))]
+    return entries

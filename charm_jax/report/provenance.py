@@ -1,98 +1,100 @@
-"""What has to be known of an evaluation before any of its numbers is read."""
+"""Sentences on what limits an evaluation: leakage, unknown patients, uncalibrated scores."""
 
-from collections.abc import Mapping
-from typing import Any
+from charm_jax.metrics.result import EvaluationResult
 
 DISCLAIMER = "Research software, not a medical device."
 
 
-def leak(metrics: Mapping[str, Any]) -> list[str]:
-    """Say how many patients training and validation had seen."""
-    if metrics["trained_on_simulated"] is None:
-        return ["What these weights were trained on is not known here."]
+def leak(result: EvaluationResult) -> list[str]:
+    """Return how many of the patients training and validation saw."""
+    if result.trained_on_simulated is None:
+        return ["It is not known what these weights were trained on."]
     sentences = []
-    if metrics["leak_images"] or metrics["leak_of_all"]:
+    if result.leak_images or result.leak_of_all:
         sentences += [
-            f"LEAK: {metrics['leak_images']:,} of the {metrics['leak_of']:,} abnormal images here "
-            "are of patients that the run trained or validated on.",
-            f"Of all {metrics['n_images']:,} images {metrics['leak_of_all']:,} are of such "
-            f"patients, and {metrics['leak_seen']:,} were themselves seen.",
+            f"LEAK: {result.leak_images:,} of the {result.leak_of:,} abnormal images here are of "
+            "patients that the run trained or validated on.",
+            f"Of all {result.n_images:,} images {result.leak_of_all:,} are of such patients, and "
+            f"{result.leak_seen:,} were themselves seen.",
         ]
-    elif not metrics["patients_known"]:
+    elif not result.patients_known:
         sentences.append(
-            "The source does not tell patients apart: what training saw of them is not known."
+            "The source does not tell patients apart, so it is not known whether training saw them."
         )
-    elif metrics["began_from"] is None:
-        sentences.append("Training and validation saw no abnormal image of these patients.")
-    if metrics["began_from"] is not None:
+    elif result.began_from is None:
+        sentences.append("Training and validation saw no image of these patients.")
+    if result.abnormal_only:
+        stages = " and ".join(result.abnormal_only)
         sentences.append(
-            f"The run began from {metrics['began_from']}; what that was trained on is not known "
-            "here."
+            f"Stage {stages} trained on abnormal images alone, so it saw no normal image of anyone."
+        )
+    if result.began_from is not None:
+        sentences.append(
+            f"The run began from {result.began_from}; it is not known here what that was trained "
+            "on."
         )
     return sentences
 
 
-def bank(metrics: Mapping[str, Any]) -> list[str]:
-    """Say whether the memory bank holds evaluated images."""
-    held = metrics["bank"]
-    if not held or not held["images_here"]:
+def bank(result: EvaluationResult) -> list[str]:
+    """Return whether the memory bank holds evaluated images."""
+    held = result.bank
+    if held is None or not held.images_here:
         return []
     return [
-        f"BANK: {held['images_here']:,} of the {metrics['n_images']:,} images here, or others of "
-        f"their patients, are in the memory bank ({held['source']}, part '{held['split']}'), which "
-        "gives their labels to the other images.",
+        f"BANK: {held.images_here:,} of the {result.n_images:,} images here, or others of their "
+        f"patients, are in the memory bank ({held.source}, split '{held.split}'), which gives "
+        "their labels to the other images.",
     ]
 
 
-def independence(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what intervals assume where patients are unknown."""
-    if metrics["patients_known"]:
+def independence(result: EvaluationResult) -> list[str]:
+    """Return what intervals assume where patients are unknown."""
+    if result.patients_known:
         return []
     return [
-        "Patients unknown; intervals take the images for independent and are too narrow if they "
-        "are not."
+        "Patients unknown: intervals assume independent images and are too narrow if they are not."
     ]
 
 
-def patients(count: int, metrics: Mapping[str, Any]) -> str:
-    """How many patients there are, where the source tells them apart."""
-    return f"{count:,} patients" if metrics["patients_known"] else "patients unknown"
+def patients(result: EvaluationResult) -> str:
+    """Return the number of patients, where the source tells them apart."""
+    return f"{result.n_patients:,} patients" if result.patients_known else "patients unknown"
 
 
-def validation(metrics: Mapping[str, Any]) -> str:
-    """Whose validation part fits a calibration: weights without a run have none of their own."""
-    owner = "the data's" if metrics["trained_on_simulated"] is None else "the run's"
-    return f"{owner} validation part"
+def validation(result: EvaluationResult) -> str:
+    """Return whose validation split was fitted on: weights without a run have none of their own."""
+    owner = "the data's" if result.trained_on_simulated is None else "the run's"
+    return f"{owner} validation split"
 
 
-def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Everything that makes the numbers say less than they seem to, a sentence each."""
+def notices(result: EvaluationResult) -> list[str]:
+    """Return the notices above the results, a sentence or two each."""
     sentences = []
-    if metrics["simulated"]:
+    if result.simulated:
         sentences.append(
-            "SIMULATED images: drawn by a program, of no patient. No number here says anything of "
+            "SIMULATED images: drawn by a program, of no patient. The numbers do not carry over to "
             "X-rays."
         )
-    elif metrics["trained_on_simulated"]:
+    elif result.trained_on_simulated:
         sentences.append("The network was trained on SIMULATED images.")
-    clean = metrics["trained_on_simulated"] is not None and metrics["patients_known"]
-    if not clean or metrics["leak_of_all"] or metrics["began_from"] is not None:
-        sentences.append(" ".join(leak(metrics)))
-    sentences += [*independence(metrics), *bank(metrics)]
-    if metrics["images_missing"]:
-        present, missing = metrics["images_present"], metrics["images_missing"]
+    clean = result.trained_on_simulated is not None and result.patients_known
+    if not clean or result.leak_of_all or result.began_from is not None:
+        sentences.append(" ".join(leak(result)))
+    sentences += [*independence(result), *bank(result)]
+    if result.images_missing:
+        total = result.images_present + result.images_missing
         sentences.append(
-            f"{missing:,} of the {present + missing:,} images of the table are missing: these are "
-            f"numbers of the {metrics['n_images']:,} images of the part that are there."
+            f"{result.images_missing:,} of the {total:,} images of the table are missing: the "
+            f"numbers are of the {result.n_images:,} images of the split that are there."
         )
-    if metrics["refused"]:
-        sentences.append(f"{metrics['refused']:,} image files were refused and not evaluated.")
-    fitted = metrics["calibration"]
-    if fitted is None:
-        sentences.append("Scores are not calibrated: they rank images and are no probabilities.")
-    elif fitted["on_these_images"]:
+    if result.refused:
+        sentences.append(f"{result.refused:,} image files were refused and not evaluated.")
+    if result.calibration is None:
+        sentences.append("Scores are not calibrated: they rank images and are not probabilities.")
+    elif result.calibration.on_these_images:
         sentences.append(
-            "Thresholds and temperatures were fitted on these very images: what hangs on them is "
-            "too good."
+            "Thresholds and temperatures were fitted on these images: threshold metrics are "
+            "optimistic."
         )
     return sentences

@@ -313,4 +313,4 @@ def test_other_patients_are_judged_by_thresholds_of_the_runs_own_validation(own,
     assert metrics["groups"].keys() == groups.keys()
     for name, group in groups.items():
         assert metrics["groups"][name]["findings"] == group["findings"]
-    assert "Training and validation saw no abnormal image" in shown
+    assert "Training and validation saw no image of these patients" in shown

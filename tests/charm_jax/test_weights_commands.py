@@ -7,6 +7,7 @@ from running import SMALL, command, copy_data, read, train
 
 from charm_jax import convert
 from charm_jax.eval import __main__ as eval_command
+from charm_jax.metrics.result import EvaluationResult
 from charm_jax.train import __main__ as train_command
 from charm_jax.weights import files
 
@@ -41,7 +42,7 @@ def test_the_file_of_a_run_says_what_the_run_said(finished, weights, tmp_path):
     assert metrics["findings"] == expected["findings"]
     assert metrics["leak_images"] is None
     assert metrics["trained_on_simulated"] is None
-    assert "What these weights were trained on is not known here." in shown
+    assert "It is not known what these weights were trained on." in shown
 
 
 def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
@@ -65,23 +66,24 @@ def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
     }
     evaluated = command("eval", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    said = f"The run began from {weights}; what that was trained on is not known here."
+    said = f"The run began from {weights}; it is not known here what that was trained on."
     assert said in evaluated.stdout
-    assert "saw no abnormal image" not in evaluated.stdout
+    assert "saw no image of these patients" not in evaluated.stdout
     assert read(run / "eval/test/metrics.json")["began_from"] == str(weights)
 
 
 def test_a_run_of_its_own_began_from_nothing(finished):
     assert read(finished[0] / "runs/demo/eval/test/metrics.json")["began_from"] is None
     assert not (finished[0] / "runs/demo/weights.json").exists()
-    assert "saw no abnormal image" in finished[2].stdout
+    assert "saw no image of these patients" in finished[2].stdout
 
 
 def test_a_leak_shows_beside_what_is_not_known(finished):
     metrics = read(finished[0] / "runs/demo/eval/test/metrics.json")
-    shown = eval_command.table(metrics | {"leak_images": 3, "began_from": "a.pth"})
+    result = EvaluationResult.from_json(metrics | {"leak_images": 3, "began_from": "a.pth"})
+    shown = eval_command.table(result)
     assert "LEAK: 3 of the" in shown
-    assert "The run began from a.pth; what that was trained on is not known here." in shown
+    assert "The run began from a.pth; it is not known here what that was trained on." in shown
 
 
 def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refused):

@@ -1,7 +1,10 @@
 """Plain data of an evaluation that never was, for tests of its report."""
 
+import dataclasses
+
 import numpy as np
 
+from charm_jax.metrics.result import EvaluationResult
 from charm_jax.report.contents import Bank, Evaluated
 from data_pipelines.tables.findings import NIH_FINDINGS
 
@@ -69,16 +72,27 @@ def measured(labels):
         "auroc_interval": [0.72, 0.88],
         "average_precision": 0.45,
         "average_precision_interval": [0.31, 0.58],
+        "tp": 14,
+        "fp": 25,
+        "fn": 6,
+        "tn": 75,
         "f1": 0.4,
         "sensitivity": 0.7,
         "specificity": 0.75,
+        "ppv": 0.36,
+        "npv": 0.93,
         "brier": 0.1,
         "ece_equal_width": 0.05,
         "ece_equal_mass": 0.04,
+        "operating_points": {
+            "sensitivity_95": {"threshold": 0.0004, "tp": 19, "fp": 80, "fn": 1, "tn": 20},
+            "specificity_95": {},
+        },
     }
     undefined = dict.fromkeys(numbers) | {
         "auroc_interval": [None, None],
         "average_precision_interval": [None, None],
+        "operating_points": {"sensitivity_95": {}, "specificity_95": {}},
     }
     return entry | (numbers if positives and negatives else undefined)
 
@@ -111,7 +125,12 @@ def metrics(evaluated, **changes):
     }
     undefined = [name for name, entry in findings.items() if entry["auroc"] is None]
     defined = len(findings) - len(undefined)
-    macro = {"value": 0.8123, "interval": [0.7911, 0.8312], "findings": defined}
+    macro = {
+        "value": 0.8123,
+        "interval": [0.7911, 0.8312],
+        "findings": defined,
+        "undefined": undefined,
+    }
     women = {
         "n_images": 60,
         "n_patients": 20,
@@ -130,6 +149,7 @@ def metrics(evaluated, **changes):
     return {
         "source": "nih_chest_xray14",
         "simulated": False,
+        "data": {},
         "rule": "official",
         "split": "test",
         "split_sha256": "ab" * 32,
@@ -152,7 +172,7 @@ def metrics(evaluated, **changes):
         "macro": {
             "auroc": macro,
             "average_precision": macro | {"value": 0.45, "interval": [0.4, 0.5]},
-            "f1": {"value": 0.4, "findings": defined},
+            "f1": {"value": 0.4, "findings": defined, "undefined": undefined},
         },
         "interval_method": {"auroc": "bootstrap", "average_precision": "bootstrap"},
         "calibration": {
@@ -169,6 +189,12 @@ def metrics(evaluated, **changes):
         "findings": findings,
         "undefined": undefined,
     } | changes
+
+
+def result(evaluated, **changes):
+    """The result whose ``metrics.json`` this is, with changed fields."""
+    whole = EvaluationResult.from_json(metrics(evaluated))
+    return dataclasses.replace(whole, **changes)
 
 
 CONFIG = {

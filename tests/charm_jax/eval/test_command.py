@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_the_predictions_and_the_stored_calibration(fin
     logits = columns(rows, "_logit").astype(np.float32)
     labels = columns(rows, "_label", int)
     np.testing.assert_allclose(columns(rows, ""), expit(logits), rtol=1e-6)
-    expected = classification.point_values(
+    expected = classification.per_finding(
         logits,
         labels,
         NIH_FINDINGS,
@@ -54,7 +54,8 @@ def test_the_numbers_are_those_of_the_predictions_and_the_stored_calibration(fin
         calibration.thresholds(fitted),
     )
     for name, entry in expected.items():
-        for metric, value in entry.items():
+        for metric in (*classification.METRICS, "tp", "fp", "fn", "tn", "positives"):
+            value = getattr(entry, metric)
             assert saved["findings"][name][metric] == pytest.approx(value, abs=1e-12), metric
         assert saved["findings"][name]["threshold"] == fitted["findings"][name]["threshold"]
 
@@ -89,7 +90,7 @@ def test_it_is_fitted_anew_for_another_checkpoint_or_part_alone(copy, key, monke
 
 def test_validation_judged_by_its_own_thresholds_says_so(copy, monkeypatch, capfd):
     shown = evaluate("--split=val", cwd=copy, monkeypatch=monkeypatch, capfd=capfd)
-    assert "fitted on THESE VERY IMAGES" in shown.out
+    assert "fitted on THESE IMAGES" in shown.out
     assert read(copy / RUN / "eval/val/metrics.json")["calibration"]["on_these_images"] is True
 
 
@@ -162,7 +163,7 @@ def test_a_checkpoint_is_compared_with_another(copy, monkeypatch, capfd):
     assert macro["value"] == saved["macro_auroc"] != before["macro_auroc"]
     assert macro["other"] == pytest.approx(before["macro_auroc"], abs=1e-12)
     assert macro["interval"][0] <= macro["difference"] <= macro["interval"][1]
-    assert "How much more than other" in shown.out
+    assert "Differences from other" in shown.out
     assert "DeLong" in shown.out
     assert saved["interval_method"]["auroc"] == "delong"
 
@@ -174,12 +175,12 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_evaluated(copy, r
     saved = read(path)
     path.write_text(json.dumps(saved | {"split_sha256": "0" * 64}))
     refused(eval_command.main, arguments, "on other images", "000000000000", cwd=copy)
-    path.write_text(json.dumps(saved | {"findings": {"Mass": {}}}))
+    path.write_text(json.dumps(saved | {"findings": {"Mass": saved["findings"]["Mass"]}}))
     refused(eval_command.main, arguments, "on the findings Mass and not on Atelec", cwd=copy)
     path.unlink()
-    refused(eval_command.main, arguments, "not evaluated on the part 'test'", cwd=copy)
+    refused(eval_command.main, arguments, "not evaluated on the split 'test'", cwd=copy)
     refused(eval_command.main, ["--run=demo", "--compare=othr"], "'othr'", "'other'", cwd=copy)
-    assert "comparison" not in read(copy / RUN / "eval/test/metrics.json")
+    assert read(copy / RUN / "eval/test/metrics.json")["comparison"] is None
 
 
 def test_logits_of_one_checkpoint_are_never_beside_the_metrics_of_another(
@@ -197,7 +198,7 @@ def test_logits_of_one_checkpoint_are_never_beside_the_metrics_of_another(
             eval_command.main(["--run=other", "--checkpoint=last"])
     assert (copy / "runs/other/eval/test/predictions.csv").exists()
     arguments = ["--run=demo", "--compare=other"]
-    refused(eval_command.main, arguments, "not evaluated on the part 'test'", cwd=copy)
+    refused(eval_command.main, arguments, "not evaluated on the split 'test'", cwd=copy)
 
 
 def test_a_run_without_a_checkpoint_is_refused(copy, refused):

@@ -1,17 +1,20 @@
 """The tables of an evaluation, and another run's read again."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+import report_data
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import small_table
 
 from charm_jax.eval import files
 from data_pipelines.errors import InputError
+from data_pipelines.tables import splits
 
 FINDINGS = ("Mass", "Effusion, either side")
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -26,14 +29,20 @@ def table(n=3):
 def write(folder, logits, n=3, **metrics):
     out = folder / "eval" / "test"
     out.mkdir(parents=True)
-    described = {"findings": dict.fromkeys(FINDINGS), "split_sha256": "abc", "checkpoint": "x/1"}
+    evaluated = report_data.evaluated(n=9, findings=FINDINGS)
+    described = report_data.metrics(evaluated, split_sha256=sha256(n), checkpoint="x/1")
     (out / "metrics.json").write_text(json.dumps(described | metrics))
     files.write_predictions(out / "predictions.csv", table(n), np.arange(n), logits)
     return out / "predictions.csv"
 
 
-def read(folder, images=("NA", "b.png", "c.png"), findings=FINDINGS, sha256="abc"):
-    return files.read_other(folder, "test", np.array(images), findings, sha256)
+def sha256(n=3):
+    return splits.part_summary(table(n), np.arange(n))["sha256"]
+
+
+def read(folder, n=3, findings=FINDINGS, rows=None):
+    given = dataclasses.replace(table(n), findings=findings)
+    return files.read_other(folder, "test", given, np.arange(n) if rows is None else rows)
 
 
 LOGITS = np.array([[0.1, -3], [2.5, 1e-7], [40, -90]], np.float32)
@@ -58,13 +67,13 @@ def test_logits_come_back_bit_for_bit(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("run")
     logits = np.array(values, np.float32).reshape(2, 2)
     write(folder, logits, n=2)
-    metrics, again = read(folder, images=("b.png", "NA"))
+    metrics, again = read(folder, n=2, rows=np.array([1, 0]))
     np.testing.assert_array_equal(again, logits[::-1])
-    assert metrics["checkpoint"] == "x/1"
+    assert metrics.checkpoint == "x/1"
 
 
-def test_a_run_without_that_part_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"is not evaluated on the part 'test'.*--split test"):
+def test_a_run_without_that_split_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"is not evaluated on the split 'test'.*--split test"):
         read(tmp_path)
 
 
@@ -78,17 +87,28 @@ def test_other_findings_are_refused_with_both_lists(tmp_path):
 
 def test_other_images_are_refused_with_both_hashes(tmp_path):
     write(tmp_path, LOGITS, split_sha256="0123456789abcdef")
-    with pytest.raises(InputError, match=r"other images .*0123456789ab, here it is fedcba987654"):
-        read(tmp_path, sha256="fedcba9876543210")
+    here = sha256()[:12]
+    with pytest.raises(InputError, match=rf"other images .*0123456789ab, here it is {here}"):
+        read(tmp_path)
+
+
+def test_metrics_of_an_earlier_version_are_refused_with_the_key(tmp_path):
+    path = write(tmp_path, LOGITS).parent / "metrics.json"
+    content = json.loads(path.read_text())
+    del content["macro"]["auroc"]["undefined"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lacks macro\.auroc\.undefined.*evaluate it again"):
+        read(tmp_path)
 
 
 def test_predictions_that_contradict_their_metrics_are_refused(tmp_path):
     path = write(tmp_path, LOGITS)
-    with pytest.raises(InputError, match="other images than its metrics"):
-        read(tmp_path, images=("NA", "b.png", "d.png"))
     text = path.read_text()
+    path.write_text(text.replace("c.png", "d.png"))
+    with pytest.raises(InputError, match="other images than its metrics"):
+        read(tmp_path)
     path.write_text(text.replace("2.5,", "none,"))
-    with pytest.raises(InputError, match="a logit that is no number"):
+    with pytest.raises(InputError, match="a logit that is not a number"):
         read(tmp_path)
     path.write_text(text.replace("_logit", "_other"))  # as before logits were kept
     with pytest.raises(InputError, match=r"no readable logits.*evaluate that run again"):

@@ -1,12 +1,17 @@
 """The printed tables: what they say, that columns line up and lines fit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scores import NAMES, drawn
 
 from charm_jax.eval import text as evaluation_text
-from charm_jax.metrics import calibration, comparison, summary
+from charm_jax.metrics import calibration, intervals, summary
+from charm_jax.metrics.intervals import EvalSet
+from charm_jax.metrics.result import BankSource, CalibrationSource, Comparison, EvaluationResult
 
+FITTED = CalibrationSource(checkpoint="focal/128", split_sha256="feed", on_these_images=False)
 COMMON = {
     "source": "phantom",
     "split": "test",
@@ -18,21 +23,24 @@ COMMON = {
     "n_patients": 60,
     "checkpoint": "focal/128",
     "split_sha256": "0123456789abcdef",
+    "data": {},
+    "images_present": 200,
     "images_missing": 0,
+    "refused": 0,
     "patients_known": True,
     "leak_images": 0,
     "leak_of": 150,
     "leak_of_all": 0,
     "leak_seen": 0,
     "bank": None,
-    "calibration": {"checkpoint": "focal/128", "split_sha256": "feed", "on_these_images": False},
+    "calibration": FITTED,
 }
 
 
 def metrics(labels=None, fitted=None, method="bootstrap", **changes):
     scores, drawn_labels, patients = drawn(0, 200, 60)
     labels = drawn_labels if labels is None else labels
-    part = summary.Scored(scores, labels, patients, NAMES)
+    part = EvalSet(scores, labels, patients, NAMES)
     values = summary.score(
         part,
         fitted=fitted or calibration.fit(*drawn(9, 200)[:2], NAMES),
@@ -41,13 +49,15 @@ def metrics(labels=None, fitted=None, method="bootstrap", **changes):
         method=method,
     )
     worse = (scores + np.random.default_rng(1).normal(0, 2, scores.shape)).astype(np.float32)
-    compared = {
-        "run": "other",
-        "checkpoint": "focal/64",
-        "interval_method": values["interval_method"],
-        **comparison.compare(part, worse, method),
-    }
-    return COMMON | values | {"comparison": compared} | changes
+    macro, findings = intervals.compare(part, worse, method)
+    compared = Comparison(
+        run="other",
+        checkpoint="focal/64",
+        interval_method=values.interval_method,
+        macro=macro,
+        findings=findings,
+    )
+    return EvaluationResult(**COMMON | vars(values) | {"comparison": compared} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def block(text, beginning):
     return next(b for b in text.split("\n\n") if b.startswith(beginning)).splitlines()
 
 
-@pytest.mark.parametrize("method", summary.INTERVALS)
+@pytest.mark.parametrize("method", intervals.METHODS)
 def test_lines_fit_the_screen(method):
     for line in evaluation_text.table(metrics(method=method)).splitlines()[1:]:
         assert len(line) <= 100, line
@@ -73,29 +83,29 @@ def test_a_line_for_each_finding_with_its_numbers(said):
         *("finding", "AUROC", "interval", "AP", "prevalence", "positives", "unknown")
     ]
     assert {len(line) for line in lines} == {len(header)}
-    entry = values["findings"]["Hernia"]
-    low, high = entry["auroc_interval"]
+    entry = values.findings["Hernia"]
+    low, high = entry.auroc_interval
     assert lines[1].split() == [
         "Hernia",
-        f"{entry['auroc']:.4f}",
+        f"{entry.auroc:.4f}",
         f"{low:.4f}-{high:.4f}",
-        f"{entry['average_precision']:.4f}",
-        f"{entry['prevalence']:.4f}",
-        str(entry["positives"]),
-        str(entry["unknown"]),
+        f"{entry.average_precision:.4f}",
+        f"{entry.prevalence:.4f}",
+        str(entry.positives),
+        str(entry.unknown),
     ]
 
 
 def test_means_groups_and_subgroups(said):
     values, text = said
-    low, high = values["macro_auroc_interval"]
+    low, high = values.macro_auroc_interval
     assert (
-        f"macro AUROC {values['macro_auroc']:.4f} over 3 findings "
+        f"macro AUROC {values.macro_auroc:.4f} over 3 findings "
         f"(95 % of patient bootstraps: {low:.4f} to {high:.4f})" in text
     )
-    assert f"macro F1 {values['macro']['f1']['value']:.4f}, sensitivity" in text
-    assert "fitted on the run's validation part, sha256 feed" in text
-    assert f"tail, below 2 %       {values['groups']['tail']['auroc']:.4f}" in text
+    assert f"macro F1 {values.macro['f1'].value:.4f}, sensitivity" in text
+    assert "fitted on the run's validation split, sha256 feed" in text
+    assert f"tail, below 2 %       {values.groups['tail'].auroc:.4f}" in text
     assert "sex F" in text
     assert "view PA" not in text  # every image is
     assert "SIMULATED" in text
@@ -104,16 +114,16 @@ def test_means_groups_and_subgroups(said):
 
 def test_the_comparison_has_a_line_a_finding_and_the_macro(said):
     values, text = said
-    _, _, header, *lines = block(text, "How much more than other, checkpoint focal/64")
+    _, _, header, *lines = block(text, "Differences from other, checkpoint focal/64")
     assert [line.split()[0] for line in lines] == [*NAMES, "macro"]
     assert {len(line) for line in lines} == {len(header)}
-    entry = values["comparison"]["macro"]["auroc"]
-    assert f"{entry['difference']:+.4f}" in lines[-1]
-    assert f"{entry['interval'][0]:+.4f} to {entry['interval'][1]:+.4f}" in lines[-1]
+    entry = values.comparison.macro["auroc"]
+    assert f"{entry.difference:+.4f}" in lines[-1]
+    assert f"{entry.interval[0]:+.4f} to {entry.interval[1]:+.4f}" in lines[-1]
 
 
 def test_no_comparison_is_no_block():
-    assert "How much more" not in evaluation_text.table(metrics(comparison=None))
+    assert "Differences from" not in evaluation_text.table(metrics(comparison=None))
 
 
 def test_what_is_undefined_is_a_dash_and_named():
@@ -144,9 +154,11 @@ def test_findings_without_temperature_are_named():
     assert "(over 2)" in text
 
 
-def test_fitted_on_these_very_images():
-    on_these = COMMON["calibration"] | {"on_these_images": True}
-    assert "THESE VERY IMAGES" in evaluation_text.table(metrics(calibration=on_these))
+def test_thresholds_fitted_on_these_images():
+    on_these = dataclasses.replace(FITTED, on_these_images=True)
+    assert "THESE IMAGES: threshold metrics are optimistic" in evaluation_text.table(
+        metrics(calibration=on_these)
+    )
 
 
 def test_a_leak_is_counted_in_abnormal_and_all_images():
@@ -156,15 +168,15 @@ def test_a_leak_is_counted_in_abnormal_and_all_images():
     assert "LEAK" in evaluation_text.table(metrics(leak_of_all=5))  # of normal images alone
     unknown = dict.fromkeys(("trained_on_simulated", "leak_images", "leak_of_all", "leak_seen"))
     text = evaluation_text.table(metrics(**unknown))
-    assert "What these weights were trained on is not known here." in text
+    assert "It is not known what these weights were trained on." in text
 
 
-@pytest.mark.parametrize("method", summary.INTERVALS)
+@pytest.mark.parametrize("method", intervals.METHODS)
 def test_without_patients_none_is_counted_and_intervals_are_of_images(method):
     text = evaluation_text.table(metrics(method=method, patients_known=False))
     first, *lines = text.splitlines()
     assert "200 SIMULATED images, patients unknown, checkpoint" in first
-    assert "Patients unknown; intervals take the images for independent" in text
+    assert "Patients unknown: intervals assume independent images" in text
     assert "image bootstraps" in text
     assert "patient bootstraps" not in text
     [women] = [line for line in lines if line.startswith("sex F")]
@@ -175,11 +187,33 @@ def test_without_patients_none_is_counted_and_intervals_are_of_images(method):
 def test_thresholds_of_weights_without_a_run_are_of_no_run():
     unknown = dict.fromkeys(("trained_on_simulated", "leak_images", "leak_of_all", "leak_seen"))
     text = evaluation_text.table(metrics(**unknown))
-    assert "fitted on the data's validation part" in text
+    assert "fitted on the data's validation split" in text
     assert "the run's" not in text
 
 
 def test_a_bank_of_the_part_itself_is_said():
-    held = {"source": "phantom", "split": "test", "images_here": 7}
+    held = BankSource(source="phantom", split="test", images_here=7)
     text = evaluation_text.table(metrics(bank=held))
     assert "BANK: 7 of the 200 images here" in text
+
+
+def test_groups_need_a_known_prevalence():
+    text = evaluation_text.table(metrics(groups=None))
+    assert "prevalence in training unknown: no means over frequent and rare findings" in text
+    assert "tail" not in text
+    groups = metrics().groups
+    groups["tail"] = dataclasses.replace(groups["tail"], findings=())
+    text = evaluation_text.table(metrics(groups=groups))
+    assert "in no group, since no training image is known: Hernia" in text
+
+
+def test_the_bank_of_the_checkpoint_goes_without_saying():
+    assert "with memory" not in evaluation_text.table(metrics(memory="trained"))
+    assert "with memory ward" in evaluation_text.table(metrics(memory="ward"))
+
+
+def test_a_number_that_rounds_to_nothing_is_below_the_last_digit():
+    values = metrics()
+    tiny = dataclasses.replace(values.findings["Hernia"], average_precision=1e-6)
+    values.findings["Hernia"] = tiny
+    assert "<0.0001" in block(evaluation_text.table(values), "finding")[2]

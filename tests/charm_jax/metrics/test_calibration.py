@@ -53,6 +53,29 @@ def test_the_threshold_maximises_sensitivity_plus_specificity():
         assert youden(threshold) == pytest.approx(best, abs=1e-12)
 
 
+def test_operating_points_are_the_best_that_reach_their_aim():
+    logits, labels, _ = drawn(seed=2, images=300)
+    fitted = calibration.fit(logits, labels, NAMES)
+    p = calibration.calibrated(logits, fitted)
+    sensitive = calibration.thresholds(fitted, "sensitivity_95")
+    specific = calibration.thresholds(fitted, "specificity_95")
+    for column in range(len(NAMES)):
+        truth, score = labels[:, column], p[:, column]
+        every = np.unique(score[truth >= 0])
+        reach = [t for t in every if np.mean(score[truth == 1] >= t) >= 0.95]
+        assert sensitive[column] == pytest.approx(max(reach))
+        reach = [t for t in every if np.mean(score[truth == 0] < t) >= 0.95]
+        assert specific[column] == pytest.approx(min(reach))
+
+
+def test_an_operating_point_that_validation_cannot_give_is_none():
+    """One of nine negatives scores highest: at a specificity of 0.95 nothing is found."""
+    entry = one([3, 2, 1.5, 1, *range(-8, 0)], [0, 1, 1, 1, *[0] * 8])
+    assert entry["threshold"] is not None
+    assert entry["specificity_95"] is None
+    assert entry["sensitivity_95"] is not None
+
+
 def test_the_threshold_by_hand():
     """Positives at 1 and 3, negatives at -2, -1 and 2: at 1 are both and one of three."""
     entry = one([1, 3, -2, -1, 2, 9], [1, 1, 0, 0, 0, -1])
@@ -63,7 +86,7 @@ def test_the_threshold_by_hand():
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, -1], [-1, -1, -1]])
 def test_one_class_gives_neither(labels):
     entry = one([0.3, -1, 2], labels)
-    assert entry["temperature"] is entry["threshold"] is None
+    assert entry["temperature"] is entry["threshold"] is entry["sensitivity_95"] is None
 
 
 def test_constant_scores_give_no_threshold():

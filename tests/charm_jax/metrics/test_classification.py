@@ -12,11 +12,13 @@ from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
     f1_score,
+    precision_score,
     recall_score,
     roc_auc_score,
 )
 
 from charm_jax.metrics import classification
+from charm_jax.metrics.result import FindingResult
 
 NONE = np.full(len(NAMES), np.nan)
 
@@ -39,11 +41,11 @@ def stepwise(scores, truth):
 
 
 def points(logits, labels, names=NAMES, thresholds=None):
-    """`point_values` with plain sigmoids for probabilities."""
+    """`per_finding` with plain sigmoids for probabilities."""
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.int8)
     at = np.full(len(names), 0.5) if thresholds is None else thresholds
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return classification.point_values(logits, labels, names, probabilities, at), probabilities
+    return classification.per_finding(logits, labels, names, probabilities, at), probabilities
 
 
 def test_auroc_is_the_share_of_pairs_in_order():
@@ -59,7 +61,7 @@ def test_auroc_is_the_share_of_pairs_in_order():
 
 def test_average_precision_is_the_step_integral():
     scores, labels, _ = drawn()
-    result = classification.ranking(scores, labels, NAMES)
+    result = classification.auroc_and_ap(scores, labels, NAMES)
     for column, name in enumerate(NAMES):
         expected = stepwise(scores[:, column], labels[:, column])
         assert result[name]["average_precision"] == pytest.approx(expected, abs=1e-12)
@@ -77,12 +79,14 @@ def test_every_metric_is_that_of_scikit_learn_on_the_known_labels():
             "f1": f1_score(truth, p >= 0.5),
             "sensitivity": recall_score(truth, p >= 0.5),
             "specificity": recall_score(truth, p >= 0.5, pos_label=0),
+            "ppv": precision_score(truth, p >= 0.5),
+            "npv": precision_score(truth, p >= 0.5, pos_label=0),
             "brier": brier_score_loss(truth, p),
             "prevalence": truth.mean(),
         }
         for metric, value in expected.items():
-            assert result[name][metric] == pytest.approx(value, abs=1e-12), metric
-        assert result[name]["unknown"] == np.sum(~known) > 0
+            assert getattr(result[name], metric) == pytest.approx(value, abs=1e-12), metric
+        assert result[name].unknown == np.sum(~known) > 0
 
 
 @pytest.mark.parametrize(
@@ -112,12 +116,12 @@ def test_calibration_error_by_hand():
 def test_constant_scores_are_chance():
     result, _ = points(np.zeros((6, 1)), [[1], [0], [0], [1], [0], [-1]], ["Mass"], np.array([0.5]))
     entry = result["Mass"]
-    assert entry["auroc"] == 0.5
-    assert entry["average_precision"] == entry["prevalence"] == 0.4
-    assert (entry["sensitivity"], entry["specificity"]) == (1.0, 0.0)  # at the threshold is above
-    assert entry["f1"] == pytest.approx(2 * 2 / (2 * 2 + 3))
-    assert entry["ece_equal_width"] == entry["ece_equal_mass"] == pytest.approx(0.1)
-    assert entry["brier"] == 0.25
+    assert entry.auroc == 0.5
+    assert entry.average_precision == entry.prevalence == 0.4
+    assert (entry.sensitivity, entry.specificity) == (1.0, 0.0)  # at the threshold is above
+    assert entry.f1 == pytest.approx(2 * 2 / (2 * 2 + 3))
+    assert entry.ece_equal_width == entry.ece_equal_mass == pytest.approx(0.1)
+    assert entry.brier == 0.25
 
 
 def test_one_class_leaves_what_needs_both_undefined():
@@ -126,32 +130,36 @@ def test_one_class_leaves_what_needs_both_undefined():
     )
     everyone, nobody = result["All"], result["None"]
     for entry in (everyone, nobody):
-        assert entry["auroc"] is None
-        assert entry["average_precision"] is None
-        assert entry["brier"] == 0.25
-        assert entry["ece_equal_mass"] == 0.5
-    assert (everyone["prevalence"], nobody["prevalence"]) == (1.0, 0.0)
-    assert (everyone["sensitivity"], everyone["specificity"], everyone["f1"]) == (0.0, None, 0.0)
-    assert (nobody["sensitivity"], nobody["specificity"], nobody["f1"]) == (None, 1.0, None)
+        assert entry.auroc is None
+        assert entry.average_precision is None
+        assert entry.brier == 0.25
+        assert entry.ece_equal_mass == 0.5
+    assert (everyone.prevalence, nobody.prevalence) == (1.0, 0.0)
+    assert (everyone.sensitivity, everyone.specificity, everyone.f1) == (0.0, None, 0.0)
+    assert (nobody.sensitivity, nobody.specificity, nobody.f1) == (None, 1.0, None)
 
 
 def test_nothing_known_leaves_everything_undefined():
     scores, labels, _ = drawn()
     result, _ = points(scores, np.full_like(labels, -1))
     for entry in result.values():
-        assert {entry[metric] for metric in (*classification.METRICS, "prevalence")} == {None}
-        assert (entry["positives"], entry["negatives"], entry["unknown"]) == (0, 0, 60)
+        assert {getattr(entry, metric) for metric in (*classification.METRICS, "prevalence")} == {
+            None
+        }
+        assert (entry.positives, entry.negatives, entry.unknown) == (0, 0, 60)
 
 
 def test_without_calibration_nothing_is_called_a_probability():
     scores, labels, _ = drawn()
     nothing = np.full(scores.shape, np.nan)
-    result = classification.point_values(scores, labels, NAMES, nothing, NONE)
+    result = classification.per_finding(scores, labels, NAMES, nothing, NONE)
     for entry in result.values():
         assert {
-            entry[m] for m in classification.METRICS if m not in ("auroc", "average_precision")
+            getattr(entry, m)
+            for m in classification.METRICS
+            if m not in ("auroc", "average_precision")
         } == {None}
-        assert entry["auroc"] is not None
+        assert entry.auroc is not None
 
 
 def test_means_leave_the_undefined_out_and_name_them():
@@ -161,34 +169,44 @@ def test_means_leave_the_undefined_out_and_name_them():
     means = classification.macro(result)
     assert tuple(means) == classification.METRICS
     for metric in ("auroc", "average_precision", "sensitivity"):
-        values = [result[name][metric] for name in ("Mass", "Edema")]
-        assert means[metric] == {
-            "value": pytest.approx(np.mean(values)),
-            "findings": 2,
-            "undefined": ["Hernia"],
-        }
-    assert means["brier"]["findings"] == 3
-    assert json.loads(json.dumps(means)) == means
+        values = [getattr(result[name], metric) for name in ("Mass", "Edema")]
+        assert means[metric].value == pytest.approx(np.mean(values))
+        assert (means[metric].findings, means[metric].undefined) == (2, ("Hernia",))
+    assert means["brier"].findings == 3
 
 
 def test_groups_are_cut_by_prevalence_in_training():
     entries = {
-        name: {"auroc": value, "average_precision": None if value is None else value / 2}
+        name: FindingResult(
+            positives=1,
+            negatives=1,
+            unknown=0,
+            auroc=value,
+            average_precision=None if value is None else value / 2,
+        )
         for name, value in [("a", 0.9), ("b", 0.7), ("c", 0.6), ("d", None), ("e", 0.5)]
     }
-    shares = {"a": 0.2, "b": 0.05, "c": 0.02, "d": 0.0199, "e": 0.0}
-    groups = classification.groups(entries, shares)
-    assert {name: group["findings"] for name, group in groups.items()} == {
-        "head": ["a", "b"],
-        "medium": ["c"],
-        "tail": ["d", "e"],
+    shares = {"a": 0.2, "b": 0.05, "c": 0.02, "d": 0.0199, "e": 1e-5}
+    groups = classification.by_prevalence(entries, shares)
+    assert {name: group.findings for name, group in groups.items()} == {
+        "head": ("a", "b"),
+        "medium": ("c",),
+        "tail": ("d", "e"),
     }
-    assert groups["head"]["auroc"] == pytest.approx(0.8)
-    assert groups["head"]["average_precision"] == pytest.approx(0.4)
-    assert (groups["tail"]["auroc"], groups["tail"]["undefined"]) == (0.5, ["d"])
-    none = classification.groups({"d": entries["d"]}, shares)
-    assert none["tail"]["auroc"] is none["head"]["auroc"] is None
-    assert none["head"]["findings"] == []
+    assert groups["head"].auroc == pytest.approx(0.8)
+    assert groups["head"].average_precision == pytest.approx(0.4)
+    assert (groups["tail"].auroc, groups["tail"].undefined) == (0.5, ("d",))
+    none = classification.by_prevalence({"d": entries["d"]}, shares)
+    assert none["tail"].auroc is none["head"].auroc is None
+    assert none["head"].findings == ()
+
+
+def test_a_finding_that_training_lacks_is_not_a_rare_one():
+    entries = {name: FindingResult(positives=1, negatives=1, unknown=0) for name in "ab"}
+    groups = classification.by_prevalence(entries, {"a": 0.0, "b": 0.01})
+    assert groups["tail"].findings == ("b",)
+    assert classification.by_prevalence(entries, {"a": 0.0, "b": 0.0}) is None
+    assert classification.by_prevalence(entries, None) is None
 
 
 def test_finding_with_one_class_is_undefined_and_named():
@@ -214,7 +232,7 @@ def test_nothing_defined_has_no_macro():
 def test_order_of_scores_is_all_that_ranking_asks(seed, scale):
     scores, labels, _ = drawn(seed)
     squashed = 1 / (1 + np.exp(-scale * scores.astype(np.float64)))
-    assert classification.ranking(squashed, labels, NAMES) == classification.ranking(
+    assert classification.auroc_and_ap(squashed, labels, NAMES) == classification.auroc_and_ap(
         scores, labels, NAMES
     )
 

@@ -89,9 +89,9 @@ def test_brightness_and_contrast_do_not_count(reference, gain, offset):
 
 
 def test_a_blank_image_is_unfamiliar_whatever_the_rest_says():
-    assert ood.unfamiliar({"novelty": 3.0}, grey_sd=0.5) == ["nearly constant"]
-    assert ood.unfamiliar({"novelty": 3.0}, grey_sd=40.0) == []
-    assert ood.unfamiliar({"novelty": 99.5, "appearance": 1}, grey_sd=40.0) == ["novelty"]
+    assert ood.reasons({"novelty": 3.0}, grey_sd=0.5) == ["nearly constant"]
+    assert ood.reasons({"novelty": 3.0}, grey_sd=40.0) == []
+    assert ood.reasons({"novelty": 99.5, "appearance": 1}, grey_sd=40.0) == ["novelty"]
 
 
 def test_few_images_have_no_components_but_percentiles():

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import report_data
 
 from charm_jax.report import cases
@@ -58,23 +59,24 @@ def test_a_tile_says_score_labels_name_and_the_nearest_stored_case():
     evaluated.slots[2, 1], evaluated.similarities[2, 1] = 7, 0.5
     evaluated.logits[2, 0] = 0.0
     error = cases.Error(0, 2, True, True)
-    tiles = cases.error_tiles([error], evaluated, [2.0] * 14, bank, report_data.read)
-    assert "Atelectasis: missed" in tiles
-    assert "score 0.500, calibrated 0.500" in tiles
-    assert evaluated.named(2) in tiles
-    assert "00000000_002.png" in tiles
-    assert "most like stored 10000007_000.png (cosine 0.50" in tiles
-    assert tiles.count("<img") == 2
+    [tile] = cases.error_tiles([error], evaluated, [2.0] * 14, bank, report_data.read)
+    assert (tile.title, tile.shade) == ("Atelectasis: missed", "missed")
+    score, labels, name, nearest = tile.facts
+    assert score == "score 0.500, calibrated 0.500"
+    assert labels == f"labelled {evaluated.named(2)}"
+    assert name == "00000000_002.png"
+    assert nearest.startswith("most like stored 10000007_000.png (cosine 0.50")
+    assert len(tile.pictures) == 2
 
 
 def test_without_attention_a_tile_has_the_image_alone():
     evaluated = report_data.evaluated(n=6, charm=False)
     error = cases.Error(0, 2, False, False)
-    tiles = cases.error_tiles([error], evaluated, [None] * 14, None, report_data.read)
-    assert tiles.count("<img") == 1
-    assert "calibrated" not in tiles
-    assert "stored" not in tiles
-    assert "scores highest without it" in tiles
+    [tile] = cases.error_tiles([error], evaluated, [None] * 14, None, report_data.read)
+    assert len(tile.pictures) == 1
+    assert len(tile.facts) == 3
+    assert "calibrated" not in tile.facts[0]
+    assert tile.title == "Atelectasis: scores highest without it"
 
 
 def test_times_read_count_what_was_valid():
@@ -84,15 +86,15 @@ def test_times_read_count_what_was_valid():
     reads = cases.times_read(evaluated, bank)
     assert reads.sum() == 4
     assert (reads[0], reads[1], reads[2], reads[5]) == (3, 1, 0, 0)
-    most = cases.most_read(evaluated, bank, report_data.read)
-    assert most.index("10000000_000.png") < most.index("10000001_000.png")
-    assert "read for 3 images" in most
-    assert most.count("<img") == 1  # of slot 0 there are no pixels
+    first, second = cases.most_read(evaluated, bank, report_data.read)
+    assert (first.title, second.title) == ("10000000_000.png", "10000001_000.png")
+    assert first.facts[0] == "read for 3 images"
+    assert (len(first.pictures), len(second.pictures)) == (0, 1)  # slot 0 has no pixels
 
 
 def test_nothing_read_shows_no_case():
     evaluated, bank = report_data.evaluated(n=4, k=0), report_data.bank()
-    assert cases.most_read(evaluated, bank, report_data.read) is None
+    assert cases.most_read(evaluated, bank, report_data.read) == []
     plain = report_data.evaluated(n=4, charm=False)
     assert cases.times_read(plain, bank).sum() == 0
 
@@ -104,19 +106,20 @@ def test_pixels_are_asked_for_only_where_there_are_some():
     def never(rows):
         raise AssertionError(rows)
 
-    assert "<img" not in cases.most_read(evaluated, bank, never)
+    assert not any(tile.pictures for tile in cases.most_read(evaluated, bank, never))
 
 
 def test_empty_slots_are_in_no_count_and_on_no_map():
     evaluated, bank = report_data.evaluated(n=6), report_data.bank(filled=3)
     bank.labels[:3] = 0
     bank.labels[1, 4] = 1
-    metrics = report_data.metrics(evaluated)
-    text = cases.bank_table(evaluated, bank, metrics["findings"])
-    assert "<td>2</td><td>66.7 %</td>" in text  # no finding
-    maps = cases.bank_maps(evaluated.findings, bank)
-    assert maps.count("<img") == 1
-    assert "Edema (1)" in maps
+    findings = report_data.result(evaluated).findings
+    shown = cases.describe_bank(evaluated, bank, findings, "norm_inlier", report_data.read)
+    assert (shown["filled"], shown["slots"]) == (3, 32)
+    *_, healthy = shown["rows"]
+    assert (healthy["name"], healthy["stored"]) == ("no finding", 2)
+    assert healthy["share"] == pytest.approx(2 / 3)
+    assert [tile.title for tile in shown["maps"]] == ["Edema (1)"]
 
 
 def test_labels_in_words():

@@ -1,8 +1,15 @@
+import base64
+import io
+import re
+
 import matplotlib
 import numpy as np
 import pytest
+from html_check import Page
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from charm_jax.report import figures
@@ -117,3 +124,42 @@ def test_a_map_marks_the_chosen_cases():
     assert columns.min() > 50
     assert grey.sum() > 0
     assert (pixels[..., 3] == 0).mean() > 0.8
+
+
+def test_the_threshold_s_line_ends_below_the_legend():
+    logits, labels = scores()
+    for threshold in (0.05, 0.3, 0.7):
+        figure = figures.finding_figure(logits, labels, threshold=threshold, temperature=0.7)
+        figure.draw_without_rendering()
+        distribution = figure.axes[3]
+        [line] = distribution.lines
+        legend = distribution.get_legend().get_window_extent()
+        assert line.get_window_extent().y1 < legend.y0
+
+
+def _figure():
+    figure = Figure(figsize=(2, 1))
+    axes = figure.subplots()
+    axes.plot([0, 1], [1, 0], color="#0072b2", clip_on=True)
+    axes.text(0, 0, "in ink", color="black")
+    return figure
+
+
+def test_figures_share_no_id_and_take_the_colours_of_the_page():
+    first, second = (figures.figure_svg(_figure(), name, "a line") for name in ("a", "b"))
+    assert Page(first.body + second.body).faults == []
+    assert "var(--first)" in first.body
+    assert "#0072b2" not in first.body
+    assert "in ink" in first.body
+    assert "http" not in first.body
+    assert (first.width, first.height, first.alt) == (144, 72, "a line")
+
+
+def test_pictures_hold_their_pixels():
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    picture = figures.picture(grey, "x", "PNG")
+    assert (picture.width, picture.height, picture.alt) == (8, 6, "x")
+    code = re.search(r"data:image/png;base64,(.*)", picture.source)[1]
+    read = np.asarray(Image.open(io.BytesIO(base64.b64decode(code))))
+    np.testing.assert_array_equal(read, grey)
+    assert "data:image/jpeg" in figures.picture(np.stack([grey] * 3, -1), "x").source

@@ -1,11 +1,17 @@
+import dataclasses
+
 import pytest
 import report_data
 
+from charm_jax.metrics.result import BankSource, CalibrationSource
 from charm_jax.report import provenance
+
+ON_THESE = CalibrationSource(checkpoint="focal/1", split_sha256="00", on_these_images=True)
+BANK = BankSource(**report_data.BANK)
 
 
 def said(**changes):
-    return provenance.warnings(report_data.metrics(report_data.evaluated(n=9), **changes))
+    return provenance.notices(report_data.result(report_data.evaluated(n=9), **changes))
 
 
 def test_nothing_weakens_a_clean_evaluation():
@@ -26,7 +32,7 @@ def test_a_network_of_simulated_images_on_acquired_ones():
     ("fitted", "begins"),
     [
         (None, "Scores are not calibrated"),
-        ({"on_these_images": True}, "Thresholds and temperatures were fitted on these very"),
+        (ON_THESE, "Thresholds and temperatures were fitted on these images"),
     ],
 )
 def test_scores_without_a_calibration_of_other_images(fitted, begins):
@@ -36,18 +42,29 @@ def test_scores_without_a_calibration_of_other_images(fitted, begins):
 
 def test_weights_of_unknown_origin():
     [sentence] = said(trained_on_simulated=None, leak_images=None, leak_of_all=None)
-    assert sentence == "What these weights were trained on is not known here."
+    assert sentence == "It is not known what these weights were trained on."
 
 
 def test_unknown_patients_weaken_the_intervals_whatever_is_known_of_training():
     for changes in ({}, {"leak_of_all": 3}, {"trained_on_simulated": None}):
         sentences = said(patients_known=False, **changes)
-        assert any("intervals take the images for independent" in text for text in sentences)
+        assert any("intervals assume independent images" in text for text in sentences)
 
 
 def test_a_bank_that_holds_the_part_weakens_its_numbers():
-    [sentence] = said(bank=report_data.BANK | {"split": "test", "images_here": 4})
+    [sentence] = said(bank=dataclasses.replace(BANK, split="test", images_here=4))
     assert sentence.startswith("BANK: 4 of the 9 images here")
-    assert "part 'test'" in sentence
+    assert "split 'test'" in sentence
     assert said(bank=None) == []
-    assert said(bank=dict.fromkeys(report_data.BANK)) == []  # of a file: nothing is known
+    assert said(bank=BankSource()) == []  # a weight file: nothing is known
+
+
+def test_unseen_patients_are_said_and_which_stage_saw_no_normal_image():
+    def leak(**changes):
+        return provenance.leak(report_data.result(report_data.evaluated(n=9), **changes))
+
+    assert leak() == ["Training and validation saw no image of these patients."]
+    _, stage = leak(abnormal_only=("bce",))
+    assert stage.startswith("Stage bce trained on abnormal images alone")
+    assert "Stage bce and focal" in leak(abnormal_only=("bce", "focal"))[1]
+    assert len(leak(trained_on_simulated=None)) == 1

@@ -1,0 +1,109 @@
+"""Confidence intervals of AUROC and average precision, alone and of paired differences (NumPy)."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from charm_jax.metrics import bootstrap, classification, delong
+from charm_jax.metrics.result import UNDEFINED, Difference, Interval
+
+METHODS = ("bootstrap", "delong")
+RANKED = ("auroc", "average_precision")  # the metrics that have intervals
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """The predictions of a network beside the labels.
+
+    Attributes:
+        labels: 1, 0 or -1 (unknown).
+        patients: numbers or strings.
+        findings: names of the columns.
+    """
+
+    logits: Float[np.ndarray, "images findings"]
+    labels: Int[np.ndarray, "images findings"]
+    patients: Shaped[np.ndarray, " images"]
+    findings: tuple[str, ...]
+
+
+class ConfidenceIntervals:
+    """95 % intervals of each finding's AUROC and average precision, and of their means."""
+
+    def __init__(self, evaluated: EvalSet, method: str = "bootstrap"):
+        """Draw the resamples.
+
+        Args:
+            evaluated: predictions and labels.
+            method: one of ``METHODS``. ``delong`` is for AUROC alone and assumes independent
+                images; average precision keeps the patient bootstrap.
+        """
+        drawn = bootstrap.resampled(evaluated.logits, evaluated.labels, evaluated.patients)
+        self.drawn = {"auroc": drawn.auroc, "average_precision": drawn.average_precision}
+        self.shares = None
+        if method == "delong":
+            self.shares = delong.influence(evaluated.logits, evaluated.labels)
+
+    def of_finding(self, metric: str, column: int, value: float | None) -> Interval:
+        """Return the interval around the value of a finding."""
+        if metric == "auroc" and self.shares is not None:
+            return delong.interval(value, self.shares[:, column])
+        return bootstrap.interval(self.drawn[metric][:, column])
+
+    def of_mean(
+        self, metric: str, value: float | None, columns: list[int] | None = None
+    ) -> Interval:
+        """Return the interval around the mean over some findings, by default all."""
+        chosen = slice(None) if columns is None else columns
+        if value is None:
+            return UNDEFINED
+        if metric == "auroc" and self.shares is not None:
+            return delong.interval(value, delong.macro(self.shares[:, chosen]))
+        return bootstrap.interval(bootstrap.macro(self.drawn[metric][:, chosen]))
+
+
+def compare(
+    ours: EvalSet, theirs: Float[np.ndarray, "images findings"], method: str = "bootstrap"
+) -> tuple[dict[str, Difference], dict[str, dict[str, Difference]]]:
+    """Compute the differences between the metrics of two networks on the same images.
+
+    Args:
+        ours: predictions of one network, and the labels.
+        theirs: logits of the other.
+        method: one of ``METHODS``. ``bootstrap`` draws the same patients for both.
+
+    Returns:
+        metric → difference of the means; finding → metric → difference.
+    """
+    other = dataclasses.replace(ours, logits=theirs)
+    intervals = [ConfidenceIntervals(evaluated, method) for evaluated in (ours, other)]
+    values = [classification.auroc_and_ap(s.logits, s.labels, s.findings) for s in (ours, other)]
+    macro, findings = {}, {name: {} for name in ours.findings}
+    for metric in RANKED:
+        entries = [[entry[metric] for entry in value.values()] for value in values]
+        drawn = intervals[0].drawn[metric] - intervals[1].drawn[metric]
+        shares = None
+        if metric == "auroc" and method == "delong":
+            shares = intervals[0].shares - intervals[1].shares
+        for column, name in enumerate(ours.findings):
+            pair = [value[column] for value in entries]
+            share = None if shares is None else shares[:, column]
+            findings[name][metric] = _difference(*pair, drawn[:, column], share)
+        means = [classification.mean(value) for value in entries]
+        share = None if shares is None else delong.macro(shares)
+        macro[metric] = _difference(*means, bootstrap.macro(drawn), share)
+    return macro, findings
+
+
+def _difference(
+    value: float | None, other: float | None, drawn: np.ndarray, shares: np.ndarray | None
+) -> Difference:
+    if value is None or other is None:
+        return Difference(value=value, other=other)
+    difference = value - other
+    if shares is None:
+        interval = bootstrap.interval(drawn)
+    else:
+        interval = delong.interval(difference, shares, bounds=(-1.0, 1.0))
+    return Difference(value=value, other=other, difference=difference, interval=interval)

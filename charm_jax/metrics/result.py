@@ -1,0 +1,267 @@
+"""The result of an evaluation, as ``metrics.json`` holds it."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+Interval = tuple[float | None, float | None]
+UNDEFINED: Interval = (None, None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtThreshold:
+    """Decisions at a threshold on the calibrated score; None without one.
+
+    Attributes:
+        threshold: scores at or above it count as positive.
+        tp: true positives.
+        fp: false positives.
+        fn: false negatives.
+        tn: true negatives.
+        ppv: positive predictive value, tp / (tp + fp).
+        npv: negative predictive value, tn / (tn + fn).
+    """
+
+    threshold: float | None = None
+    tp: int | None = None
+    fp: int | None = None
+    fn: int | None = None
+    tn: int | None = None
+    sensitivity: float | None = None
+    specificity: float | None = None
+    ppv: float | None = None
+    npv: float | None = None
+    f1: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindingResult(AtThreshold):
+    """Metrics of one finding over its known labels; None where undefined.
+
+    Attributes:
+        positives: images with the finding.
+        negatives: images without it.
+        unknown: images whose label is unknown.
+        prevalence: share of the known labels that are positive.
+        temperature: divisor that calibrates the logits, fitted on validation.
+        threshold: maximises sensitivity + specificity on validation, as the fields at it.
+        operating_points: decisions at the thresholds of ``calibration.OPERATING_POINTS``.
+    """
+
+    positives: int
+    negatives: int
+    unknown: int
+    prevalence: float | None = None
+    auroc: float | None = None
+    auroc_interval: Interval = UNDEFINED
+    average_precision: float | None = None
+    average_precision_interval: Interval = UNDEFINED
+    temperature: float | None = None
+    brier: float | None = None
+    ece_equal_width: float | None = None
+    ece_equal_mass: float | None = None
+    operating_points: dict[str, AtThreshold] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean of a metric over the findings that define it.
+
+    Attributes:
+        findings: how many findings are averaged.
+        undefined: names of the others.
+        interval: of AUROC and average precision alone.
+    """
+
+    value: float | None
+    findings: int
+    undefined: tuple[str, ...]
+    interval: Interval = UNDEFINED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """Means over the findings of like prevalence in training; ``undefined`` lack an AUROC."""
+
+    findings: tuple[str, ...]
+    auroc: float | None
+    average_precision: float | None
+    undefined: tuple[str, ...]
+    auroc_interval: Interval = UNDEFINED
+    average_precision_interval: Interval = UNDEFINED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubgroupResult:
+    """AUROCs among the images of one view, sex or age band, by finding and on average."""
+
+    n_images: int
+    n_patients: int
+    macro_auroc: float | None
+    macro_auroc_interval: Interval
+    findings: dict[str, float | None]
+    undefined: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A metric of two models on the same images, with the interval of ``value - other``."""
+
+    value: float | None
+    other: float | None
+    difference: float | None = None
+    interval: Interval = UNDEFINED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Differences from another run: metric → difference, on average and for each finding."""
+
+    run: str
+    checkpoint: str
+    interval_method: dict[str, str]
+    macro: dict[str, Difference]
+    findings: dict[str, dict[str, Difference]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationSource:
+    """The checkpoint and images that thresholds and temperatures were fitted with."""
+
+    checkpoint: str
+    split_sha256: str
+    on_these_images: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BankSource:
+    """The images that filled the memory bank; None where unknown.
+
+    Attributes:
+        images_sha256: digest of their names, for a refilled bank.
+        images_here: evaluated images that are in the bank or belong to its patients.
+    """
+
+    source: str | None = None
+    split: str | None = None
+    images_sha256: str | None = None
+    patients_known: bool | None = None
+    images_here: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """All that depends on the predictions.
+
+    Attributes:
+        interval_method: of AUROC and of average precision.
+        undefined: findings without an AUROC.
+        macro: metric → mean over the findings.
+        groups: head, medium and tail of the training prevalences; None where these are unknown.
+        subgroups: attribute → value → result.
+    """
+
+    macro_auroc: float | None
+    macro_auroc_interval: Interval
+    interval_method: dict[str, str]
+    findings: dict[str, FindingResult]
+    undefined: tuple[str, ...]
+    macro: dict[str, Mean]
+    groups: dict[str, GroupResult] | None
+    subgroups: dict[str, dict[str, SubgroupResult]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationResult(Scores):
+    """The content of ``metrics.json``.
+
+    Attributes:
+        source: name of the data source.
+        simulated: whether a program drew the images.
+        data: settings that the data were loaded with.
+        rule: split rule.
+        split: evaluated split.
+        split_sha256: digest of the image names.
+        images_present: images of the whole table that are there.
+        images_missing: images of the whole table that are not.
+        refused: image files that could not be used.
+        leak_images: abnormal images of patients that training or validation saw, of ``leak_of``.
+        leak_of_all: images of such patients; these three are None for weights without a run.
+        leak_seen: images that training or validation saw themselves.
+        checkpoint: name of the checkpoint or weight file.
+        trained_on_simulated: None where unknown.
+        began_from: weight file that training began from.
+        abnormal_only: training stages that used abnormal images alone.
+        memory: label of the memory bank in place of the checkpoint's own.
+        calibration: None where nothing was fitted.
+        bank: None for a network without a memory bank.
+        comparison: None without ``--compare``.
+    """
+
+    source: str
+    simulated: bool
+    data: dict[str, Any]
+    rule: str
+    split: str
+    split_sha256: str
+    n_images: int
+    n_patients: int
+    patients_known: bool
+    images_present: int
+    images_missing: int
+    refused: int
+    leak_images: int | None
+    leak_of: int
+    leak_of_all: int | None
+    leak_seen: int | None
+    checkpoint: str
+    trained_on_simulated: bool | None
+    began_from: str | None
+    abnormal_only: tuple[str, ...] = ()
+    memory: str | None = None
+    calibration: CalibrationSource | None = None
+    bank: BankSource | None = None
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``metrics.json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "EvaluationResult":
+        """Build the result from the content of ``metrics.json``.
+
+        Raises:
+            ValueError: If a key is missing or a value is of another type; it names the key.
+        """
+        return _build(cls, content, "")
+
+
+def _build(kind: Any, value: Any, key: str) -> Any:
+    """Build a value of a type from plain JSON."""
+    if kind is Any:
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        [known] = [argument for argument in arguments if argument is not type(None)]
+        return None if value is None else _build(known, value, key)
+    outer = origin or kind
+    is_record = dataclasses.is_dataclass(kind)
+    accepted = {tuple: list | tuple, float: float | int}.get(outer, Mapping if is_record else outer)
+    if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
+        raise ValueError(f"its {key or 'content'} is {value!r}")
+    if is_record:
+        hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+        for field in fields:
+            optional = field.default is not dataclasses.MISSING or field.name == "operating_points"
+            if field.name not in value and not optional:
+                raise ValueError(f"it lacks {f'{key}.{field.name}'.lstrip('.')}")
+        names = [field.name for field in fields if field.name in value]
+        return kind(**{n: _build(hints[n], value[n], f"{key}.{n}".lstrip(".")) for n in names})
+    if outer is tuple:
+        return tuple(_build(arguments[0], item, key) for item in value)
+    if outer is dict:
+        return {name: _build(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+    return value
