@@ -1,15 +1,9 @@
 """Format an evaluation for the terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from charm_jax.metrics.intervals import RANKED
-from charm_jax.metrics.result import (
-    Comparison,
-    EvaluationResult,
-    FindingResult,
-    GroupResult,
-    Interval,
-)
+from charm_jax.metrics.result import Comparison, EvaluationResult, FindingResult, Interval
 from charm_jax.report import contents, provenance
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.banks import TRAINED
@@ -27,6 +21,7 @@ _SHORT = {
     "ece_equal_mass": "ECE (equal mass)",
 }
 _AT_THRESHOLD = ("f1", "sensitivity", "specificity", "ppv", "npv")
+_OF_PROBABILITY = ("brier", "ece_equal_width", "ece_equal_mass")
 _METHODS = {
     "bootstrap": "95 % of {unit} bootstraps",
     "delong": "95 % by DeLong, assuming independent images",
@@ -72,21 +67,18 @@ def _unit(result: EvaluationResult) -> str:
 
 def _findings(findings: Mapping[str, FindingResult]) -> list[str]:
     """Format the findings; unknown labels have a column where there are any."""
-    width = _width(findings)
-    some_unknown = any(entry.unknown for entry in findings.values())
-    unknown = f" {'unknown':>8}" if some_unknown else ""
-    lines = [
-        f"{'finding':<{width}} {'AUROC':>7} {'interval':>15} {'AP':>7} {'prevalence':>11} "
-        f"{'positives':>10}{unknown}"
+    unknown = any(entry.unknown for entry in findings.values())
+    header = ["finding", "AUROC", "interval", "AP", "prevalence", "positives"]
+    rows = [
+        [
+            *(name, _number(entry.auroc), _interval(entry.auroc_interval)),
+            *(_number(entry.average_precision), _number(entry.prevalence)),
+            f"{entry.positives:,}",
+            *[f"{entry.unknown:,}"] * unknown,
+        ]
+        for name, entry in findings.items()
     ]
-    for name, entry in findings.items():
-        unknown = f" {entry.unknown:>8,}" if some_unknown else ""
-        lines.append(
-            f"{name:<{width}} {_number(entry.auroc):>7} {_interval(entry.auroc_interval):>15} "
-            f"{_number(entry.average_precision):>7} {_number(entry.prevalence):>11} "
-            f"{entry.positives:>10,}{unknown}"
-        )
-    return lines
+    return _columns([*header, *["unknown"] * unknown], rows)
 
 
 def _means(result: EvaluationResult) -> list[str]:
@@ -109,22 +101,19 @@ def _calibrated(result: EvaluationResult) -> list[str]:
     fitted = result.calibration
     if fitted is None:
         return ["no thresholds and temperatures: F1, Brier score and calibration are undefined"]
-    total = len(result.findings)
-    parts = {}
+    shown = {}
     for metric, entry in result.macro.items():
-        over = "" if entry.findings == total else f" (over {entry.findings})"
-        parts[metric] = f"{_SHORT[metric]} {_number(entry.value)}{over}"
-    ranked = {*RANKED, *_AT_THRESHOLD}
-    where = "thresholds (Youden) and temperatures were fitted on "
+        over = f" (over {entry.findings})" if entry.undefined else ""
+        shown[metric] = f"{_SHORT[metric]} {_number(entry.value)}{over}"
     if fitted.on_these_images:
-        where += "THESE IMAGES: threshold metrics are optimistic"
+        where = "THESE IMAGES: threshold metrics are optimistic"
     else:
-        where += f"{provenance.validation(result)}, sha256 {fitted.split_sha256[:12]}"
+        where = f"{provenance.validation(result)}, sha256 {fitted.split_sha256[:12]}"
     lines = [
-        f"macro {', '.join(parts[metric] for metric in _AT_THRESHOLD)}",
-        f"macro {', '.join(parts[metric] for metric in parts if metric not in ranked)}, "
-        "of calibrated probabilities",
-        where,
+        f"macro {', '.join(shown[metric] for metric in _AT_THRESHOLD)}",
+        f"macro {', '.join(shown[metric] for metric in _OF_PROBABILITY)}, of calibrated "
+        "probabilities",
+        f"thresholds (Youden) and temperatures were fitted on {where}",
     ]
     for key in ("temperature", "threshold"):
         without = [name for name, entry in result.findings.items() if getattr(entry, key) is None]
@@ -137,8 +126,15 @@ def _groups(result: EvaluationResult) -> list[str]:
     """Format the groups of findings by prevalence in training."""
     if result.groups is None:
         return ["prevalence in training unknown: no means over frequent and rare findings"]
-    lines = [f"{'in training':<20} {'AUROC':>7} {'interval':>15} {'AP':>7} {'findings':>11}"]
-    lines += [_group(_GROUPS[name], group) for name, group in result.groups.items()]
+    rows = [
+        [
+            *(_GROUPS[name], _number(group.auroc), _interval(group.auroc_interval)),
+            *(_number(group.average_precision), str(len(group.findings))),
+            str(len(group.undefined)),
+        ]
+        for name, group in result.groups.items()
+    ]
+    lines = _columns(["in training", "AUROC", "interval", "AP", "findings", "undefined"], rows)
     grouped = {name for group in result.groups.values() for name in group.findings}
     without = [name for name in result.findings if name not in grouped]
     if without:
@@ -146,57 +142,46 @@ def _groups(result: EvaluationResult) -> list[str]:
     return lines
 
 
-def _group(name: str, group: GroupResult) -> str:
-    undefined = f" ({len(group.undefined)} left out)" if group.undefined else ""
-    return (
-        f"{name:<20} {_number(group.auroc):>7} {_interval(group.auroc_interval):>15} "
-        f"{_number(group.average_precision):>7} {len(group.findings):>11}{undefined}"
-    )
-
-
 def _subgroups(result: EvaluationResult) -> list[str]:
-    lines = []
-    for attribute, values in result.subgroups.items():
-        if len(values) == 1:  # all images
-            continue
-        for value, entry in values.items():
-            patients = f"{entry.n_patients:,}" if result.patients_known else "unknown"
-            lines.append(
-                f"{f'{attribute} {value}':<20} {_number(entry.macro_auroc):>7} "
-                f"{_interval(entry.macro_auroc_interval):>15} {entry.n_images:>7,} "
-                f"{patients:>11} {len(entry.undefined):>10}"
-            )
-    header = (
-        f"{'subgroup':<20} {'AUROC':>7} {'interval':>15} {'images':>7} {'patients':>11} "
-        f"{'undefined':>10}"
-    )
-    return ["", header, *lines] if lines else []
+    rows = [
+        [
+            *(f"{attribute} {value}", _number(entry.macro_auroc)),
+            *(_interval(entry.macro_auroc_interval), f"{entry.n_images:,}"),
+            f"{entry.n_patients:,}" if result.patients_known else "unknown",
+            str(len(entry.undefined)),
+        ]
+        for attribute, values in result.subgroups.items()
+        if len(values) > 1  # otherwise it is all images
+        for value, entry in values.items()
+    ]
+    header = ["subgroup", "AUROC", "interval", "images", "patients", "undefined"]
+    return ["", *_columns(header, rows)] if rows else []
 
 
 def _comparison(comparison: Comparison, unit: str) -> list[str]:
     """Format the differences from the other run, a line for each finding."""
-    rows = {**comparison.findings, "macro": comparison.macro}
-    width = _width(rows)
     intervals = _PAIRED[comparison.interval_method["auroc"]].format(unit=unit)
-    lines = [
+    rows = []
+    for name, entry in {**comparison.findings, "macro": comparison.macro}.items():
+        auroc, ap = entry["auroc"], entry["average_precision"]
+        row = [name, _number(auroc.value), _number(auroc.other)]
+        for more in (auroc, ap):
+            row += [_signed(more.difference), _interval(more.interval, " to ", _signed)]
+        rows.append(row)
+    header = ["finding", "AUROC", "other", "more", "interval", "AP more", "interval"]
+    return [
         f"Differences from {comparison.run}, checkpoint {comparison.checkpoint}, on the same "
         "images,",
         f"with 95 % {intervals}:",
-        f"{'finding':<{width}} {'AUROC':>7} {'other':>7} {'more':>8} {'interval':>18} "
-        f"{'AP more':>8} {'interval':>18}",
+        *_columns(header, rows),
     ]
-    for name, entry in rows.items():
-        auroc, precision = entry["auroc"], entry["average_precision"]
-        lines.append(
-            f"{name:<{width}} {_number(auroc.value):>7} {_number(auroc.other):>7} "
-            f"{_signed(auroc.difference):>8} {_difference(auroc.interval):>18} "
-            f"{_signed(precision.difference):>8} {_difference(precision.interval):>18}"
-        )
-    return lines
 
 
-def _width(names: Iterable[str]) -> int:
-    return max(20, *map(len, names))
+def _columns(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Align the first column left, at least 20 wide, and the others right."""
+    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+    line = f"{{:<{max(20, first)}}}" + "".join(f"  {{:>{width}}}" for width in others)
+    return [line.format(*row) for row in (header, *rows)]
 
 
 def _number(value: float | None) -> str:
@@ -204,14 +189,11 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}" if value else "0"
+    return "-" if value is None else f"{value:+.4f}"
 
 
-def _interval(interval: Interval, between: str = "-") -> str:
+def _interval(
+    interval: Interval, between: str = "-", write: Callable[[float], str] = _number
+) -> str:
     low, high = interval
-    return "-" if low is None else f"{_number(low)}{between}{_number(high)}"
-
-
-def _difference(interval: Interval) -> str:
-    low, high = interval
-    return "-" if low is None else f"{low:+.4f} to {high:+.4f}"
+    return "-" if low is None else f"{write(low)}{between}{write(high)}"

@@ -34,51 +34,33 @@ def stage_curves(entries: Sequence[dict[str, Any]], stages: Sequence[str]) -> Fi
     """Plot losses, validation AUROC and rates, a column for each phase."""
     figure = Figure(figsize=(5.2 * len(stages), 9), layout="constrained", dpi=110)
     axes = figure.subplots(3, len(stages), squeeze=False, sharex="col")
-    for column, stage in zip(axes.T, stages, strict=True):
-        mine = [entry for entry in entries if entry["stage"] == stage]
-        epochs = [entry for entry in mine if entry["kind"] == "epoch"]
-        intervals = [entry for entry in mine if entry["kind"] == "interval"]
-        _losses(column[0], stage, epochs, intervals)
-        _auroc(column[1], epochs)
-        _rates(column[2], intervals)
+    for (losses, auroc, rates), stage in zip(axes.T, stages, strict=True):
+        epochs, intervals = (
+            [entry for entry in entries if (entry["stage"], entry["kind"]) == (stage, kind)]
+            for kind in ("epoch", "interval")
+        )
+        train = {"color": _TRAIN, "label": "training, mean of the epoch", "marker": "o"}
+        steps = {"color": _TRAIN, "label": "training, single steps", "alpha": 0.4, "linewidth": 1}
+        validation = {"color": _VALIDATION, "marker": "s"}
+        _line(losses, intervals, "loss", **steps)
+        _line(losses, epochs, "train_loss", **train)
+        _line(losses, epochs, "val_loss", **validation, label="validation")
+        if epochs:
+            best = min(epochs, key=lambda entry: entry["val_loss"])
+            label = f"best, epoch {best['epoch']}"
+            losses.axvline(best["step"], color=_BEST, linestyle=":", label=label)
+            losses.legend(fontsize="small")
+        losses.set(title=f"stage {stage}", ylabel="loss")
+        _line(auroc, epochs, "val_macro_auroc", **validation)
+        auroc.set(ylabel="macro AUROC, validation")
+        _line(rates, intervals, "rate", color=_TRAIN)
+        rates.set(xlabel="step", ylabel="learning rate of the head")
+        for each in (losses, auroc, rates):
+            each.grid(alpha=0.3)
+        right = rates.twinx()
+        _line(right, intervals, "b1", color=_VALIDATION, linestyle="--")
+        right.set(ylabel="Adam's b1 (dashed)")
     return figure
-
-
-def _losses(axes: Axes, stage: str, epochs: list[dict], intervals: list[dict]) -> None:
-    axes.set_title(f"stage {stage}")
-    _line(
-        axes,
-        intervals,
-        "loss",
-        color=_TRAIN,
-        alpha=0.4,
-        linewidth=1,
-        label="training, single steps",
-    )
-    _line(axes, epochs, "train_loss", color=_TRAIN, marker="o", label="training, mean of the epoch")
-    _line(axes, epochs, "val_loss", color=_VALIDATION, marker="s", label="validation")
-    if epochs:
-        best = min(epochs, key=lambda entry: entry["val_loss"])
-        axes.axvline(best["step"], color=_BEST, linestyle=":", label=f"best, epoch {best['epoch']}")
-        axes.legend(fontsize="small")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-
-
-def _auroc(axes: Axes, epochs: list[dict]) -> None:
-    _line(axes, epochs, "val_macro_auroc", color=_VALIDATION, marker="s")
-    axes.set_ylabel("macro AUROC, validation")
-    axes.grid(alpha=0.3)
-
-
-def _rates(axes: Axes, intervals: list[dict]) -> None:
-    _line(axes, intervals, "rate", color=_TRAIN)
-    axes.set_ylabel("learning rate of the head")
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.3)
-    right = axes.twinx()
-    _line(right, intervals, "b1", color=_VALIDATION, linestyle="--")
-    right.set_ylabel("Adam's b1 (dashed)")
 
 
 def _line(axes: Axes, entries: list[dict], key: str, **style: Any) -> None:
