@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,19 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     """
     with whole_path(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         yield file
+
+
+@contextmanager
+def whole_files(directory: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files replace those of ``directory`` at the end.
+
+    None of them is replaced before all are written.
+    """
+    draft = draft_of(directory / "files")
+    draft.mkdir()
+    try:
+        yield draft
+        for path in sorted(draft.iterdir()):
+            os.replace(path, directory / path.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,6 +33,16 @@ def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
             csv.writer(file).writerows([("patient", "name"), *enumerate(table.patient_names)])
     with whole_file(directory / "trained_on.txt") as file:
         file.writelines(f"{name}\n" for name in table.images[seen])
+
+
+def cases_sha256(table: CaseTable, ids: np.ndarray) -> str:
+    """Return a digest of some cases' ids, image names and patient numbers.
+
+    A bank knows its cases by these numbers alone, which shift where a table gains or loses rows.
+    """
+    rows = zip(ids.tolist(), table.images[ids], table.patients[ids].tolist(), strict=True)
+    text = "\n".join(f"{case},{patient},{image}" for case, image, patient in rows)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

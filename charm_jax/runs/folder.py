@@ -3,7 +3,9 @@
 import fcntl
 import json
 import logging
+import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,17 +104,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(path: Path) -> None:
-    """Write the environment of a run, adding one that differs at a restart to ``restarts``."""
-    now = environment()
+def environment_record(directory: Path) -> dict[str, Any]:
+    """Return the environment of a run, with one that differs at a restart under ``restarts``."""
+    now, path = environment(), directory / "environment.json"
     if not path.exists():
-        write_json(path, now | {"restarts": []})
-        return
+        return now | {"restarts": []}
     known = read_json(path)
     latest = known["restarts"][-1] if known["restarts"] else known
     if any(latest[key] != value for key, value in now.items()):
         known["restarts"].append(now)
-        write_json(path, known)
+    return known
 
 
 @contextmanager
@@ -137,7 +138,12 @@ def locked(directory: Path) -> Iterator[None]:
                 f"Another process is training in {directory}: wait for it, or choose another "
                 "--config.name."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            # A refused command leaves no run behind.
+            if os.listdir(directory) == ["lock"]:
+                shutil.rmtree(directory)
 
 
 def check_config(directory: Path, config: Settings, *, force: bool) -> None:

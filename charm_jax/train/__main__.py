@@ -10,6 +10,7 @@ refused; 2 bad input.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 from typing import Any
@@ -25,8 +26,9 @@ from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
-from charm_jax.train.trainer import Training
+from charm_jax.train.trainer import Beginning, Training
 from charm_jax.weights import load
+from data_pipelines.atomic_files import whole_files
 from data_pipelines.tables import quarantine
 
 _SHOWN = 20  # refused images that a dry run lists
@@ -68,15 +70,23 @@ def main(argv: list[str]) -> int:
         _announce(experiment, description)
         with contextlib.ExitStack() as stack:
 
-            def begin() -> None:
-                """Lock the folder of the run and write its inputs."""
+            def lock() -> bool:
                 stack.enter_context(folder.locked(directory))
-                _is_finished(settings)  # another process may have come first
-                begin_log(directory)
-                _write_inputs(experiment, description)
+                return _is_finished(settings)  # another process may have come first
 
-            processes.broadcast_from_first(begin)
-            code = Training(experiment, description).run()
+            if processes.broadcast_from_first(lock):
+                say(f"Another process has finished the run {directory}: evaluate it.")
+                return 0
+            training = Training(experiment, description)
+            beginning = training.begin()
+
+            def write() -> None:
+                begin_log(directory)
+                _write_inputs(experiment, description, beginning)
+
+            # The last that could be refused lies behind.
+            processes.broadcast_from_first(write)
+            code = training.run(beginning)
         return 1 if code == 0 and data.refused else code
 
 
@@ -126,18 +136,26 @@ def _report_dry_run(experiment: Experiment, description: dict[str, Any]) -> int:
     return 1 if experiment.data.refused else 0
 
 
-def _write_inputs(experiment: Experiment, description: dict[str, Any]) -> None:
-    """Write the files of a run that are known before training."""
+def _write_inputs(
+    experiment: Experiment, description: dict[str, Any], beginning: Beginning
+) -> None:
+    """Write the files of a run that are known before training, all at once."""
     directory, data = experiment.directory, experiment.data
-    folder.write_json(directory / "config.json", experiment.settings.raw)
-    folder.write_environment(directory / "environment.json")
-    folder.write_json(directory / "split.json", description)
-    cases.write_cases(directory, data.table, data.seen)
-    path = directory / "quarantine.csv"
-    path.unlink(missing_ok=True)
-    if data.quarantined:
-        quarantine.write_quarantine(path, data.quarantined)
+    with whole_files(directory) as draft:
+        folder.write_json(draft / "config.json", experiment.settings.raw)
+        folder.write_json(draft / "environment.json", folder.environment_record(directory))
+        folder.write_json(draft / "split.json", description)
+        cases.write_cases(draft, data.table, data.seen)
+        if data.quarantined:
+            quarantine.write_quarantine(draft / "quarantine.csv", data.quarantined)
+        if beginning.weights is not None:
+            folder.write_json(draft / "weights.json", dataclasses.asdict(beginning.weights))
+    if not data.quarantined:
+        (directory / "quarantine.csv").unlink(missing_ok=True)
+    if beginning.is_new and beginning.weights is None:
+        (directory / "weights.json").unlink(missing_ok=True)
     if data.refused:
+        path = directory / "quarantine.csv"
         say(f"warning: {data.refused:,} image files are refused; {path} says which and why.")
 
 

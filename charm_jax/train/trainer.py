@@ -5,7 +5,7 @@ import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from charm_jax.config.settings import PHASES
 from charm_jax.distributed import mesh, processes
 from charm_jax.models.state import TrainState, begin_stage
 from charm_jax.runs import folder
+from charm_jax.runs.cases import cases_sha256
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, setup
 from charm_jax.train.log import RunLog
@@ -27,6 +28,21 @@ from data_pipelines.errors import InputError
 
 _AGREE_EVERY = 10  # steps between which several processes tell each other what they want
 _TRACE_AFTER = 10  # steps: the first ones compile and fill queues
+
+
+class Beginning(NamedTuple):
+    """The state that a command starts from.
+
+    Attributes:
+        progress: at that state.
+        is_new: whether no checkpoint was read.
+        weights: the file that a new run starts from; None if random.
+    """
+
+    state: TrainState
+    progress: Progress
+    is_new: bool = False
+    weights: load.WeightFile | None = None
 
 
 class Training:
@@ -48,17 +64,44 @@ class Training:
             for stage, splits in description["stages"].items()
             for split in data.split.stages[stage]
         }
-        findings = list(data.table.findings)
-        self.split = {"rule": data.split.rule, "findings": findings, "sha256": hashes}
+        self.split = {
+            "rule": data.split.rule,
+            "findings": list(data.table.findings),
+            "sha256": hashes,
+            "cases": cases_sha256(data.table, data.seen),
+        }
         self.finished: dict[str, dict[str, Any]] = {}
         self.signal: int | None = None
 
-    def run(self) -> int:
+    def begin(self) -> Beginning:
+        """Read the newest readable checkpoint, or create a state with its first weights.
+
+        It writes nothing: whatever is refused leaves the folder of the run as it was.
+
+        Raises:
+            InputError: the weights do not fit; or there are checkpoints, but none is readable, or
+                they are of another architecture or other images.
+        """
+        new = build.new_state(self.experiment.model, self.settings)
+        state, found = processes.broadcast_arrays_from_first(
+            lambda: self._newest(new),
+            lambda found: self._begin_phase(found["progress"]["phase"], new),
+        )
+        if state is not None:
+            self.finished = found["finished"]
+            return Beginning(state, Progress(**found["progress"]))
+        keys = self.settings.model
+        new, file = load.initial_weights(new, keys.init_from, keys.backbone)
+        say(load.describe(file))
+        first = self.phases[0]
+        return Beginning(self._begin_phase(first, new), Progress(first), is_new=True, weights=file)
+
+    def run(self, beginning: Beginning) -> int:
         """Train to the end and return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: setattr(self, "signal", number))
         try:
-            state = self._train_phases()
+            state = self._train_phases(beginning.state, beginning.progress)
         except NonFiniteLoss as error:
             say(f"error: {error}. {self._last_good()}")
             return 3
@@ -71,9 +114,8 @@ class Training:
         finally:
             self.checkpoints.close()
 
-    def _train_phases(self) -> TrainState:
+    def _train_phases(self, state: TrainState, progress: Progress) -> TrainState:
         """Train the phases that are left and return the last state."""
-        state, progress = self._resume()
         with contextlib.ExitStack() as stack:
             log = None
             if processes.is_first():
@@ -83,7 +125,7 @@ class Training:
                 log = stack.enter_context(RunLog(self.directory, plans, position, every_steps))
             for phase in self.phases[self.phases.index(progress.phase) :]:
                 if phase != progress.phase:
-                    state = self._begin(phase, self._best(progress, state))
+                    state = self._begin_phase(phase, self._best(progress, state))
                     progress = Progress(phase)
                 if not progress.finished:
                     state, progress = self._train(state, progress, log)
@@ -116,46 +158,29 @@ class Training:
             )
             return run_phase(state, progress, plan, hooks)
 
-    def _resume(self) -> tuple[TrainState, Progress]:
-        """Return the newest readable state, or a new one with its first weights."""
-        new = build.new_state(self.experiment.model, self.settings)
-        state, found = processes.broadcast_arrays_from_first(
-            lambda: self._newest(new), lambda found: self._begin(found["progress"]["phase"], new)
-        )
-        if state is not None:
-            self.finished = found["finished"]
-            return state, Progress(**found["progress"])
-        keys = self.settings.model
-        new, file = load.initial_weights(new, keys.init_from, keys.backbone)
-        say(load.describe(file))
-        if processes.is_first():
-            path = self.directory / "weights.json"
-            path.unlink(missing_ok=True)
-            if file is not None:
-                folder.write_json(path, dataclasses.asdict(file))
-        return self._begin(self.phases[0], new), Progress(self.phases[0])
-
     def _newest(self, new: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
         """Return the newest readable state, its progress and the phases before it.
 
         Raises:
             InputError: there are checkpoints but none is readable, or the images differ.
         """
-        every = list(self.checkpoints.newest_first())
-        for phase, step in every:
-            try:
-                state, meta = self.checkpoints.restore(phase, step, self._begin(phase, new))
-            except DamagedCheckpoint as error:
-                say(f"warning: {error} The one before it is used.")
-                continue
-            self._check_split(meta["split"])
-            say(f"Continuing {self.directory} from step {step} of stage {phase}.")
-            progress = meta["progress"]
-            best = progress["best_step"]
-            if best not in (None, *self.checkpoints.steps(phase)):
-                say(f"warning: the best checkpoint, {best}, is gone; another is sought.")
-                progress |= {key: None for key in progress if key.startswith("best_")}
-            return state, {"progress": progress, "finished": meta["finished"]}
+        checkpoints = Checkpoints(self.checkpoints.directory, self.phases)  # to read only
+        with contextlib.closing(checkpoints):
+            every = list(checkpoints.newest_first())
+            for phase, step in every:
+                try:
+                    state, meta = checkpoints.restore(phase, step, self._begin_phase(phase, new))
+                except DamagedCheckpoint as error:
+                    say(f"warning: {error} The one before it is used.")
+                    continue
+                self._check_split(meta["split"])
+                say(f"Continuing {self.directory} from step {step} of stage {phase}.")
+                progress = meta["progress"]
+                best = progress["best_step"]
+                if best not in (None, *checkpoints.steps(phase)):
+                    say(f"warning: the best checkpoint, {best}, is gone; another is sought.")
+                    progress |= {key: None for key in progress if key.startswith("best_")}
+                return state, {"progress": progress, "finished": meta["finished"]}
         if every:
             raise InputError(
                 f"No checkpoint of {self.directory} can be read: move the folder away to start "
@@ -177,6 +202,13 @@ class Training:
             raise InputError(
                 f"The images of {changed[0]} are not those that the run {self.directory} began "
                 "with: bring them back, or choose another --config.name."
+            )
+        if self.split["cases"] != saved["cases"]:
+            raise InputError(
+                f"The table of {self.experiment.data.table.source} numbers its images or patients "
+                f"differently than when the run {self.directory} began, so the memory bank would "
+                "name the wrong cases: undo the added, removed or renamed rows, or choose another "
+                "--config.name."
             )
 
     def _best(self, progress: Progress, like: TrainState) -> TrainState:
@@ -200,7 +232,7 @@ class Training:
 
         return processes.broadcast_arrays_from_first(read, lambda _: like)[0]
 
-    def _begin(self, phase: str, state: TrainState) -> TrainState:
+    def _begin_phase(self, phase: str, state: TrainState) -> TrainState:
         """Return the state at the start of a phase; it does not depend on the peak rate."""
         plan = self.plans[phase]
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 1 + PHASES.index(phase))

@@ -127,3 +127,10 @@ def test_weights_without_a_run_know_nothing():
     found = cases.unknown_cases(table(*OWN))
     assert (found.case_ids == -1).all()
     assert not (found.patient_seen | found.image_seen).any()
+
+
+def test_the_digest_of_cases_tells_shifted_ids_from_the_same_images():
+    small, grown = table(["b.png", "c.png"], [0, 0]), table(["a.png", "b.png", "c.png"], [0, 0, 0])
+    same = cases.cases_sha256(small, np.array([0, 1]))
+    assert same == cases.cases_sha256(small, np.array([0, 1]))
+    assert same != cases.cases_sha256(grown, np.array([1, 2]))
