@@ -125,6 +125,18 @@ class Checkpoints:
         """
         return self._restore(phase, step, meta=ocp.args.JsonRestore())
 
+    def holds_optimizer(self, phase: str, step: int, like: TrainState) -> bool:
+        """Whether a checkpoint holds the optimizer's state of ``like``.
+
+        Raises:
+            DamagedCheckpoint: it is unreadable.
+        """
+        leaves = self.meta(phase, step)["leaves"].items()
+        wanted = _named_leaves({"opt_state": like.opt_state})
+        return {name: list(leaf.shape) for name, leaf in wanted.items()} == {
+            name: leaf["shape"] for name, leaf in leaves if name.startswith("opt_state/")
+        }
+
     def restore(self, phase: str, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Return a checkpoint's state and JSON, after comparing the digest of each leaf.
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -169,6 +170,29 @@ def check_config(directory: Path, config: Settings, *, force: bool) -> None:
             f"The run {directory} began with another config ({'; '.join(changed)}): choose another "
             "--config.name, or --config.resume=force to go on all the same."
         )
+
+
+def is_finished(directory: Path, config: Settings) -> bool:
+    """Whether a run has nothing left to train; more epochs extend its last stage.
+
+    Raises:
+        InputError: ``config`` has more epochs in an earlier stage.
+    """
+    if not (directory / "summary.json").exists():
+        return False
+    old = read_json(directory / "config.json").get("stages", {})
+    longer = [
+        name
+        for name in config.stage_names
+        for key in ("frozen_epochs", "epochs")
+        if getattr(config.stages[name], key) > old.get(name, {}).get(key, math.inf)
+    ]
+    if longer in ([], [config.stage_names[-1]]):
+        return not longer
+    raise InputError(
+        f"config.stages.{longer[0]} has more epochs than in the finished run {directory}, of which "
+        "only the last stage can be extended: start a new run with --from and --config.name."
+    )
 
 
 def binding_keys(config: Settings) -> dict[str, Any]:

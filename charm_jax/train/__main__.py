@@ -51,7 +51,10 @@ def main(argv: list[str]) -> int:
         )
     directory = settings.directory
     if processes.broadcast_from_first(lambda: _is_finished(settings)) and not values.dry_run:
-        say(f"The run {directory} is finished: evaluate it, or choose another --config.name.")
+        say(
+            f"The run {directory} is finished: evaluate it, choose another --config.name, or give "
+            "its last stage more epochs with --config.resume=force."
+        )
         return 0
     with run_log(" ".join(["Started: charm-jax train", *argv])) as begin_log:
         experiment, description = processes.all_succeed(lambda: _prepare(settings))
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> int:
                 "the number of devices": jax.local_device_count(),
             }
         )
-        for note in (*data.notes, *_random_and_frozen(settings)):
+        for note in (*data.notes, *_random_and_frozen(settings, values["from"].value)):
             say(note)
         if values.dry_run:
             return _report_dry_run(experiment, description)
@@ -78,7 +81,7 @@ def main(argv: list[str]) -> int:
                 say(f"Another process has finished the run {directory}: evaluate it.")
                 return 0
             training = Training(experiment, description)
-            beginning = training.begin()
+            beginning = training.begin(values["from"].value)
 
             def write() -> None:
                 begin_log(directory)
@@ -98,6 +101,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
+        "from",
+        "",
+        "start a new run from weights, bank and momentum branch of a checkpoint: RUN, RUN:best, "
+        "RUN:last or RUN:STAGE/STEP",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "process",
         "",
         "number of this process and count of all that train together, i/n from 0; auto under "
@@ -111,7 +121,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def _is_finished(settings: Settings) -> bool:
     folder.check_config(settings.directory, settings, force=settings.resume == "force")
-    return (settings.directory / "summary.json").exists()
+    return folder.is_finished(settings.directory, settings)
 
 
 def _prepare(settings: Settings) -> tuple[Experiment, dict[str, Any]]:
@@ -152,6 +162,7 @@ def _write_inputs(
             folder.write_json(draft / "weights.json", dataclasses.asdict(beginning.weights))
     if not data.quarantined:
         (directory / "quarantine.csv").unlink(missing_ok=True)
+    (directory / "summary.json").unlink(missing_ok=True)  # of a run that is extended
     if beginning.is_new and beginning.weights is None:
         (directory / "weights.json").unlink(missing_ok=True)
     if data.refused:
@@ -159,11 +170,11 @@ def _write_inputs(
         say(f"warning: {data.refused:,} image files are refused; {path} says which and why.")
 
 
-def _random_and_frozen(settings: Settings) -> list[str]:
+def _random_and_frozen(settings: Settings, source: str) -> list[str]:
     """Return a warning where random weights would be frozen."""
     stages = settings.stages.items()
     frozen = [name for name, stage in stages if stage.frozen_epochs and stage.freeze_trunk]
-    if settings.model.init_from != "random" or not frozen:
+    if settings.model.init_from != "random" or source or not frozen:
         return []
     return [
         f"warning: stage {frozen[0]} starts with a frozen trunk of random weights: give "

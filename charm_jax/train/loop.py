@@ -20,6 +20,10 @@ TrainStep = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict
 class NonFiniteLoss(Exception):
     """The loss of a step or of a validation is infinite or NaN."""
 
+    def __init__(self, sentence: str, phase: str):
+        super().__init__(sentence)
+        self.phase = phase
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and has saved its state."""
@@ -91,7 +95,7 @@ def run_phase(
         loss, macro_auroc = hooks.validate(state)
         if not math.isfinite(loss):
             raise NonFiniteLoss(
-                f"The validation loss after step {end} of stage {plan.phase} is {loss}"
+                f"The validation loss after step {end} of stage {plan.phase} is {loss}", plan.phase
             )
         if hooks.log is not None:
             values = {
@@ -121,7 +125,8 @@ def _settle(
         if bad:
             raise NonFiniteLoss(
                 f"The {bad[0]} of step {step} of stage {plan.phase} is {values[bad[0]]}; its "
-                f"batch holds the case ids {', '.join(map(str, all_gather(case_ids)))}"
+                f"batch holds the case ids {', '.join(map(str, all_gather(case_ids)))}",
+                plan.phase,
             )
         if log is not None:
             log.step(plan, step, values)

@@ -108,14 +108,27 @@ def adamw(
     optimizer = optax.inject_hyperparams(optax.adamw, static_args="mask")(
         learning_rate=rate, b1=b1, b2=0.99, eps=1e-5, weight_decay=0.01, mask=decays
     )
-    if any(value != 1.0 for value in share.values()):
-        # The whole update of AdamW is proportional to the rate, weight decay included.
-        optimizer = optax.chain(optimizer, _scale_by_group(share))
-    if clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    spread = any(value != 1.0 for value in share.values())
+    # Links without effect keep the state's tree, so that a run can go on with another limit. The
+    # whole update of AdamW is proportional to the rate, weight decay included.
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optimizer,
+        _scale_by_group(share) if spread else optax.identity(),
+    )
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer
+
+
+def at_update(opt_state: optax.OptState, count: int) -> optax.OptState:
+    """Return a new optimizer's state that stands at an update of its schedules."""
+
+    def leaf(path: tuple, value: Array) -> Array:
+        name = getattr(path[-1], "name", "")
+        return jnp.full_like(value, count) if name in ("count", "gradient_step") else value
+
+    return jax.tree_util.tree_map_with_path(leaf, opt_state)
 
 
 def adamw_one_cycle(

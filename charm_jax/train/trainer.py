@@ -17,8 +17,8 @@ from charm_jax.distributed import mesh, processes
 from charm_jax.models.state import TrainState, begin_stage
 from charm_jax.runs import folder
 from charm_jax.runs.cases import cases_sha256
-from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
-from charm_jax.train import lr_finder, setup
+from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, network_sha256, tree_sha256
+from charm_jax.train import lr_finder, optim, setup
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
 from charm_jax.train.plan import Progress
@@ -73,10 +73,13 @@ class Training:
         self.finished: dict[str, dict[str, Any]] = {}
         self.signal: int | None = None
 
-    def begin(self) -> Beginning:
+    def begin(self, source: str = "") -> Beginning:
         """Read the newest readable checkpoint, or create a state with its first weights.
 
         It writes nothing: whatever is refused leaves the folder of the run as it was.
+
+        Args:
+            source: ``RUN`` or ``RUN:CHECKPOINT`` that a new run starts from.
 
         Raises:
             InputError: the weights do not fit; or there are checkpoints, but none is readable, or
@@ -91,7 +94,13 @@ class Training:
             self.finished = found["finished"]
             return Beginning(state, Progress(**found["progress"]))
         keys = self.settings.model
-        new, file = load.initial_weights(new, keys.init_from, keys.backbone)
+        if source:
+            new, found = processes.broadcast_arrays_from_first(
+                lambda: self._from_run(source, new), lambda _: new
+            )
+            file = load.WeightFile(**found)
+        else:
+            new, file = load.initial_weights(new, keys.init_from, keys.backbone)
         say(load.describe(file))
         first = self.phases[0]
         return Beginning(self._begin_phase(first, new), Progress(first), is_new=True, weights=file)
@@ -103,7 +112,7 @@ class Training:
         try:
             state = self._train_phases(beginning.state, beginning.progress)
         except NonFiniteLoss as error:
-            say(f"error: {error}. {self._last_good()}")
+            say(f"error: {error}. {self._last_good()} {self._remedy(error.phase)}")
             return 3
         except Interrupted:
             say(f"Asked to stop: {self._last_good()} The same command continues from there.")
@@ -169,7 +178,7 @@ class Training:
             every = list(checkpoints.newest_first())
             for phase, step in every:
                 try:
-                    state, meta = checkpoints.restore(phase, step, self._begin_phase(phase, new))
+                    state, meta = self._restore(checkpoints, phase, step, new)
                 except DamagedCheckpoint as error:
                     say(f"warning: {error} The one before it is used.")
                     continue
@@ -180,6 +189,7 @@ class Training:
                 if best not in (None, *checkpoints.steps(phase)):
                     say(f"warning: the best checkpoint, {best}, is gone; another is sought.")
                     progress |= {key: None for key in progress if key.startswith("best_")}
+                progress |= self._extension(phase, meta["config"], progress)
                 return state, {"progress": progress, "finished": meta["finished"]}
         if every:
             raise InputError(
@@ -187,6 +197,60 @@ class Training:
                 "from the beginning, or choose another --config.name."
             )
         return None, {}
+
+    def _restore(
+        self, checkpoints: Checkpoints, phase: str, step: int, new: TrainState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Restore a state; the optimizer restarts where its settings changed its state's tree."""
+        like = self._begin_phase(phase, new)
+        if checkpoints.holds_optimizer(phase, step, like):
+            return checkpoints.restore(phase, step, like)
+        state, meta = checkpoints.restore(phase, step, like.replace(opt_state=()))
+        say(
+            f"warning: the optimizer of stage {phase} has other settings than when the run began: "
+            "its moments restart from zero, its schedule goes on."
+        )
+        done = step // self.settings.stages[self.plans[phase].stage].accumulate
+        return state.replace(opt_state=optim.at_update(like.opt_state, done)), meta
+
+    def _extension(
+        self, phase: str, config: dict[str, Any], progress: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return what changes in the progress of a finished phase that got more epochs."""
+        plan = self.plans[phase]
+        before = config["stages"][plan.stage]["frozen_epochs" if plan.freeze_trunk else "epochs"]
+        if not progress["finished"] or plan.epochs <= before:
+            return {}
+        say(f"Stage {phase} goes on to {plan.epochs} epochs, with the schedule of so many.")
+        return {"finished": False, "stopped_early": False, "waited": 0}
+
+    def _from_run(self, source: str, new: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Fill a new state with the network and bank of another run's checkpoint.
+
+        Raises:
+            InputError: there is no such run or checkpoint, or it is of another architecture.
+        """
+        name, _, checkpoint = source.partition(":")
+        run = folder.find(self.directory.parent, name)
+        trained_on: dict[str, Any] = {}
+
+        def like(meta: dict[str, Any]) -> TrainState:
+            trained_on.update(meta["split"])
+            return new.replace(average=None)
+
+        state, checkpoint = folder.restore(run, checkpoint or "best", like)
+        state = state.replace(average=new.average, rng=new.rng)
+        if trained_on["findings"] != self.split["findings"]:
+            folder.check_findings(run, trained_on["findings"], self.experiment.data.table)
+        if trained_on["sha256"] != self.split["sha256"]:
+            say(f"warning: {run} saw other images, whose patients no evaluation will recognise.")
+        if state.memory is not None and trained_on["cases"] != self.split["cases"]:
+            say(f"warning: {run} numbers its cases differently: the memory bank starts empty.")
+            state = state.replace(memory=new.memory)
+        where = str(run / "checkpoints" / checkpoint)
+        tensors = len(jax.tree.leaves(state.params))
+        file = load.WeightFile(source, where, network_sha256(state), tensors, [])
+        return state, dataclasses.asdict(file)
 
     def _check_split(self, saved: dict[str, Any]) -> None:
         """Refuse to continue with other images, for which steps, order and bank mean nothing.
@@ -251,15 +315,31 @@ class Training:
         saving = (progress.phase, state, meta, progress.best_step)
         processes.broadcast_from_first(lambda: self.checkpoints.save(*saving))
 
-    def _last_good(self) -> str:
+    def _newest_saved(self) -> tuple[str, int] | None:
         def newest() -> tuple[str, int] | None:
             self.checkpoints.wait()
             return next(self.checkpoints.newest_first(), None)
 
-        last = processes.broadcast_from_first(newest)
+        return processes.broadcast_from_first(newest)
+
+    def _last_good(self) -> str:
+        last = self._newest_saved()
         if last is None:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."
+
+    def _remedy(self, phase: str) -> str:
+        """Return what can be done where a loss is not finite; the same command would repeat it."""
+        stage, name, last = self.plans[phase].stage, self.settings.name, self._newest_saved()
+        key = f"--config.stages.{stage}"
+        limit = f"limit the gradients ({key}.clip_norm=1"
+        lower = f"{key}.peak_lr={self.settings.stages[stage].peak_lr / 3:.2g}"
+        if last is None:
+            return f"To get past it, {limit}) or lower the rate ({lower})."
+        return (
+            f"To get past it, {limit} --config.resume=force) or start a new run at a lower rate "
+            f"(--config.name={name}-2 --from {name}:{last[0]}/{last[1]} {lower})."
+        )
 
     def _summarise(self, state: TrainState) -> None:
         """Finish all saves and write ``summary.json`` and ``curves.png``."""

@@ -9,20 +9,20 @@ import sys
 import time
 
 import pytest
-from running import SMALL, copy_data, read, train
+from running import SMALL, copy_data, read, train, train_here
 
 from charm_jax.train import __main__ as train_command
 
-MACHINE = ("images_per_second", "memory_gib")  # what hangs on clock and machine
+MACHINE = ("images_per_second", "memory_gib")  # of clock and machine
 
 
 def params(folder):
     return read(folder / "runs/demo/summary.json")["params_sha256"]
 
 
-def metric_lines(folder):
-    """The log without what hangs on the machine."""
-    lines = (folder / "runs/demo/metrics.jsonl").read_text().splitlines()
+def metric_lines(folder, run="demo"):
+    """The log without what differs between machines."""
+    lines = (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in MACHINE} for line in lines]
 
 
@@ -131,11 +131,15 @@ def test_a_full_disk_gets_one_sentence(finished, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
     copy_data(finished, tmp_path)
-    result = train("--config.stages.bce.peak_lr=1e38", cwd=tmp_path)
+    result = train(
+        "--config.stages.bce.peak_lr=1e38", "--config.checkpoint.every_steps=1", cwd=tmp_path
+    )
     assert result.returncode == 3, result.stderr
     message = result.stderr.strip().splitlines()[-1]
     assert "step" in message
     assert "case ids" in message
+    assert "--config.stages.bce.clip_norm=1 --config.resume=force" in message
+    assert "--config.name=demo-2 --from demo:bce_frozen/" in message
     assert "Traceback" not in result.stderr
 
 
@@ -159,3 +163,62 @@ def test_a_damaged_best_checkpoint_of_the_first_stage_is_replaced(finished, tmp_
     assert "Traceback" not in result.stderr
     assert result.returncode == 0, result.stderr
     assert f"bce/{best} is damaged" in result.stderr
+
+
+def copy_run(finished, folder, *, dropped=0):
+    """A copy of the run `demo`, cut off before the last `dropped` checkpoints."""
+    shutil.copytree(finished[0], folder)
+    if dropped:
+        (folder / "runs/demo/summary.json").unlink()
+        steps = (folder / "runs/demo/checkpoints/focal").iterdir()
+        for path in sorted(steps, key=lambda path: int(path.name))[-dropped:]:
+            shutil.rmtree(path)
+
+
+def test_a_finished_run_goes_on_with_more_epochs(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    copy_run(finished, folder)
+    before = metric_lines(folder)
+    longer = ["--config.stages.focal.epochs=3"]
+    refused(train_command.main, [*SMALL, *longer], "--config.resume=force", cwd=folder)
+    result = train_here(*longer, "--config.resume=force", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "Stage focal goes on to 3 epochs" in result.stderr
+    assert read(folder / "runs/demo/summary.json")["stages"]["focal"]["epochs"] == 3
+    assert metric_lines(folder)[: len(before)] == before
+    assert "is finished" in train_here(*longer, cwd=folder).stderr
+    earlier = ["--config.stages.bce.epochs=9", *longer, "--config.resume=force"]
+    refused(train_command.main, [*SMALL, *earlier], "config.stages.bce", "--from", cwd=folder)
+
+
+def test_another_optimizer_goes_on_from_the_same_network(finished, tmp_path):
+    folder = tmp_path / "copy"
+    copy_run(finished, folder, dropped=1)
+    changed = ["--config.stages.focal.accumulate=2", "--config.resume=force"]
+    result = train_here(*changed, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "its moments restart from zero, its schedule goes on" in result.stderr
+
+
+def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    copy_run(finished, folder)
+    new = [
+        "--config.name=new",
+        "--config.stages.bce.frozen_epochs=0",
+        "--config.stages.bce.epochs=1",
+    ]
+    new += ["--config.stages.focal.epochs=0", "--config.stages.bce.peak_lr=1e-6"]
+    refused(train_command.main, [*SMALL, *new, "--from=demo:focal/9999"], "focal/9999", cwd=folder)
+    other = [*SMALL, *new, "--from=demo", "--config.model.bank_size=64"]
+    refused(train_command.main, other, "another architecture", cwd=folder)
+    assert not (folder / "runs/new").exists()
+    result = train_here(*new, "--from=demo:last", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    weights = read(folder / "runs/new/weights.json")
+    assert weights["init_from"] == "demo:last"
+    assert weights["file"].startswith("runs/demo/checkpoints/focal/")
+    # At so small a rate the first losses are those of the trained network.
+    (epoch,) = (line for line in metric_lines(folder, "new") if line["kind"] == "epoch")
+    trained = read(folder / "runs/demo/summary.json")["stages"]["bce"]["best_val_loss"]
+    assert epoch["val_loss"] < trained + 0.1
