@@ -14,6 +14,8 @@ from charm_jax.models.shapes import Features, Logits, Maps
 class Baseline(nn.Module):
     """Apply backbone, global mean and linear layer; called like ``Charm``.
 
+    The linear layer starts as torch draws one that replaces torchvision's.
+
     Attributes:
         trunk: the backbone up to its last block.
         expansion: the backbone's last block.

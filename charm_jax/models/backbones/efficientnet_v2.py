@@ -72,7 +72,8 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Maps) -> Maps:
         """Multiply each channel by a number in (0, 1)."""
-        conv = partial(Conv, kernel_size=1, use_bias=True, dtype=self.dtype)
+        zeros = nn.initializers.zeros
+        conv = partial(Conv, kernel_size=1, use_bias=True, bias_init=zeros, dtype=self.dtype)
         s = x.mean((1, 2), keepdims=True)
         s = nn.silu(conv(self.squeeze, name="reduce")(s))
         return x * nn.sigmoid(conv(x.shape[-1], name="expand")(s))
