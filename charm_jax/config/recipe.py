@@ -101,15 +101,22 @@ _STAGE_KEYS = {
     "find_lr": ((False, False), "find peak_lr by a range test", (), None),
     "clip_norm": ((0.0, 0.0), "maximum norm of the gradients", (), _or_zero("none")),
     "accumulate": ((1, 1), "batches averaged for one update", (), _at_least(1)),
+    "monitor": (
+        ("loss", "loss"),
+        "validation score that picks the best epoch and stops early: the loss, or macro AUROC or "
+        "average precision",
+        ("loss", "auroc", "ap"),
+        None,
+    ),
     "patience": (
         (3, 3),
-        "epochs without a better validation loss before a stop, counted after the rate's peak",
+        "epochs without a better monitored score before a stop, counted after the rate's peak",
         (),
         _at_least(1),
     ),
     "min_delta": (
         (1e-3, 1e-4),
-        "decrease of the validation loss that counts as better",
+        "improvement of the monitored score that counts as better; of a summed loss, per label",
         (),
         ("a number from 0 up", lambda value: 0 <= value < math.inf),
     ),
@@ -177,7 +184,9 @@ KEYS: dict[str, Key] = {
     "model.rarity_threshold": Key(-1.0, "τ of that rule, from 0 up; -1 for the rule's default"),
     "model.bank_size": Key(512, "slots of the memory bank", valid=_at_least(1)),
     "model.average": Key(
-        0.0, "decay of an average of all weights to evaluate; 0 for none", valid=_BELOW_ONE
+        0.0,
+        "decay of an average of all weights to evaluate and to go on from; 0 for none",
+        valid=_BELOW_ONE,
     ),
     **{
         f"stages.{stage}.{name}": Key(values[i], explanation, choices, valid)
@@ -239,6 +248,8 @@ _SYNONYMS = {
     "random_seed": "seed",
     "grad_clip": "clip_norm",
     "criterion": "loss",
+    "metric": "monitor",
+    "early_stopping": "patience",
 }
 _NEAR = 0.75  # least similarity of a suggestion
 

@@ -61,6 +61,7 @@ class StageSettings:
     find_lr: bool
     clip_norm: float
     accumulate: int
+    monitor: str
     patience: int
     min_delta: float
 

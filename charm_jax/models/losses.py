@@ -78,6 +78,7 @@ LOSSES: dict[str, Loss] = {
     "asymmetric": asymmetric,
     "asymmetric_reference": asymmetric_reference,
 }
+SUMMED = ("asymmetric",)  # those that add up a batch, where the others take its mean
 
 
 def select_loss(names: tuple[str, ...]) -> Callable[[Int32[Array, ""], Logits, Labels], Scalar]:

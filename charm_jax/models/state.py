@@ -83,6 +83,11 @@ def create(
     )
 
 
+def averaged(state: TrainState) -> TrainState:
+    """Return the state with the average of its weights, if it keeps one, as the weights."""
+    return state.replace(**(state.average or {}))
+
+
 def begin_stage(
     state: TrainState,
     optimizer: optax.GradientTransformation,

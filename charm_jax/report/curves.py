@@ -45,10 +45,10 @@ def stage_curves(entries: Sequence[dict[str, Any]], stages: Sequence[str]) -> Fi
         _line(losses, intervals, "loss", **steps)
         _line(losses, epochs, "train_loss", **train)
         _line(losses, epochs, "val_loss", **validation, label="validation")
-        if epochs:
-            best = min(epochs, key=lambda entry: entry["val_loss"])
+        for best in [entry for entry in epochs if entry.get("best")][-1:]:
             label = f"best, epoch {best['epoch']}"
             losses.axvline(best["step"], color=_BEST, linestyle=":", label=label)
+        if epochs:
             losses.legend(fontsize="small")
         losses.set(title=f"stage {stage}", ylabel="loss")
         _line(auroc, epochs, "val_macro_auroc", **validation)

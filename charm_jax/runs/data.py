@@ -105,20 +105,48 @@ def _prevalence(
 
 
 def check_batches(config: Settings, data: Data) -> None:
-    """Check whether each stage can fill a batch and has images to validate on.
+    """Check whether each stage can fill a batch and be validated by the score that it monitors.
 
     Raises:
         InputError: with the key or part.
     """
     for name in config.stage_names:
         n, batch = len(data.split.rows(name, "train")), config.stages[name].batch_size
-        data.split.rows(name, "val")
+        labels = data.table.labels[data.split.rows(name, "val")]
+        monitor = config.stages[name].monitor
+        if monitor != "loss" and not ((labels == 1).any(axis=0) & (labels == 0).any(axis=0)).any():
+            raise InputError(
+                f"config.stages.{name}.monitor is '{monitor}', but no finding is both present and "
+                "absent in the validation split: set it to loss."
+            )
         processes.check_batch(batch, f"config.stages.{name}.batch_size")
         if batch > n:
             raise InputError(
                 f"config.stages.{name}.batch_size is {batch} but the training part has {n} "
                 f"images: set it to at most {n}."
             )
+
+
+def training_notes(data: Data) -> list[str]:
+    """Return lines for a user who is about to train on these data."""
+    notes, table, split = [], data.table, data.split
+    if split.rule == "official" and splits.draws_validation(table):
+        notes.append("The table has no val split: an eighth of its training patients validate.")
+    lacking: dict[str, list[str]] = {}
+    for stage, parts in split.stages.items():
+        labels = table.labels[parts["train"]]
+        for word, value in (("positive", 1), ("negative", 0)):
+            some = (labels == value).any(axis=0)
+            names = [name for name, any_ in zip(table.findings, some, strict=True) if not any_]
+            if len(labels) and names:
+                text = f"no {word} training image of {', '.join(names)}"
+                lacking.setdefault(text, []).append(stage)
+    notes += [
+        f"warning: there is {text} in stage {' and '.join(stages)}: nothing can be learned of it; "
+        "choose another split, or leave its column out."
+        for text, stages in lacking.items()
+    ]
+    return notes
 
 
 def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _complete(run: Path) -> Iterator[Path]:
 def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
     """Stage and step of ``best``, ``last`` or ``<stage>/<step>``.
 
-    Best is the lowest validation loss of the last stage that has one.
+    Best is the epoch of the last stage that has one whose monitored validation score is best.
 
     Raises:
         InputError: there is no such checkpoint.

@@ -24,9 +24,10 @@ from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
+from charm_jax.train import setup
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
-from charm_jax.train.trainer import Beginning, Training
+from charm_jax.train.trainer import Beginning, Training, evaluation_command
 from charm_jax.weights import load
 from data_pipelines.atomic_files import whole_files
 from data_pipelines.tables import quarantine
@@ -52,8 +53,9 @@ def main(argv: list[str]) -> int:
     directory = settings.directory
     if processes.broadcast_from_first(lambda: _is_finished(settings)) and not values.dry_run:
         say(
-            f"The run {directory} is finished: evaluate it, choose another --config.name, or give "
-            "its last stage more epochs with --config.resume=force."
+            f"The run {directory} is finished: evaluate it ({evaluation_command(settings)}), choose "
+            "another --config.name, or give its last stage more epochs with "
+            "--config.resume=force."
         )
         return 0
     with run_log(" ".join(["Started: charm-jax train", *argv])) as begin_log:
@@ -66,7 +68,12 @@ def main(argv: list[str]) -> int:
                 "the number of devices": jax.local_device_count(),
             }
         )
-        for note in (*data.notes, *_random_and_frozen(settings, values["from"].value)):
+        for note in (
+            *data.notes,
+            *run_data.training_notes(data),
+            *_random_and_frozen(settings, values["from"].value),
+            *_long_average(experiment),
+        ):
             say(note)
         if values.dry_run:
             return _report_dry_run(experiment, description)
@@ -180,6 +187,18 @@ def _random_and_frozen(settings: Settings, source: str) -> list[str]:
         f"warning: stage {frozen[0]} starts with a frozen trunk of random weights: give "
         "--config.model.init_from=imagenet or a weight file, or set "
         f"--config.stages.{frozen[0]}.frozen_epochs=0."
+    ]
+
+
+def _long_average(experiment: Experiment) -> list[str]:
+    """Return a warning where weights would be averaged over more steps than the run has."""
+    decay, phases = experiment.settings.model.average, experiment.settings.phases
+    steps = sum(setup.plan(experiment, phase).steps for phase in phases)
+    if steps * (1 - decay) >= 1:
+        return []
+    return [
+        f"warning: config.model.average {decay} averages over {1 / (1 - decay):,.0f} steps, more "
+        f"than the {steps:,} of this run: set it to {max(1 - 10 / steps, 0):.2g}, a tenth of them."
     ]
 
 

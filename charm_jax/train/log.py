@@ -116,15 +116,20 @@ class RunLog:
         images = self._bar.n - self._bar.initial
         rate = images / (self._last_step - self._began)
         later = self._plans[self._plans.index(plan) + 1 :]
-        left = (plan.epochs * plan.steps_per_epoch - step) * plan.batch_size + sum(
-            other.epochs * other.steps_per_epoch * other.batch_size for other in later
-        )
+        left = (plan.steps - step) * plan.batch_size
+        left += sum(other.steps * other.batch_size for other in later)
         seconds = left * (time.perf_counter() - self._began) / images  # validation included
-        auroc = values["val_macro_auroc"]
+        macro = {"AUROC": values["val_macro_auroc"]}
+        if plan.monitor == "ap":
+            macro["AP"] = values["val_macro_ap"]
+        shown = ", ".join(
+            f"macro {name} {'undefined' if value is None else format(value, '.4f')}"
+            for name, value in macro.items()
+        )
         say(
             f"stage {plan.phase}, epoch {values['epoch']}/{plan.epochs}: training loss "
-            f"{values['train_loss']:.4f}, validation loss {values['val_loss']:.4f}, macro AUROC "
-            f"{'undefined' if auroc is None else format(auroc, '.4f')}, {rate:.1f} images/s, "
+            f"{values['train_loss']:.4f}, validation loss {values['val_loss']:.4f}, {shown}, "
+            f"{rate:.1f} images/s, "
             f"{tqdm.format_interval(seconds)} left"
         )
         self._write("epoch", plan, step, values)

@@ -12,7 +12,7 @@ import numpy as np
 from charm_jax.distributed.processes import all_gather
 from charm_jax.models.state import TrainState
 from charm_jax.train.log import RunLog
-from charm_jax.train.plan import Plan, Progress
+from charm_jax.train.plan import VALIDATION_SCORES, Plan, Progress
 
 TrainStep = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -36,7 +36,8 @@ class Hooks:
     Attributes:
         train_step: compiled; the state is donated to it.
         batches: stream that starts at the state's step.
-        validate: returns the validation loss and macro AUROC (None where undefined) of a state.
+        validate: returns the validation scores of a state by name: ``loss``, ``auroc`` and ``ap``
+            (None where undefined).
         log: receives steps and epochs; None in processes that do not write.
         save: saves a state and the progress at the same step.
         asked_to_stop: whether this process was asked to stop.
@@ -47,7 +48,7 @@ class Hooks:
 
     train_step: TrainStep
     batches: Iterator[dict[str, np.ndarray]]
-    validate: Callable[[TrainState], tuple[float, float | None]]
+    validate: Callable[[TrainState], dict[str, float | None]]
     log: RunLog | None
     save: Callable[[TrainState, Progress], None]
     asked_to_stop: Callable[[], bool]
@@ -58,7 +59,7 @@ class Hooks:
 def run_phase(
     state: TrainState, progress: Progress, plan: Plan, hooks: Hooks
 ) -> tuple[TrainState, Progress]:
-    """Train to the last epoch or until the loss stops falling; return the last state.
+    """Train to the last epoch or until validation stops improving; return the last state.
 
     Args:
         state: to start from; its step is the position in the phase.
@@ -92,20 +93,22 @@ def run_phase(
                 if stopping:
                     raise Interrupted
         progress = _settle(pending, 0, progress, plan, hooks.log)
-        loss, macro_auroc = hooks.validate(state)
-        if not math.isfinite(loss):
+        scores = hooks.validate(state)
+        if not math.isfinite(scores["loss"]):
             raise NonFiniteLoss(
-                f"The validation loss after step {end} of stage {plan.phase} is {loss}", plan.phase
+                f"The validation loss after step {end} of stage {plan.phase} is {scores['loss']}",
+                plan.phase,
             )
+        train_loss = progress.loss_sum / plan.steps_per_epoch
+        progress = progress.after_validation(plan, end, scores)
         if hooks.log is not None:
             values = {
-                "epoch": progress.epoch + 1,
-                "train_loss": progress.loss_sum / plan.steps_per_epoch,
-                "val_loss": loss,
-                "val_macro_auroc": macro_auroc,
+                "epoch": progress.epoch,
+                "train_loss": train_loss,
+                **{f"val_{name}": scores[score] for score, name in VALIDATION_SCORES.items()},
+                "best": progress.best_step == end,
             }
             hooks.log.epoch(plan, end, values)
-        progress = progress.after_validation(plan, end, loss, macro_auroc)
         progress = dataclasses.replace(progress, seconds=hooks.clock() - began)
         hooks.save(state, progress)
         saved_at = hooks.clock()

@@ -17,10 +17,10 @@ from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import jit_eval_step
-from charm_jax.metrics.classification import summarise
+from charm_jax.metrics.classification import mean, ranking
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
-from charm_jax.models.losses import LOSSES
+from charm_jax.models.losses import LOSSES, SUMMED
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, resident_cases
 from charm_jax.train import optim
@@ -70,17 +70,23 @@ def plan(experiment: Experiment, phase: str) -> Plan:
     images = len(experiment.data.split.rows(stage, "train"))
     steps = loader.steps_per_epoch(images, keys.batch_size)
     cycle = optim.SCHEDULES[keys.schedule][0 if frozen else 1]
+    findings = len(experiment.data.table.findings)
+    summed = keys.monitor == "loss" and keys.loss in SUMMED
+    phases = list(settings.phases)
+    before = [plan(experiment, other) for other in phases[: phases.index(phase)]]
     return Plan(
         phase=phase,
         stage=stage,
         freeze_trunk=frozen and keys.freeze_trunk,
         epochs=epochs,
         steps_per_epoch=steps,
+        steps_before=sum(other.steps for other in before),
         batch_size=keys.batch_size,
         cycle=cycle,
         peak_step=optim.peak_step(epochs * steps, cycle),
+        monitor=keys.monitor,
         patience=keys.patience,
-        min_delta=keys.min_delta,
+        min_delta=keys.min_delta * (keys.batch_size * findings if summed else 1),
         save_every=settings.checkpoint.every_steps,
         save_seconds=60 * settings.checkpoint.every_minutes,
     )
@@ -95,7 +101,7 @@ def optimizer(experiment: Experiment, plan: Plan, peak_lr: float) -> optax.Gradi
     keys = experiment.settings.stages[plan.stage]
     return optim.adamw_one_cycle(
         optim.geometric(peak_lr / keys.lr_spread, peak_lr),
-        plan.epochs * plan.steps_per_epoch,
+        plan.steps,
         plan.cycle,
         clip_norm=keys.clip_norm,
         accumulate=keys.accumulate,
@@ -116,6 +122,7 @@ def train_step(
         augment=partial(augment.training_images, channels=settings.model.channels),
         momentum_decay=settings.model.momentum,
         average_decay=settings.model.average,
+        averaged_steps=plan.steps_before,
     )
 
 
@@ -153,20 +160,27 @@ def training_batches(
 
 def validator(
     experiment: Experiment, plan: Plan, step: Callable
-) -> Callable[[TrainState], tuple[float, float | None]]:
-    """Return a function from a state to its loss and macro AUROC on the validation split."""
-    settings, data = experiment.settings, experiment.data
-    rows = data.split.rows(plan.stage, "val")
-    labels, loss = data.table.labels[rows], LOSSES[settings.stages[plan.stage].loss]
+) -> Callable[[TrainState], dict[str, float | None]]:
+    """Return a function from a state to its scores on the validation split.
 
-    def validate(network: TrainState) -> tuple[float, float | None]:
+    The scores are ``loss`` (of a batch, if it is a sum), and the macro means ``auroc`` and ``ap``.
+    """
+    settings, data = experiment.settings, experiment.data
+    rows, name = data.split.rows(plan.stage, "val"), settings.stages[plan.stage].loss
+    labels, loss = data.table.labels[rows], LOSSES[name]
+    share = plan.batch_size / len(rows) if name in SUMMED else 1.0
+
+    def validate(network: TrainState) -> dict[str, float | None]:
         resident = settings.data.resident
         z = predict_rows(
             network, step, data, rows, plan.batch_size, "validation", resident=resident
         )["logits"]
-        value = float(loss(jnp.asarray(z), jnp.asarray(labels)))
-        if not math.isfinite(value):  # the run stops; AUROC would raise on NaN before that
-            return value, None
-        return value, summarise(z, labels, data.table.findings)["macro_auroc"]
+        scores = {"loss": share * float(loss(jnp.asarray(z), jnp.asarray(labels)))}
+        if not math.isfinite(scores["loss"]):  # the run stops; the others would raise before that
+            return scores
+        by_finding = ranking(z, labels, data.table.findings).values()
+        for short, metric in (("auroc", "auroc"), ("ap", "average_precision")):
+            scores[short] = mean(entry[metric] for entry in by_finding)
+        return scores
 
     return validate

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
@@ -31,6 +32,7 @@ def train_step(
     augment: Callable[[Key[Array, ""], Array], Array],
     momentum_decay: float,
     average_decay: float = 0.0,
+    averaged_steps: int = 0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Take one training step.
 
@@ -43,7 +45,9 @@ def train_step(
         loss: ``(logits, labels) -> scalar``.
         augment: ``(key, uint8 images) -> float32 [B, S, S, 3]``.
         momentum_decay: m of the momentum branch.
-        average_decay: share that the average of all weights, if any, keeps.
+        average_decay: share that the average of all weights, if any, keeps. After t steps of the
+            run it is at most (1 + t) / (10 + t), so that the first weights are soon forgotten.
+        averaged_steps: t at the first step of the phase.
 
     Returns:
         The state after the step, and scalars: ``loss``, ``grad_norm`` (global, before the
@@ -78,7 +82,9 @@ def train_step(
     average = state.average
     if average is not None:
         weights = {"params": params, "batch_stats": batch_stats}
-        average = optax.incremental_update(weights, average, 1 - average_decay)
+        done = averaged_steps + state.step
+        kept = jnp.minimum(average_decay, (1 + done) / (10 + done))
+        average = optax.incremental_update(weights, average, 1 - kept)
     new_state = state.replace(
         step=state.step + 1,
         params=params,

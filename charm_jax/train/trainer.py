@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,16 +13,17 @@ import numpy as np
 
 from charm_jax.config import build
 from charm_jax.config.cli import say
-from charm_jax.config.settings import PHASES
+from charm_jax.config.recipe import KEYS
+from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
-from charm_jax.models.state import TrainState, begin_stage
+from charm_jax.models.state import TrainState, averaged, begin_stage
 from charm_jax.runs import folder
 from charm_jax.runs.cases import cases_sha256
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, network_sha256, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
-from charm_jax.train.plan import Progress
+from charm_jax.train.plan import VALIDATION_SCORES, Progress
 from charm_jax.train.setup import Experiment
 from charm_jax.weights import load
 from data_pipelines.errors import InputError
@@ -134,7 +136,7 @@ class Training:
                 log = stack.enter_context(RunLog(self.directory, plans, position, every_steps))
             for phase in self.phases[self.phases.index(progress.phase) :]:
                 if phase != progress.phase:
-                    state = self._begin_phase(phase, self._best(progress, state))
+                    state = self._begin_phase(phase, averaged(self._best(progress, state)))
                     progress = Progress(phase)
                 if not progress.finished:
                     state, progress = self._train(state, progress, log)
@@ -349,8 +351,11 @@ class Training:
             phase: {key: done[key] for key in same}
             | {
                 "epochs": done["epoch"],
-                "best_val_loss": done["best_loss"],
-                "best_val_macro_auroc": done["best_macro_auroc"],
+                "monitor": self.plans[phase].monitor,
+                **{
+                    f"best_val_{name}": (done["best_scores"] or {}).get(score)
+                    for score, name in VALIDATION_SCORES.items()
+                },
                 "seconds": round(done["seconds"], 3),
             }
             for phase, done in self.finished.items()
@@ -366,10 +371,15 @@ class Training:
 
         curves.draw_curves(self.directory, self.experiment.title, self.phases)
         folder.write_json(self.directory / "summary.json", summary)
-        say(
-            f"Done in {summary['seconds']:.0f} s. Evaluate it: "
-            f"charm-jax eval --run {self.settings.name}"
-        )
+        say(f"Done in {summary['seconds']:.0f} s. Evaluate it: {evaluation_command(self.settings)}")
+
+
+def evaluation_command(settings: Settings) -> str:
+    """Return the command that evaluates a run, with every flag that it needs."""
+    command = ["charm-jax", "eval", "--run", settings.name]
+    if settings.runs_dir != KEYS["runs_dir"].default:
+        command.append(f"--config.runs_dir={settings.runs_dir}")
+    return shlex.join(command)
 
 
 def agree(step: int, wishes: Sequence[bool]) -> Sequence[bool]:

@@ -138,10 +138,10 @@ def torch_randperm(n: int, seed: int) -> np.ndarray:
 def _official(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
     """Apply the source's own splits.
 
-    Where it has no validation split, an eighth of the train_val patients becomes one.
+    Where it has no validation split, an eighth of the training patients becomes one.
     """
     part = _official_parts(table)
-    train_val = part == "train_val"
+    train_val = (part == "train_val") | ((part == "train") & draws_validation(table))
     if train_val.any():
         patients = shuffled_patients(table, split_seed)
         patients = patients[np.isin(patients, table.patients[train_val])]
@@ -149,6 +149,11 @@ def _official(table: CaseTable, images: Mapping[str, str], split_seed: int) -> d
         val = train_val & np.isin(table.patients, chosen)
         part = np.where(val, "val", np.where(train_val, "train", part))
     return _shared(table, images, part)
+
+
+def draws_validation(table: CaseTable) -> bool:
+    """Whether the table has training but no validation images, so that these are drawn."""
+    return "train" in table.official_part and "val" not in table.official_part
 
 
 def _official_parts(table: CaseTable) -> np.ndarray:

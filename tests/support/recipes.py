@@ -8,11 +8,20 @@ from charm_jax.config import settings
 from charm_jax.train.setup import Experiment
 
 
-def experiment_of(config, images, findings=14):
-    """An experiment that knows how many images a stage trains on, and no more of the data."""
-    table = SimpleNamespace(findings=("x",) * findings, source="x", simulated=False)
-    split = SimpleNamespace(rows=lambda stage, part: np.arange(images[stage]))
+def experiment_of(config, images, findings=14, labels=None):
+    """An experiment with as many training images as a stage is said to have, and no pixels.
+
+    All rows of ``labels`` are validated on.
+    """
+    table = SimpleNamespace(
+        findings=tuple(map(str, range(findings))), source="x", simulated=False, labels=labels
+    )
+
+    def rows(stage, split):
+        return np.arange(images[stage] if split == "train" else len(labels))
+
     experiment = object.__new__(Experiment)
     object.__setattr__(experiment, "settings", settings.from_dict(config.to_dict()))
+    split = SimpleNamespace(rows=rows)
     object.__setattr__(experiment, "data", SimpleNamespace(split=split, table=table))
     return experiment

@@ -77,8 +77,11 @@ def test_the_key_seeds_the_parameters(create, fresh):
         jax.tree.leaves(create(1).params),
         strict=True,
     ):
-        # Those of the norms, and the biases beside them, are constants.
-        constant = path[-2].key == "norm"
+        # Norms and squeeze-and-excitation's biases start as constants.
+        constant = path[-2].key == "norm" or [path[-3].key, path[-1].key] == [
+            "squeeze_excite",
+            "bias",
+        ]
         assert np.array_equal(one, other) == constant, jax.tree_util.keystr(path)
 
 
@@ -94,3 +97,13 @@ def test_a_stage_begins_with_a_new_step_and_optimizer_alone(fresh, traces):
         chex.assert_trees_all_equal(getattr(new, kept), getattr(old, kept))
     # The one that was given is as it was.
     assert (int(old.step), len(old.opt_state)) == (1, 1)
+
+
+def test_a_stage_begins_from_the_averaged_weights(fresh):
+    halved = jax.tree.map(lambda leaf: leaf / 2, fresh.params)
+    old = fresh.replace(average={"params": halved, "batch_stats": fresh.batch_stats})
+    optimizer = optim.adamw_one_cycle(optim.geometric(1e-3, 1e-3), 8)
+    new = state.begin_stage(state.averaged(old), optimizer, jax.random.key(9))
+    chex.assert_trees_all_equal(new.params, halved)
+    chex.assert_trees_all_equal(new.average["params"], halved)
+    assert state.averaged(fresh) == fresh

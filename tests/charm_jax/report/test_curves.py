@@ -12,6 +12,7 @@ def _lines(stage):
         yield {"kind": "interval", "stage": stage, "step": step, **values}
         if step % 4 == 0:
             values = {"train_loss": 1 / step, "val_loss": 2 / step, "val_macro_auroc": None}
+            values["best"] = step == 4  # by another score than the loss
             yield {"kind": "epoch", "stage": stage, "step": step, "epoch": step // 4, **values}
 
 
@@ -27,6 +28,12 @@ def test_curves_have_a_column_for_each_stage_even_without_an_auroc(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text)
     curves.draw_curves(tmp_path, "a run", ["bce", "focal"])
     _looks_drawn(tmp_path / "curves.png", 1000, 800)
+
+
+def test_the_epoch_that_the_run_took_for_the_best_is_marked():
+    figure = curves.stage_curves(list(_lines("bce")), ["bce"])
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    assert labels[-1] == "best, epoch 1"
 
 
 def test_a_stage_without_a_line_yet_is_an_empty_column(tmp_path):

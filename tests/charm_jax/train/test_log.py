@@ -11,7 +11,7 @@ from charm_jax.train.log import RunLog, run_log
 from charm_jax.train.optim import Cycle
 from charm_jax.train.plan import Plan
 
-PLAN = Plan("bce", "bce", False, 2, 4, 8, Cycle(), 0, 3, 0.0, 100)
+PLAN = Plan("bce", "bce", False, 2, 4, 0, 8, Cycle(), 0, "loss", 3, 0.0, 100)
 FIRST, SECOND = (
     dataclasses.replace(PLAN, phase=phase, steps_per_epoch=5) for phase in ("bce_frozen", "bce")
 )
@@ -114,6 +114,16 @@ def test_an_undefined_auroc_is_named(tmp_path, capsys, clock):
     assert "macro AUROC undefined" in capsys.readouterr().err
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["val_macro_auroc"] is None
+
+
+def test_a_monitored_ap_is_shown_beside_the_auroc(tmp_path, capsys, clock):
+    monitored = dataclasses.replace(FIRST, monitor="ap")
+    with RunLog(tmp_path, [monitored], ("bce_frozen", 0), 5) as run:
+        run.begin_epoch(monitored, 0, 4)
+        clock[0] += 1
+        run.step(monitored, 5, {"loss": 0.5})
+        run.epoch(monitored, 5, VALUES | {"val_macro_ap": 0.25})
+    assert "macro AUROC 0.7500, macro AP 0.2500, " in capsys.readouterr().err
 
 
 def test_inside_a_long_epoch_there_is_a_line_a_minute(tmp_path, capsys, clock, monkeypatch):

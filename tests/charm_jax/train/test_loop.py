@@ -22,9 +22,11 @@ PLAN = Plan(
     freeze_trunk=False,
     epochs=3,
     steps_per_epoch=4,
+    steps_before=0,
     batch_size=2,
     cycle=Cycle(),
     peak_step=0,
+    monitor="loss",
     patience=100,
     min_delta=0.0,
     save_every=100,
@@ -50,6 +52,10 @@ def state_at(step):
 def train_loss(step):
     """Another one each step; its sums round, so that their order shows."""
     return 1 / (step + 0.1)
+
+
+def scores(loss, auroc=None, ap=None):
+    return {"loss": loss, "auroc": auroc, "ap": ap}
 
 
 class World(RunLog):
@@ -81,7 +87,7 @@ class World(RunLog):
         return Hooks(
             train_step=train_step,
             batches=({"case_id": ids} for ids in case_ids),
-            validate=lambda state: (next(values), 0.5 + int(state.step) / 1000),
+            validate=lambda state: scores(next(values), 0.5 + int(state.step) / 1000),
             log=self,
             save=lambda state, progress: self.saved.append((int(state.step), progress)),
             asked_to_stop=lambda: self.end_at is not None and self.trained[-1] >= self.end_at,
@@ -138,10 +144,11 @@ def test_a_finished_stage_trains_nothing():
 def test_the_best_is_the_lowest_loss_however_little_lower():
     world = World([0.5, 0.4, 0.3999, 0.45])
     _, progress = world.run(plan(epochs=4, min_delta=0.01))
-    assert (progress.best_epoch, progress.best_step, progress.best_loss) == (3, 12, 0.3999)
-    assert progress.best_macro_auroc == 0.5 + 12 / 1000
+    assert (progress.best_epoch, progress.best_step) == (3, 12)
+    assert progress.best_scores == scores(0.3999, 0.5 + 12 / 1000)
+    assert [values["best"] for values in world.epochs] == [True, True, True, False]
     # The patience compares with the loss that was lower by more than min_delta.
-    assert (progress.reference_loss, progress.waited) == (0.4, 2)
+    assert (progress.reference, progress.waited) == (0.4, 2)
 
 
 def test_of_equal_losses_the_first_is_the_best():
@@ -153,7 +160,7 @@ def test_small_gains_add_up_until_they_count():
     world = World([1.0, 0.994, 0.988, 0.982])
     _, progress = world.run(plan(epochs=4, min_delta=0.01, patience=2))
     assert (progress.epoch, progress.stopped_early) == (4, False)
-    assert (progress.reference_loss, progress.waited) == (0.988, 1)
+    assert (progress.reference, progress.waited) == (0.988, 1)
 
 
 def test_it_stops_when_the_patience_ends():
@@ -178,10 +185,9 @@ def test_running_out_of_patience_in_the_last_epoch_is_not_early():
 
 def test_an_undefined_macro_auroc_is_kept_as_none():
     world = World()
-    hooks = dataclasses.replace(world.hooks(), validate=lambda state: (1.0, None))
+    hooks = dataclasses.replace(world.hooks(), validate=lambda state: scores(1.0))
     _, progress = loop.run_phase(state_at(0), Progress("bce"), PLAN, hooks)
-    assert progress.best_macro_auroc is None
-    assert progress.best_loss == 1.0
+    assert progress.best_scores == scores(1.0)
 
 
 def test_it_saves_every_few_steps_and_once_after_each_epoch():
@@ -323,6 +329,26 @@ def simple_stage(losses, plan):
     return i, run.index(min(run)) + 1, i < plan.epochs
 
 
+@pytest.mark.parametrize("monitor", ["auroc", "ap"])
+def test_the_best_is_the_highest_auroc_or_ap_and_stopping_waits_for_it(monitor):
+    values = [0.7, 0.8, 0.801, 0.75, None, 0.9]
+    chosen = plan(epochs=9, monitor=monitor, patience=3, min_delta=0.01)
+    progress = Progress("bce")
+    for epoch, value in enumerate(values[:5], start=1):
+        assert not progress.finished
+        # The loss falls all the time and has no say.
+        given = scores(1 / epoch) | {monitor: value}
+        progress = progress.after_validation(chosen, 4 * epoch, given)
+    assert progress.stopped_early
+    assert (progress.best_epoch, progress.reference, progress.waited) == (3, 0.8, 3)
+    assert progress.best_scores == scores(1 / 3) | {monitor: 0.801}
+
+
+def test_a_score_that_is_never_defined_has_no_best():
+    progress = Progress("bce").after_validation(plan(monitor="ap"), 4, scores(1.0, 0.9))
+    assert (progress.best_step, progress.best_scores, progress.waited) == (None, None, 1)
+
+
 @settings(max_examples=150, derandomize=True)
 @given(
     losses=st.lists(st.integers(0, 12).map(lambda n: n / 8), min_size=1, max_size=12),
@@ -338,8 +364,8 @@ def test_any_sequence_of_losses_ends_as_the_simple_rule_says(
     while not progress.finished:
         step += chosen.steps_per_epoch
         loss = losses[progress.epoch]
-        progress = progress.after_validation(chosen, step, loss, loss / 2)
+        progress = progress.after_validation(chosen, step, scores(loss, 1 - loss))
     epochs, best, early = simple_stage(losses, chosen)
     assert (progress.epoch, progress.best_epoch, progress.stopped_early) == (epochs, best, early)
     assert progress.best_step == best * chosen.steps_per_epoch
-    assert progress.best_loss == losses[best - 1] == 2 * progress.best_macro_auroc
+    assert progress.best_scores == scores(losses[best - 1], 1 - losses[best - 1])

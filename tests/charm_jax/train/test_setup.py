@@ -5,6 +5,7 @@ import pytest
 from recipes import experiment_of
 
 from charm_jax.config import cli, recipe
+from charm_jax.models.state import TrainState
 from charm_jax.train import optim, setup
 from charm_jax.train.plan import Progress
 
@@ -82,7 +83,7 @@ def test_the_notebook_preset_stops_where_the_published_run_did(phase):
     plan, progress = setup.plan(notebook(), phase), Progress(phase)
     for epoch, loss in enumerate(map(float, PRINTED[phase].split()), start=1):
         assert not progress.finished
-        progress = progress.after_validation(plan, epoch, loss, None)
+        progress = progress.after_validation(plan, epoch, {"loss": loss})
     assert progress.stopped_early
 
 
@@ -103,3 +104,66 @@ def test_fine_tune_can_be_chosen_for_a_frozen_trunk_and_depth_groups():
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     moved = [-float(updates[part]["bias"][0]) for part in optim.GROUPS]
     np.testing.assert_allclose(moved, 8e-5 / 2 / 5 * np.array([0.25, 0.5, 1.0]), rtol=1e-4)
+
+
+EMPTY = TrainState(jnp.zeros((), jnp.int32), {}, {}, None, None, (), jax.random.key(0))
+
+
+def validated(monkeypatch, labels, logits, loss, batch_size=4):
+    """The scores of a stage that are made of these logits, and its plan."""
+    config = recipe.defaults()
+    config.stages.focal.update(loss=loss, batch_size=batch_size, min_delta=1e-3)
+    sizes = {"bce": 64, "focal": 8}
+    experiment = experiment_of(config, sizes, findings=labels.shape[1], labels=labels)
+    monkeypatch.setattr(setup, "predict_rows", lambda *a, **k: {"logits": logits})
+    plan = setup.plan(experiment, "focal")
+    return setup.validator(experiment, plan, print)(EMPTY), plan
+
+
+LABELS = np.array([[1, 0], [0, 0], [1, 0], [0, 0], [-1, 0], [0, 0]], np.int8)
+LOGITS = np.array([[2, 0], [1, 1], [0, 2], [-1, 0], [9, 3], [-2, 1]], np.float32)
+
+
+def test_validation_gives_the_macro_means_of_findings_with_both_classes(monkeypatch):
+    scores, _ = validated(monkeypatch, LABELS, LOGITS, "bce")
+    # Known logits 2, 1, 0, -1, -2; the positives are the first and the third.
+    assert scores["auroc"] == pytest.approx(5 / 6)
+    assert scores["ap"] == pytest.approx((1 + 2 / 3) / 2)
+    one_class, _ = validated(monkeypatch, np.zeros_like(LABELS), LOGITS, "bce")
+    assert (one_class["auroc"], one_class["ap"]) == (None, None)
+    assert one_class["loss"] > 0
+
+
+def test_a_loss_that_is_not_finite_needs_no_other_score(monkeypatch):
+    scores, _ = validated(monkeypatch, LABELS, np.full_like(LOGITS, np.nan), "bce")
+    assert np.isnan(scores["loss"])
+
+
+def test_a_summed_loss_is_that_of_a_batch_and_its_min_delta_too(monkeypatch):
+    """However many images validate: the numbers compare with those of training."""
+    once, plan = validated(monkeypatch, LABELS, LOGITS, "asymmetric")
+    twice, _ = validated(
+        monkeypatch, np.tile(LABELS, (2, 1)), np.tile(LOGITS, (2, 1)), "asymmetric"
+    )
+    assert twice["loss"] == pytest.approx(once["loss"], rel=1e-6)
+    batches, _ = validated(monkeypatch, LABELS, LOGITS, "asymmetric", batch_size=2)
+    assert batches["loss"] == pytest.approx(once["loss"] / 2, rel=1e-6)
+    assert plan.min_delta == pytest.approx(1e-3 * 4 * 2)
+    _, of_mean = validated(monkeypatch, LABELS, LOGITS, "asymmetric_reference")
+    assert of_mean.min_delta == 1e-3
+
+
+def test_the_min_delta_of_an_auroc_is_not_that_of_a_summed_loss():
+    config = recipe.defaults()
+    config.stages.focal.update(loss="asymmetric", monitor="auroc")
+    experiment = experiment_of(config, {"bce": 64, "focal": 128})
+    assert setup.plan(experiment, "focal").min_delta == 1e-4
+
+
+def test_a_phase_knows_the_steps_planned_before_it():
+    config = recipe.defaults()
+    config.stages.focal.frozen_epochs = 1
+    experiment = experiment_of(config, {"bce": 2 * 64, "focal": 3 * 128})
+    plans = [setup.plan(experiment, phase) for phase in experiment.settings.phases]
+    assert [plan.steps_before for plan in plans] == [0, 6, 46, 49]
+    assert [plan.steps for plan in plans] == [6, 40, 3, 30]

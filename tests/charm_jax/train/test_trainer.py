@@ -1,8 +1,12 @@
+import shlex
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charm_jax.config import cli, recipe, settings
+from charm_jax.runs import arguments
 from charm_jax.train import trainer
 from charm_jax.train.trainer import traced
 
@@ -43,3 +47,17 @@ def test_several_processes_agree_every_tenth_step(monkeypatch):
     assert answers[9] == [True, True]
     assert answers[19] == [False, True]
     assert gathered == [[[True, False]], [[False, False]]]
+
+
+@pytest.mark.parametrize("runs_dir", ["runs", "other runs"])
+def test_the_hint_after_training_finds_the_run(runs_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = settings.from_dict(recipe.defaults().to_dict() | {"name": "x", "runs_dir": runs_dir})
+    for folder in ("runs", "other runs"):  # the newest run is another one
+        (tmp_path / folder / "x").mkdir(parents=True)
+        (tmp_path / folder / "x" / "config.json").touch()
+    program, command, *given = shlex.split(trainer.evaluation_command(trained))
+    assert (program, command) == ("charm-jax", "eval")
+    parsed = cli.parse(cli.Command("", arguments.define_run_flags, ("runs_dir",)), given)
+    assert arguments.find_run(parsed) == trained.directory
+    assert given == ["--run", "x"] or runs_dir != "runs"  # no flag that is not needed

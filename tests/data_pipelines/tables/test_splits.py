@@ -206,6 +206,27 @@ def test_a_split_column_is_used_as_it_is():
     assert stages["bce"]["train"].tolist() == [3]
 
 
+def test_a_split_column_without_val_has_an_eighth_of_its_training_patients_drawn():
+    patients = np.repeat(np.arange(24), 2)
+    part = np.where(patients < 16, "train", "test")
+    split = make_split(_table(patients, patients % 2, part), "official", RECIPE, split_seed=0)
+    parts = split.stages["focal"]
+    chosen = {name: np.unique(patients[rows]) for name, rows in parts.items()}
+    assert {name: len(of_part) for name, of_part in chosen.items()} == {
+        "train": 14,
+        "val": 2,
+        "test": 8,
+    }
+    assert (chosen["val"] < 16).all()
+    same = make_split(_table(patients, patients % 2, part), "official", RECIPE, split_seed=0)
+    np.testing.assert_array_equal(same.stages["focal"]["val"], parts["val"])
+
+
+def test_a_table_of_test_images_alone_stays_one():
+    split = make_split(_table([1, 2], [1, 0], ["test", "test"]), "official", RECIPE, split_seed=0)
+    assert [len(rows) for rows in split.stages["focal"].values()] == [0, 0, 2]
+
+
 def test_leak_counts_abnormal_test_images_of_patients_seen_in_any_stage():
     # Alternating images of 40 patients, the first of each abnormal.
     patients = np.repeat(np.arange(40), 2)
