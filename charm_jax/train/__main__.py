@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
     directory = settings.directory
     if processes.broadcast_from_first(lambda: _is_finished(settings)) and not values.dry_run:
         say(
-            f"The run {directory} is finished: evaluate it ({evaluation_command(settings)}), choose "
-            "another --config.name, or give its last stage more epochs with "
+            f"The run {directory} is finished: evaluate it ({evaluation_command(settings)}), "
+            "choose another --config.name, or give its last stage more epochs with "
             "--config.resume=force."
         )
         return 0
