@@ -17,7 +17,7 @@ from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import jit_eval_step
-from charm_jax.metrics.classification import mean, ranking
+from charm_jax.metrics.classification import auroc_and_ap, mean
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.losses import LOSSES, SUMMED
@@ -178,7 +178,7 @@ def validator(
         scores = {"loss": share * float(loss(jnp.asarray(z), jnp.asarray(labels)))}
         if not math.isfinite(scores["loss"]):  # the run stops; the others would raise before that
             return scores
-        by_finding = ranking(z, labels, data.table.findings).values()
+        by_finding = auroc_and_ap(z, labels, data.table.findings).values()
         for short, metric in (("auroc", "auroc"), ("ap", "average_precision")):
             scores[short] = mean(entry[metric] for entry in by_finding)
         return scores
