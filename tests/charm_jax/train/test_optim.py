@@ -108,8 +108,9 @@ def test_a_step_is_adamw(steps):
         change = actual[name] - params[name]
         np.testing.assert_allclose(change, expected[name] - params[name], rtol=1e-3, atol=1e-6)
     # The numbers of the last step can be read off the state.
-    np.testing.assert_allclose(state.hyperparams["learning_rate"], rates[-1], rtol=1e-5)
-    np.testing.assert_allclose(state.hyperparams["b1"], b1s[-1], rtol=1e-5)
+    last = optim.hyperparams(state)
+    np.testing.assert_allclose(last["learning_rate"], rates[-1], rtol=1e-5)
+    np.testing.assert_allclose(last["b1"], b1s[-1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [0, -3])
@@ -195,3 +196,33 @@ def test_rate_and_b1_can_be_read_off_any_state(spread, options):
     values = optim.hyperparams(state)
     np.testing.assert_allclose(values["learning_rate"], PEAK / 25, rtol=1e-5)
     np.testing.assert_allclose(values["b1"], 0.95, rtol=1e-5)
+
+
+def test_limit_and_spread_keep_the_leaves_of_the_state():
+    """A run goes on with another limit; other accumulation is another optimizer."""
+
+    def leaves(spread=1.0, **keys):
+        optimizer = optim.adamw_one_cycle(optim.geometric(PEAK / spread, PEAK), 8, **keys)
+        state = jax.eval_shape(optimizer.init, PARAMS)
+        return [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)]
+
+    assert leaves() == leaves(clip_norm=1.0) == leaves(spread=4.0)
+    assert leaves() != leaves(accumulate=2)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_new_state_can_stand_at_any_update(accumulate):
+    """With gradients of zero, and so moments of zero, it is the state after so many updates."""
+    optimizer = optim.adamw_one_cycle(optim.geometric(PEAK, PEAK), 30, accumulate=accumulate)
+    new = state = optimizer.init(PARAMS)
+    for _ in range(4 * accumulate):
+        _, state = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), state, PARAMS)
+    chex.assert_trees_all_equal(
+        *(optax.tree.get_all_with_path(optim.at_update(s, 4), "count") for s in (new, state))
+    )
+    rates = []
+    for s in (optim.at_update(new, 4), state):
+        for _ in range(accumulate):
+            _, s = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), s, PARAMS)
+        rates.append(optim.hyperparams(s)["learning_rate"])
+    assert rates[0] == rates[1]
