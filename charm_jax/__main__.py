@@ -1,4 +1,4 @@
-"""``charm-jax COMMAND`` and ``python -m charm_jax COMMAND``: train, evaluate and predict."""
+"""Run ``charm-jax COMMAND``, also as ``python -m charm_jax COMMAND``."""
 
 import difflib
 import importlib

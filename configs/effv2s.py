@@ -11,7 +11,7 @@ began from ImageNet weights; to start from random ones set --config.stages.bce.f
 
 Score: not measured. Nobody has run this config on the whole set yet. Published networks of this
 size reach a macro AUROC of 0.80 to 0.82 on the official split. The 0.8752 that was published for
-this recipe was taken on 2,794 images of a random split, a third of which had been trained on.
+this recipe was taken on 2,794 images of a random split; a third of them had been trained on.
 
 Variants: the name of any backbone after a colon. All other values were chosen for
 EfficientNetV2-S and are not tuned again.

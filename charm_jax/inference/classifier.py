@@ -119,7 +119,7 @@ class Classifier:
         names, squares = self._read(images)
         ids = None
         if not isinstance(images, np.ndarray):
-            # A file that the model knows by name does not read its own patient's cases.
+            # A known file must not read its own patient's cases.
             paths = tuple(Path(name) for name in names)
             named = given.GivenImages(tuple(path.name for path in paths), paths, 0)
             ids = predictor.match(named)
@@ -185,7 +185,7 @@ class Classifier:
 
     @functools.cached_property
     def _uncalibrated(self) -> Predictor:
-        """What needs no calibration does not wait for it."""
+        """A predictor for what needs no calibration."""
         return Predictor(self.model, fitted.Calibrator(self.pathologies, None, None))
 
     @property
@@ -258,7 +258,7 @@ class Memory:
 
         Args:
             images: names of stored images.
-            patients: names of patients, all of whose cases are forgotten.
+            patients: names of patients whose cases are all forgotten.
 
         Raises:
             InputError: the memory has no such case, or none is named.

@@ -1,4 +1,4 @@
-"""Why a prediction is what it is: pure functions of a state and a batch, jitted by the commands."""
+"""Explain predictions: pure functions of a state and a batch."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,14 @@ Read = Callable[[Array, Cases, MemoryBank], Float[Array, "batch findings"]]
 def explain_step(
     state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
-    """``eval_step`` with the share of every retrieved case; the heavy part is computed once.
-
-    Args:
-        state: of the run; the average of its weights is used where it keeps one.
-        batch: as ``eval_step`` takes it.
-        model: the network.
-        prepare: uint8 images to normalised float32.
+    """Compute ``eval_step`` and the contribution of every retrieved case.
 
     Returns:
-        ``logits`` ``[B, F]`` and the output's ``evidence``; ``main`` ``[B, h, w, D]``, the features
-        that ``grad_cams`` looks at; ``thumbnail`` ``[B, 32, 32]``. With a bank
-        also ``fused`` ``[B, D]``; ``cases`` ``[B, k]``, the case ids that were read, -1 for none;
-        ``contributions`` ``[B, k, F]``, the logits minus those with that case forgotten, 0 for
-        none; ``without_memory`` ``[B, F]``, the logits with an empty bank.
+        The outputs of ``eval_step``; ``main`` ``[B, h, w, D]``, the features for ``grad_cams``;
+        ``thumbnail`` ``[B, 32, 32]``. With a bank also ``fused`` ``[B, D]``; ``cases`` ``[B, k]``,
+        the case ids that were read, -1 for none; ``contributions`` ``[B, k, F]``, the logits minus
+        those with that case forgotten, 0 for none; ``without_memory`` ``[B, F]``, the logits with
+        an empty bank.
     """
     variables, cases = _variables(state), cases_of(batch)
     output = model.apply(
@@ -54,14 +48,12 @@ def explain_step(
     def read(fused: Array, cases: Cases, memory: MemoryBank) -> Array:
         return model.apply(variables, fused, cases, memory, train=False, method="read")[-1]
 
-    retrieved = output.retrieved
-    ids = jnp.where(retrieved.valid, state.memory.case_ids[retrieved.indices], -1)
     empty = memory_bank.mask_all(state.memory)
     return kept | {
         "fused": output.fused,
-        "cases": ids,
+        "cases": case_ids_read(state.memory, output.retrieved),
         "contributions": contributions(
-            read, output.logits, output.fused, cases, state.memory, retrieved
+            read, output.logits, output.fused, cases, state.memory, output.retrieved
         ),
         "without_memory": read(output.fused, cases, empty),
     }
@@ -70,13 +62,13 @@ def explain_step(
 def familiar_step(
     state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
-    """``eval_step``, and the ``thumbnail`` ``[B, 32, 32]`` of each image."""
+    """Compute ``eval_step`` and the ``thumbnail`` ``[B, 32, 32]`` of each image."""
     outputs = eval_step(state, batch, model=model, prepare=prepare)
     return outputs | {"thumbnail": thumbnails(batch["image"])}
 
 
 def thumbnails(images: UInt8[Array, "batch height width 1"]) -> Float[Array, "batch 32 32"]:
-    """Grey images at 32 x 32, 0 ... 255, shrunk without aliasing."""
+    """Shrink images to 32 x 32 without aliasing, 0 ... 255."""
     grey = images[..., 0].astype(jnp.float32)
     return jax.image.resize(grey, (len(grey), _THUMBNAIL, _THUMBNAIL), "linear")
 
@@ -89,24 +81,19 @@ def contributions(
     memory: MemoryBank,
     retrieved: Retrieved,
 ) -> Float[Array, "batch k findings"]:
-    """Subtract the logits with each retrieved case forgotten, the next case moving in.
+    """Compute the logits minus those with each retrieved case forgotten.
 
-    A case goes with every slot that it has: where it was read twice, both entries tell the same.
-    What only counts as empty contributes 0. A case that was not read changes nothing when it is
-    forgotten, but where a read one has a negative cosine: the slot that falls empty goes before
-    it. The shares of a sum would not do, as the head is not
-    linear and forgetting changes which cases are read; for that reason these do not add up to the
-    difference that the whole memory makes.
+    Another case is read in place of the forgotten one. A case is forgotten with all its slots, so
+    its entries are equal if it was read twice; empty slots contribute 0. Contributions do not add
+    up to the effect of the whole memory, since the head is not linear and forgetting changes which
+    cases are read. Forgetting a case that was not read has no effect, except where a read one has
+    a negative cosine: the emptied slot, with cosine 0, is read in its place.
 
     Args:
-        read: logits of fused features, their cases and a bank.
-        logits: with the whole bank.
-        fused: q.
-        cases: of the queries.
-        memory: the bank.
-        retrieved: what the queries read of it.
+        read: maps fused features, their cases and a bank to logits.
+        logits: logits with the whole bank.
     """
-    ids = jnp.where(retrieved.valid, memory.case_ids[retrieved.indices], -1)
+    ids = case_ids_read(memory, retrieved)
 
     def without(query: Array, case: Cases, forgotten: Array) -> Array:
         bank = memory_bank.mask_case(memory, forgotten)
@@ -127,21 +114,19 @@ def grad_cams(
     *,
     model: Charm | Baseline,
 ) -> Float[Array, "pairs h w"]:
-    """Grad-CAM of pairs of an image and a finding, over the expansion block's features.
+    """Compute Grad-CAM for pairs of a row and a finding, over the expansion block's features.
 
     The map is relu(Σ_d α_d f_d), α_d the mean over space of the logit's derivative by f_d, divided
-    by its highest value; 0 throughout where nothing speaks for the finding. The derivative goes
+    by its highest value; 0 everywhere if nothing speaks for the finding. The derivative goes
     through attention, cosines and head; momentum branch and bank are constants.
 
     Source: Selvaraju et al., ICCV 2017.
 
     Args:
-        state: of the run.
-        batch: that ``explain_step`` took.
-        explained: what it gave.
-        rows: of the batch.
-        findings: their numbers.
-        model: the network.
+        batch: input of ``explain_step``.
+        explained: its output.
+        rows: rows of the batch.
+        findings: columns of the logits.
     """
     variables = _variables(state)
     cases = jax.tree.map(lambda leaf: leaf[rows], cases_of(batch))
@@ -154,7 +139,7 @@ def grad_cams(
         logits = model.apply(
             variables, main, momentum_features, cases, state.memory, method="classify"
         )
-        # Images do not meet in evaluation, so the gradient of the sum is that of each.
+        # Images are independent in evaluation, so the gradient of the sum has that of each.
         return jnp.take_along_axis(logits, findings[:, None], axis=1).sum()
 
     weights = jax.grad(chosen)(main).mean((1, 2))
@@ -166,7 +151,7 @@ def grad_cams(
 def embed_step(
     state: TrainState, batch: Batch, *, model: Charm, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
-    """``fused`` ``[B, D]`` of a batch: all that reading and writing a bank need of an image."""
+    """Compute ``fused`` ``[B, D]``, with which a bank can be read and written."""
     output = model.apply(
         _variables(state),
         prepare(batch["image"]),
@@ -186,16 +171,20 @@ def read_step(
     *,
     model: Charm,
 ) -> dict[str, Array]:
-    """Classify embedded images with another bank."""
+    """Classify features with another bank: ``logits``, and ``cases`` and ``similarities`` read."""
     retrieved, _, logits = model.apply(
         _variables(state), fused, cases, memory, train=False, method="read"
     )
     return {
         "logits": logits,
-        "slots": retrieved.indices,
+        "cases": case_ids_read(memory, retrieved),
         "similarities": retrieved.similarities,
-        "valid": retrieved.valid,
     }
+
+
+def case_ids_read(memory: MemoryBank, retrieved: Retrieved) -> Int32[Array, "batch k"]:
+    """Return the ids of retrieved cases, -1 for none."""
+    return jnp.where(retrieved.valid, memory.case_ids[retrieved.indices], -1)
 
 
 def write_selected(
@@ -209,10 +198,8 @@ def write_selected(
     """Write the rows of a batch that the rule selects, and count them.
 
     Args:
-        memory: the bank.
-        fused: q of a batch of real images: rows of padding would shift what the rule compares with.
-        cases: of the batch.
-        fresh: False for rows that only fill the batch up and are not to be written.
+        fused: q of real images only, since the rule compares with the whole batch.
+        fresh: False for rows that only fill up the batch and are not written.
     """
     keep = model.select(fused, cases.labels) & fresh
     written = memory_bank.write(

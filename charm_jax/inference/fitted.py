@@ -1,4 +1,4 @@
-"""Calibration and out-of-distribution reference of a model, fitted on its validation split."""
+"""Fit calibration and out-of-distribution reference on the validation split of a model."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Calibrator:
-    """Turns logits into probabilities and findings, and judges whether an image is familiar.
+    """Turn logits into probabilities and findings, and detect out-of-distribution images.
 
     Attributes:
         findings: names of the columns.
@@ -65,17 +65,13 @@ class Calibrator:
 
 
 def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
-    """Load the calibration of a model, fitting it where it is missing or stale.
+    """Load ``calibration.json`` of a model, fitting it if it is missing or stale.
 
-    It is fitted on the validation split of the model's own data. A warning is logged where these
-    are gone or unreadable.
+    It is fitted on the validation split of the model's own data; None and a warning if these are
+    gone or unreadable.
 
     Args:
-        model: model to calibrate.
-        given: loaded data, used where their validation split is the model's own.
-
-    Returns:
-        The content of ``calibration.json``, or None.
+        given: loaded data, used if their validation split is the model's own.
     """
     stored = read_stored(model.folder / CALIBRATION, identity(model, given))
     if stored is not None and _is_whole(stored):
@@ -95,7 +91,7 @@ def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
 def load_calibrator(model: LoadedModel) -> Calibrator:
     """Load calibration and out-of-distribution reference, fitting both in one pass if needed.
 
-    A warning is logged where the validation images are gone or unreadable.
+    A warning is logged if the validation images are gone or unreadable.
     """
     own = identity(model)
     fitted, reference = (read_stored(model.folder / name, own) for name in (CALIBRATION, REFERENCE))
@@ -103,7 +99,7 @@ def load_calibrator(model: LoadedModel) -> Calibrator:
         try:
             data, rows = validation_rows(model)
             step = model.compile(explain.familiar_step)
-            outputs = model.predict_rows(data, rows, "looking at validation", step)
+            outputs = model.predict_rows(data, rows, "reading validation", step)
         except InputError as error:
             _LOG.warning(
                 "without the validation split scores are not calibrated or no image can be judged "
@@ -137,8 +133,7 @@ def identity(model: LoadedModel, given: Data | None = None) -> dict[str, str]:
     """Return digests of the network and the split that a fitted file belongs to.
 
     Args:
-        model: fitted model.
-        given: data whose validation split counts for weights without a run.
+        given: data with the validation split of a model without a run.
     """
     last = model.settings.stage_names[-1]
     if model.trained is None:
@@ -153,7 +148,7 @@ def identity(model: LoadedModel, given: Data | None = None) -> dict[str, str]:
 
 
 def read_stored(path: Path, own: dict[str, str]) -> dict[str, Any] | None:
-    """Read a fitted file with these digests; a damaged or other one counts as missing."""
+    """Read a fitted file with these digests; None if it is missing, damaged or another one."""
     if not path.exists():
         return None
     try:
@@ -173,12 +168,11 @@ def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data
     """Find the images that a model was validated on, in the given data or in its own.
 
     Args:
-        model: trained model.
-        given: data that may have that split; weights without a run have no other.
+        given: data that may have that split; a model without a run has no other.
 
     Raises:
-        InputError: the data are gone, or have another validation split than the run recorded, which
-            may hold images that it is tested on.
+        InputError: the data are gone, or their validation split differs from the recorded one and
+            may hold test images.
     """
     last = model.settings.stage_names[-1]
     if model.trained is None:
@@ -190,7 +184,7 @@ def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data
     if not _has_split(model, given, last):
         data = model.settings.data
         raise InputError(
-            f"The validation part of {data.source} in {data.dir} ({len(rows):,} images) is "
+            f"The validation split of {data.source} in {data.dir} ({len(rows):,} images) is "
             f"not the one in {model.run / 'split.json'}: give the data and split that the run "
             "was trained with by --config.data.dir and --config.data.csv."
         )
@@ -198,7 +192,7 @@ def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data
 
 
 def _has_split(model: LoadedModel, data: Data, stage: str) -> bool:
-    """Whether the data have the model's validation split; simulated names prove nothing."""
+    """Whether the data have the model's validation split; simulated names alone prove nothing."""
     sha256 = splits.part_summary(data.table, data.split.stages[stage]["val"])["sha256"]
     return (
         sha256 == model.trained["stages"][stage]["val"]["sha256"]
@@ -209,7 +203,7 @@ def _has_split(model: LoadedModel, data: Data, stage: str) -> bool:
 def fitted_on(
     model: LoadedModel, fitted: Mapping[str, Any], table: CaseTable
 ) -> Bool[np.ndarray, " images"]:
-    """Whether the thresholds are fitted on each image of a table, by the run's names."""
+    """Whether each image of a table was used to fit the thresholds."""
     names = pd.Series(table.images)
     if model.run is not None:
         match = cases.known_cases(model.run, table, model.trained)

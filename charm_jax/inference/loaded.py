@@ -1,4 +1,4 @@
-"""A trained model: a run's checkpoint or a weight file, with its bank and its provenance."""
+"""Load a checkpoint or a weight file with its memory bank and its provenance."""
 
 import dataclasses
 import functools
@@ -37,20 +37,19 @@ _BANK_FACTS = ("source", "split", "images_sha256", "patients_known", "images_her
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """Weights and bank, with what is known of their training.
+    """A trained model.
 
     Attributes:
         settings: config of the run, or the one that names the weight file.
-        network: the module.
         state: weights and bank.
         pathologies: names of the findings, in the order of the logits.
-        description: name for the screen.
+        description: name for messages.
         checkpoint: name in ``metrics.json`` and ``calibration.json``.
         folder: holds ``calibration.json`` and ``eval``.
-        run: folder of the run; None for weights without one.
-        trained: ``split.json`` of the run; None without one.
-        provenance: entries of ``metrics.json`` on where the network comes from.
-        bank: the stored bank in place of the checkpoint's own; None for the latter.
+        run: folder of the run; None for a weight file.
+        trained: ``split.json`` of the run; None for a weight file.
+        provenance: entries of ``metrics.json`` on the origin of the weights.
+        bank: stored bank in use; None for the checkpoint's own.
         steps: compiled steps, shared with copies of the model that differ in weights or bank.
     """
 
@@ -106,10 +105,7 @@ class LoadedModel:
         return predict_rows(self.state, step, data, rows, self.batch_size, title, match=match)
 
     def match_cases(self, table: CaseTable, *, copies: bool = False) -> CaseMatch:
-        """Match the cases of a table with those of the bank and of training.
-
-        With ``copies``, images whose files have one name may be one, as in ``known_cases``.
-        """
+        """Match the cases of a table with those of bank and training; see ``known_cases``."""
         if self.run is None:
             return unknown_cases(table)
         match = known_cases(self.run, table, self.trained, copies=copies)
@@ -128,21 +124,17 @@ class LoadedModel:
     def describe_bank(self, match: CaseMatch, rows: np.ndarray) -> dict[str, Any] | None:
         """Describe the bank for ``metrics.json``; None for a network without one.
 
-        Args:
-            match: cases of the evaluated table.
-            rows: rows that are evaluated.
-
         Returns:
             ``source``, ``split`` and ``images_sha256`` of the images that filled it and
-            ``patients_known`` there, each None where unknown, and ``images_here``: how many of the
-            rows are in it or belong to its patients.
+            ``patients_known`` there, None where unknown; ``images_here`` counts the evaluated rows
+            that are in the bank or belong to its patients.
         """
         memory = self.state.memory
         if memory is None:
             return None
         if self.run is None:
             return dict.fromkeys(_BANK_FACTS)
-        # A bank that only forgot is the one of training.
+        # A bank made by `forget` still comes from training.
         made = self.trained | {"split": "train"} | (self.bank.description if self.bank else {})
         here = _held(match.case_ids[rows], memory.case_ids)
         here |= _held(match.patient_ids[rows], memory.patient_ids)
@@ -157,7 +149,6 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
     """Load a checkpoint of a run.
 
     Args:
-        run: folder of the run.
         checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
         memory: label of a bank of the run; ``trained`` for the checkpoint's own.
 
@@ -193,7 +184,7 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
 
 
 def _with_bank(model: LoadedModel, label: str) -> LoadedModel:
-    """Replace the bank; results then lie in its folder."""
+    """Replace the bank; results then go to its folder."""
     if model.state.memory is None:
         raise InputError(f"The run {model.run} has no memory: leave out --memory.")
     bank = banks.read(model.run, label, model.state, model.pathologies)
@@ -242,10 +233,10 @@ def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
 def check_unseen(
     match: CaseMatch, rows: np.ndarray, rule: str, split: str, model: LoadedModel
 ) -> None:
-    """Refuse a test split of patients that training or validation saw.
+    """Refuse a test split that should be disjoint from training and is not.
 
     Raises:
-        InputError: it shares patients or images with them although its rule says it does not.
+        InputError: training or validation saw patients or images of the split.
     """
     seen, itself = int(match.patient_seen[rows].sum()), int(match.image_seen[rows].sum())
     if seen and split == "test" and rule in splits.DISJOINT:

@@ -38,7 +38,6 @@ class Predictor:
         """Yield a record and heat maps for each file, in order; bad files have ``error``.
 
         Args:
-            images: found files.
             heat_maps: whether to compute attention and a Grad-CAM for each reported finding.
         """
         ids = self.match(images)
@@ -136,7 +135,7 @@ class Predictor:
         }
         if model.run is None:
             return ids
-        # Simulated images and acquired ones have like names and nothing in common.
+        # Simulated and real images may have the same names.
         simulated = model.trained["simulated"]
         rows = np.flatnonzero([given.is_simulated(path) == simulated for path in images.paths])
         rows = rows[np.argsort(np.array(images.names)[rows])]

@@ -1,4 +1,4 @@
-"""Run a model over rows of a data set, each image counted once."""
+"""Run a model over rows of a data set, each image once."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,20 +28,17 @@ def predict_rows(
     """Run a compiled step over rows of a data set, with a progress bar.
 
     Args:
-        state: network to evaluate.
         step: compiled, such as ``jit_eval_step``.
-        data: data set that the rows belong to.
-        rows: ``[n]`` ids of the images.
-        batch_size: images in a batch, over all processes; the devices must be able to share it.
+        batch_size: images in a batch over all processes, a multiple of the number of devices.
         title: text of the progress bar.
-        match: ids of the rows in the memory bank, where these are another table's.
-        resident: whether the images are on the device, so that only their ids are sent.
+        match: ids of the table's rows in the memory bank, if they differ.
+        resident: whether the images are on the device; then only their ids are sent.
 
     Returns:
         The step's outputs, ``[n, ...]`` each, in the order of ``rows``.
 
     Raises:
-        InputError: an image cannot be read any more.
+        InputError: an image has become unreadable.
         RuntimeError: an image was left out, repeated or out of order.
     """
 
@@ -72,11 +69,9 @@ def predict_batches(
     """Run a step over padded batches.
 
     Args:
-        state: network to evaluate.
-        step: compiled.
         batches: this process's share, with ``mask`` False on padding.
         case_ids: ``[n]`` expected ids, in order.
-        on_batch: called with the number of images in each batch.
+        on_batch: receives the number of images in each batch.
 
     Returns:
         The step's outputs, ``[n, ...]`` each, in the order of ``case_ids``.
@@ -93,7 +88,7 @@ def predict_batches(
         seen.append(processes.all_gather(batch["case_id"])[mask])
         on_batch(int(mask.sum()))
     if not np.array_equal(np.concatenate(seen), case_ids):
-        raise RuntimeError("the images that were evaluated are not those of the part, each once")
+        raise RuntimeError("an image was left out, repeated or out of order in the evaluation")
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
 

@@ -23,10 +23,10 @@ def cases_of(batch: Batch) -> Cases:
 def eval_step(
     state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
-    """``logits`` ``[B, F]`` of a batch and the output's ``evidence``; nothing changes.
+    """Compute ``logits`` ``[B, F]`` of a batch and the output's ``evidence``.
 
-    Where the state keeps an average of all weights, that is what is evaluated. ``prepare`` maps
-    uint8 images to normalised float32.
+    The average of the weights is used if the state keeps one. ``prepare`` maps uint8 images to
+    normalised float32.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     output = model.apply(
@@ -43,5 +43,5 @@ def eval_step(
 def jit_eval_step(
     cases: ResidentCases | None = None, over: Mesh | None = None, **parts: object
 ) -> Callable[[TrainState, Batch], dict[str, Array]]:
-    """``eval_step`` with its keyword arguments bound, compiled; ``cases`` and ``over`` as above."""
+    """Bind the keyword arguments of ``eval_step`` and compile it, as ``CompiledStep`` does."""
     return CompiledStep(partial(eval_step, **parts), cases, over)

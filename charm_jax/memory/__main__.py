@@ -45,25 +45,13 @@ from data_pipelines.errors import InputError, did_you_mean
 _READERS = 5  # images that `show` names
 
 
-def main(argv: list[str]) -> int:
-    """Run the command that the second word names and return the exit code.
-
-    Raises:
-        InputError: no such run, command, case or memory, or bad data.
-    """
-    command, words, opened, values = _parse(argv)
-    return _COMMANDS[command](opened, words, values)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """A run with its network.
+    """A run with its network and the case ids in its bank.
 
     Attributes:
-        run: its folder.
-        config: its settings, with overrides of the data.
-        model: its network, weights and bank.
-        cases: ``image``, ``patient`` and ``labels`` of the case ids in the bank.
+        config: its settings, with the user's data.
+        cases: ``image``, ``patient`` and ``labels`` by case id.
     """
 
     run: Path
@@ -75,13 +63,66 @@ class _Opened:
         """Return the findings of a stored case as text."""
         return "; ".join(self.cases.loc[case, "labels"]) or "no finding"
 
+    def load_data(self) -> run_data.Data:
+        """Load the data, which must have the run's findings."""
+        data = run_data.load_data(self.config)
+        runs.check_findings(self.run, self.model.pathologies, data.table)
+        return data
+
+    def embed(self, split: str) -> tuple[changes.Embedded, str]:
+        """Compute the features of a split, and describe it: ``images of 'val'``."""
+        data = self.load_data()
+        rows = data.split.rows(self.config.stage_names[-1], split)
+        return changes.embed(self.model, data, rows), f"{_kind(data)} of '{split}'"
+
+    def read(self, split: changes.Embedded) -> dict[str, np.ndarray]:
+        """Read a split with the opened bank."""
+        return changes.read(self.model, self.model.state.memory, split)
+
+    def save(self, label: str, *bank: Any) -> None:
+        """Save a bank with ``banks.write`` and say how to use it."""
+        folder = banks.write(self.run, label, *bank)
+        say(
+            f"Written to {folder}. Use it with --memory {label}: charm-jax predict FILE --run "
+            f"{self.run} --memory {label}, or charm-jax eval."
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command that the second word names and return the exit code.
+
+    Raises:
+        InputError: no such run, command, case or memory, or bad data.
+    """
+    keys = ("data.", "runs_dir")
+    arguments = cli.parse(cli.Command(__doc__, _define_flags, keys, words=True), argv)
+    values = arguments.flags
+    if len(arguments.words) < 2:
+        raise InputError(
+            f"Name a run and one of {', '.join(_COMMANDS)}: for example charm-jax memory RUN list."
+        )
+    name, command, *words = arguments.words
+    if command not in _COMMANDS:
+        raise InputError(f"There is no command {command!r}: {did_you_mean(command, _COMMANDS)}")
+    if words and command in ("list", "refill"):
+        raise InputError(
+            f"Unexpected argument {words[0]!r} after {command}: options start with --."
+        )
+    run = find_run(arguments, name)
+    config = read_settings(run, arguments)
+    values.split = values.split or ("train" if command == "refill" else "val")
+    if not config.model.charm:
+        raise InputError(f"The run {run} is a plain network without a memory: name another run.")
+    if command in ("forget", "refill"):
+        banks.check_label(run, values.label)
+    model = loaded.load_run(run, values.checkpoint, values.memory)
+    return _COMMANDS[command](_Opened(run, config, model, Memory(model).cases), words, values)
+
 
 def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Print a line for each case, the most read first."""
-    _no_words(words, "list")
-    part, data = _part(opened, values.split)
-    outputs = changes.read(opened.model, opened.model.state.memory, part)
-    times = changes.times_read(outputs["cases"])
+    split, title = opened.embed(values.split)
+    times = changes.times_read(opened.read(split)["cases"])
     ids = np.asarray(opened.model.state.memory.case_ids)
     slots = pd.Series(ids[ids >= 0]).value_counts()
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -92,96 +133,73 @@ def _list(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
         writer.writerow([*row, slots[case], times.get(case, 0)])
     never = len(opened.cases) - len(times)
     say(
-        f"{len(opened.cases):,} cases in {int((ids >= 0).sum()):,} of {len(ids):,} slots; "
-        f"{never:,} are read by none of the {len(part.images):,} {_kind(data)} of "
-        f"'{values.split}'."
+        f"{len(opened.cases):,} cases fill {int((ids >= 0).sum()):,} of {len(ids):,} slots; "
+        f"{never:,} are read by none of the {len(split.images):,} {title}."
     )
     return 0
 
 
 def _show(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
-    """Print the bank's entries of some cases, and who reads them."""
+    """Print the bank's entries of some cases, and the images that read them."""
     chosen = Memory(opened.model).find(words)
-    part, data = _part(opened, values.split)
-    outputs = changes.read(opened.model, opened.model.state.memory, part)
+    split, title = opened.embed(values.split)
+    outputs = opened.read(split)
     ids = np.asarray(opened.model.state.memory.case_ids)
     for case in chosen:
         known = opened.cases.loc[case]
         slots = ", ".join(map(str, np.flatnonzero(ids == case)))
         cosines = np.where(outputs["cases"] == case, outputs["similarities"], -np.inf).max(axis=1)
-        readers = np.flatnonzero(np.isfinite(cosines))
-        readers = readers[np.argsort(-cosines[readers])]
+        readers = np.argsort(-cosines)[: np.isfinite(cosines).sum()]
         print(f"{known['image']}: patient {known['patient']}, {opened.labels(case)}, slot {slots}")
-        print(f"  read by {len(readers):,} {_kind(data)} of '{values.split}'")
+        print(f"  read by {len(readers):,} {title}")
         for row in readers[:_READERS]:
-            print(f"  {part.images[row]}, cosine {cosines[row]:.3f}")
+            print(f"  {split.images[row]}, cosine {cosines[row]:.3f}")
     return 0
 
 
 def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
-    """Make a bank without some cases and print what that changes."""
-    banks.check_label(opened.run, values.label)
-    chosen = Memory(opened.model).find(words, values.patients.split(",") if values.patients else [])
-    model = opened.model
-    memory = memory_bank.forget(model.state.memory, jnp.asarray(chosen, jnp.int32))
-    part, data = _part(opened, values.split)
-    readings = [changes.read(model, bank, part) for bank in (model.state.memory, memory)]
-    changed = changes.changes(*readings, part)
-    history = model.bank.description.get("forgotten", []) if model.bank else []
-    forgotten = [*history, *opened.cases.loc[chosen, "image"].tolist()]
-    description = model.bank.description if model.bank else _made(opened, "forget")
-    folder = banks.write(
-        opened.run,
-        values.label,
-        memory,
-        model.state,
-        description | {"forgotten": forgotten, "cases": len(opened.cases) - len(chosen)},
-        model.bank.folder if model.bank and model.bank.has_cases else None,
-    )
-    gone = int(model.state.memory.count) - int(memory.count)
+    """Make a bank without some cases and print the effect on predictions."""
+    model, old = opened.model, opened.model.state.memory
+    chosen = Memory(model).find(words, values.patients.split(",") if values.patients else [])
+    memory = memory_bank.forget(old, jnp.asarray(chosen, jnp.int32))
+    split, title = opened.embed(values.split)
+    compared = changes.compare(opened.read(split), changes.read(model, memory, split), split, title)
+    description = model.bank.description if model.bank else _describe(model, "forget")
+    forgotten = [*description.get("forgotten", []), *opened.cases.loc[chosen, "image"]]
+    description |= {"forgotten": forgotten, "cases": len(opened.cases) - len(chosen)}
     print(
-        f"Forgotten: {len(chosen):,} {_plural(len(chosen), 'case')} in {gone:,} "
-        f"{_plural(gone, 'slot')} of the memory; {int(memory.count):,} slots remain filled. The "
-        "weights are as they were: what training learned from these images stays in them."
+        f"Removed {_count(len(chosen), 'case')} from "
+        f"{_count(int(old.count - memory.count), 'slot')}; {int(memory.count):,} slots remain "
+        "filled. The weights are unchanged: what they learned from these images stays in them."
     )
-    print(changes.text(changed, values.split, data.table.simulated))
+    print(compared)
     print(DISCLAIMER)
-    _said(opened, folder, values.label)
+    cases = model.bank.folder if model.bank and model.bank.has_cases else None
+    opened.save(values.label, memory, model.state, description, cases)
     return 0
 
 
 def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Make a bank of a site's images."""
-    _no_words(words, "refill")
-    banks.check_label(opened.run, values.label)
     validate.check(opened.config)
-    data = run_data.load_data(opened.config)
+    data = opened.load_data()
     for note in data.notes:
         say(note)
-    runs.check_findings(opened.run, opened.model.pathologies, data.table)
     rows = data.split.rows(opened.config.stage_names[-1], values.split)
-    memory, description = refill.refill(opened.model, data, rows)
+    memory, made = refill.refill(opened.model, data, rows)
     if not int(memory.count):
         raise InputError(
             f"The rule {opened.config.model.rarity!r} of the run selects none of the {len(rows):,} "
-            f"images of '{values.split}': give more images, or another part with --split."
+            f"images of '{values.split}': give more images, or another split with --split."
         )
-    folder = banks.write(
-        opened.run,
-        values.label,
-        memory,
-        opened.model.state,
-        _made(opened, "refill") | description | {"split": values.split},
-        data.table,
-    )
     print(
-        f"{description['selected']:,} of {len(rows):,} {_kind(data)} were selected; "
+        f"{made['selected']:,} of {len(rows):,} {_kind(data)} were selected; "
         f"{int(memory.count):,} of {len(memory.case_ids):,} slots are filled, with "
-        f"{description['cases']:,} {_plural(description['cases'], 'case')} of "
-        f"{description['patients']:,} {_plural(description['patients'], 'patient')}. No weight "
-        "changed."
+        f"{_count(made['cases'], 'case')} of {_count(made['patients'], 'patient')}. The weights "
+        "are unchanged."
     )
-    _said(opened, folder, values.label)
+    description = _describe(opened.model, "refill") | made | {"split": values.split}
+    opened.save(values.label, memory, opened.model.state, description, data.table)
     return 1 if data.refused else 0
 
 
@@ -193,67 +211,17 @@ _COMMANDS: dict[str, Callable[[_Opened, list[str], flags.FlagValues], int]] = {
 }
 
 
-def _made(opened: _Opened, command: str) -> dict[str, Any]:
-    return {
-        "made_by": command,
-        "checkpoint": opened.model.checkpoint,
-        "findings": list(opened.model.pathologies),
-    }
-
-
-def _said(opened: _Opened, folder: Path, label: str) -> None:
-    say(
-        f"Written to {folder}. Use it: charm-jax predict FILE --run {opened.run} "
-        f"--memory {label}, or charm-jax eval."
-    )
-
-
-def _part(opened: _Opened, name: str) -> tuple[changes.Embedded, run_data.Data]:
-    """Load a split with its features."""
-    data = run_data.load_data(opened.config)
-    runs.check_findings(opened.run, opened.model.pathologies, data.table)
-    rows = data.split.rows(opened.config.stage_names[-1], name)
-    return changes.embed(opened.model, data, rows), data
+def _describe(model: LoadedModel, command: str) -> dict[str, Any]:
+    findings = list(model.pathologies)
+    return {"made_by": command, "checkpoint": model.checkpoint, "findings": findings}
 
 
 def _kind(data: run_data.Data) -> str:
     return "SIMULATED images" if data.table.simulated else "images"
 
 
-def _plural(n: int, noun: str) -> str:
-    return noun if n == 1 else f"{noun}s"
-
-
-def _no_words(words: list[str], command: str) -> None:
-    if words:
-        raise InputError(
-            f"Unexpected argument {words[0]!r} after {command}: options start with --."
-        )
-
-
-def _parse(argv: list[str]) -> tuple[str, list[str], _Opened, flags.FlagValues]:
-    """Return the command, its words, the opened run and the flags."""
-    keys = ("data.", "runs_dir")
-    arguments = cli.parse(cli.Command(__doc__, _define_flags, keys, words=True), argv)
-    values = arguments.flags
-    if len(arguments.words) < 2:
-        raise InputError(
-            f"Name a run and one of {', '.join(_COMMANDS)}: for example charm-jax memory RUN list."
-        )
-    name, command, *words = arguments.words
-    if command not in _COMMANDS:
-        raise InputError(f"There is no command {command!r}: {did_you_mean(command, _COMMANDS)}")
-    run = find_run(arguments, name)
-    config = read_settings(run, arguments)
-    values.split = values.split or ("train" if command == "refill" else "val")
-    return command, words, _open(run, config, values), values
-
-
-def _open(run: Path, config: Settings, values: flags.FlagValues) -> _Opened:
-    if not config.model.charm:
-        raise InputError(f"The run {run} is a plain network, without memory: name another.")
-    model = loaded.load_run(run, values.checkpoint, values.memory)
-    return _Opened(run, config, model, Memory(model).cases)
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _define_flags(values: flags.FlagValues) -> None:

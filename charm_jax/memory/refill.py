@@ -1,4 +1,4 @@
-"""A bank of other images by the same weights, filled as training fills it."""
+"""Fill an empty bank with a site's images, as training does."""
 
 from typing import Any
 
@@ -18,25 +18,20 @@ _SEED = 0
 
 
 def refill(model: LoadedModel, data: Data, rows: np.ndarray) -> tuple[MemoryBank, dict[str, Any]]:
-    """Empty the bank and write a site's images to it, batch by batch, in random order.
+    """Write rows of a site's data to an empty bank, batch by batch, in random order.
 
-    The run's rule selects from each batch of the last stage's size, by the run's own prevalences.
-    Of a rest that does not fill a batch, images written before complete it, so that what the rule
-    compares with is always a whole batch of the site's images; they are not written again.
+    The run's rule selects from each batch of the last stage's size, with the run's prevalences. The
+    last batch is filled up with images of the one before, since the rule compares with the whole
+    batch; these are not written twice.
 
-    Differs: training writes features as they are with the batch's statistics, here the running
-    ones of evaluation are used, by which the bank will be read.
-
-    Args:
-        model: the network.
-        data: of the site.
-        rows: ``[n]`` images to take.
+    Differs: training stores features computed with batch statistics; these are computed with the
+    running ones, as evaluation reads the bank.
 
     Returns:
         The bank, whose ids are those of the site's table, and its description.
     """
     rows = np.random.Generator(np.random.PCG64(_SEED)).permutation(rows)
-    part = changes.embed(model, data, rows)
+    site = changes.embed(model, data, rows)
     old = model.state.memory
     memory = memory_bank.empty(*old.features.shape, old.labels.shape[1])
     batch = min(model.settings.stages[model.settings.stage_names[-1]].batch_size, len(rows))
@@ -45,12 +40,11 @@ def refill(model: LoadedModel, data: Data, rows: np.ndarray) -> tuple[MemoryBank
     for start in range(0, len(rows), batch):
         taken = min(start, len(rows) - batch) + np.arange(batch)
         cases = Cases(
-            labels=jnp.asarray(part.labels[taken]),
+            labels=site.cases.labels[taken],
             case_ids=jnp.asarray(rows[taken], jnp.int32),
-            patient_ids=jnp.asarray(data.table.patients[rows[taken]], jnp.int32),
+            patient_ids=jnp.asarray(data.table.patients[rows[taken]]),
         )
-        fresh = jnp.asarray(taken >= start)
-        memory, kept = write(memory, jnp.asarray(part.fused[taken]), cases, fresh)
+        memory, kept = write(memory, site.fused[taken], cases, jnp.asarray(taken >= start))
         selected += int(kept)
     ids, patients = np.asarray(memory.case_ids), np.asarray(memory.patient_ids)
     return memory, {

@@ -37,7 +37,7 @@ from data_pipelines.progress import progress
 
 
 def main(argv: list[str]) -> int:
-    """Predicts every image; returns the exit code, 1 where some could not be read.
+    """Predict every image and return the exit code, 1 if some could not be read.
 
     Raises:
         InputError: no image, no such run, checkpoint or memory, or an output among the images.
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
     images = given_images.find(given)
     _check_out(Path(values.out), given)
     if images.others:
-        say(f"{images.others:,} files of the folders do not end as images do and are left out.")
-    # The data may have moved since.
+        say(f"{images.others:,} files in the folders have no image's suffix and are left out.")
+    # The data may have moved since training.
     model = dataclasses.replace(
         loaded.load_run(run, values.checkpoint, values.memory), settings=config
     )
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def _origin(predictor: Predictor) -> Record:
-    """Describe the model, so that each line stands for itself."""
+    """Describe the model; every record repeats it, so that each line is complete."""
     model = predictor.model
     own = None if model.state.memory is None else TRAINED
     return {

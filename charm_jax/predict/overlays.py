@@ -1,4 +1,4 @@
-"""The pictures of a prediction: the fusion map, and a Grad-CAM for each reported finding."""
+"""Draw the fusion map of a prediction, and a Grad-CAM for each reported finding."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from charm_jax.report.overlays import FLAT, attention_overlay, stretched
 from data_pipelines.atomic_files import whole_path
 from data_pipelines.images.decode import read_image
 
-_SIDE = 512  # pixels at least: the image as the file has it, squeezed to a square as the network's
+_SIDE = 512  # least side of a picture in pixels; images are squeezed to squares
 
 
 class Overlays:
-    """Writes pictures below a folder, in files that are named after the images."""
+    """Write pictures to a folder, in files named after the images."""
 
     def __init__(self, out: Path, image_size: int):
         self.out, self.side = out, max(_SIDE, image_size)
@@ -26,15 +26,11 @@ class Overlays:
     def write(
         self, name: str, path: Path, heats: Mapping[str, Float[np.ndarray, "h w"]]
     ) -> dict[str, str]:
-        """Draws maps over one image, each stretched over its own range.
+        """Draw maps over an image, each stretched over its own range; return the files by title.
 
         Args:
-            name: of the image; folders in it become folders of the output.
-            path: of its file.
-            heats: what each map is called, and the map.
-
-        Returns:
-            The path of each picture.
+            name: name of the image; its folders become folders of the output.
+            heats: maps by title.
         """
         stem, written = self._stem(name), {}
         if not heats:
@@ -52,7 +48,7 @@ class Overlays:
         return written
 
     def _stem(self, name: str) -> PurePosixPath:
-        """Return the name without its ending, unless another image has that already."""
+        """Return the name without its suffix, unless another image has that one already."""
         parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
         whole = PurePosixPath(*parts)
         stem = whole.with_suffix("")

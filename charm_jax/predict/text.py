@@ -1,4 +1,4 @@
-"""A prediction as a person reads it on a terminal."""
+"""Format predictions for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,7 @@ UNFAMILIAR = "unlike the images that it was trained on"
 
 
 def describe(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) -> str:
-    """Format a few lines on one image.
-
-    Args:
-        record: of the command's JSON lines.
-        thresholds: of the findings, on their scores.
-    """
+    """Format the record of an image as a few lines, given the thresholds on its scores."""
     if "error" in record:
         return f"{record['file']}\n  not read: {record['error']}"
     lines = [record["file"], f"  {_verdict(record, thresholds)}", *_evidence(record)]
@@ -68,4 +63,4 @@ def _familiar(record: Mapping[str, Any]) -> str:
         for name in ("novelty", "disagreement", "appearance")
         if f"{name}_percentile" in record
     ]
-    return "; ".join(parts) or "how familiar the image is is not known"
+    return "; ".join(parts) or "not compared with validation, which is missing"

@@ -1,10 +1,10 @@
-"""Banks beside a run's checkpoints, ``memory/<label>/``: made from them, never in their place.
+"""Store memory banks beside a run's checkpoints, in ``memory/<label>/``.
 
 | file | content |
 | --- | --- |
 | ``bank.safetensors`` | the arrays of the bank |
-| ``memory.json`` | how it was made, of which checkpoint, for which findings |
-| ``cases.csv``, ``patients.csv`` | what its ids mean, where they are not the run's |
+| ``memory.json`` | how it was made, the checkpoint and the findings |
+| ``cases.csv``, ``patients.csv`` | images and patients of its ids, where they are not the run's |
 """
 
 import dataclasses
@@ -29,46 +29,38 @@ from data_pipelines.atomic_files import draft_of
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
 
-TRAINED = "trained"  # what a checkpoint's own bank is called
+TRAINED = "trained"  # label of a checkpoint's own bank
 _FIELDS = tuple(field.name for field in dataclasses.fields(MemoryBank))
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredBank:
-    """A bank that was made from a run.
+    """A bank that was made from a run; ``description`` is the content of ``memory.json``."""
 
-    Attributes:
-        label: its name in the run.
-        folder: where it lies.
-        memory: the bank.
-        description: ``memory.json``.
-    """
-
-    label: str
     folder: Path
     memory: MemoryBank
     description: dict[str, Any]
 
     @property
     def has_cases(self) -> bool:
-        """Whether its ids are those of a table of its own."""
+        """Whether its ids belong to a table of its own."""
         return (self.folder / "cases.csv").exists()
 
 
 def check_label(run: Path, label: str) -> None:
-    """Check whether a new bank can have a name, before anything is computed.
+    """Check the name of a new bank before anything is computed.
 
     Raises:
         InputError: it is no plain name, or is taken.
     """
     if not re.fullmatch(r"[\w.-]+", label) or not label.strip(".") or label == TRAINED:
         raise InputError(
-            f"--label is {label!r}: name the new bank with letters, digits, - and _, and not "
-            f"{TRAINED!r}, which is the checkpoint's own."
+            f"--label is {label!r}: name the new bank with letters, digits, - and _; "
+            f"{TRAINED!r} is the checkpoint's own bank."
         )
     if (run / "memory" / label).exists():
         raise InputError(
-            f"{run / 'memory' / label} is there already: choose another --label, or remove it."
+            f"{run / 'memory' / label} already exists: choose another --label, or remove it."
         )
 
 
@@ -83,12 +75,8 @@ def write(
     """Write a bank; its folder appears whole or not at all.
 
     Args:
-        run: folder of the run.
-        label: its name.
-        memory: the bank.
-        state: the network that its features are of.
-        description: for ``memory.json``, to which the digest of the network is added.
-        cases: what its ids mean: a table, the folder of the bank that it came from, or None for the
+        state: network that computed its features; its digest is added to ``description``.
+        cases: table of its ids, or the folder of the bank whose table it shares; None for the
             run's own.
 
     Returns:
@@ -107,31 +95,21 @@ def write(
         if isinstance(cases, CaseTable):
             run_cases.write_cases(draft, cases, np.zeros(0, np.int64))
         elif cases is not None:
-            _copy_cases(cases, draft)
+            for file in run_cases.FILES:
+                if (cases / file).exists():
+                    shutil.copyfile(cases / file, draft / file)
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
-def _copy_cases(source: Path, target: Path) -> None:
-    for name in ("cases.csv", "patients.csv", "trained_on.txt"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
-
-
 def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> StoredBank:
-    """Read a bank of a run.
-
-    Args:
-        run: folder of the run.
-        label: its name.
-        state: the network that will read it.
-        findings: that the run knows.
+    """Read a bank of a run, for a network with these weights and findings.
 
     Raises:
         InputError: there is none of that name, it is damaged, or it was made with other weights or
-            of other findings.
+            other findings.
     """
     folder = run / "memory" / label
     if not (folder / "memory.json").is_file():
@@ -140,19 +118,19 @@ def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> S
     description = runs.read_json(folder / "memory.json")
     if description["findings"] != list(findings):
         raise InputError(
-            f"{folder} is of the findings {', '.join(description['findings'])} but the run {run} "
-            f"knows {', '.join(findings)}: make it anew with charm-jax memory."
+            f"{folder} has the findings {', '.join(description['findings'])} but the run {run} "
+            f"has {', '.join(findings)}: make the bank again with charm-jax memory."
         )
     if description["weights_sha256"] != weights_sha256(state):
         raise InputError(
-            f"{folder} holds features of other weights (checkpoint {description['checkpoint']}), "
-            "which mean nothing to these: choose that with --checkpoint, or make it anew."
+            f"{folder} holds features of other weights (checkpoint {description['checkpoint']}): "
+            "choose that checkpoint with --checkpoint, or make the bank again."
         )
     try:
         arrays = load_file(folder / "bank.safetensors")
         memory = MemoryBank(**{name: jnp.asarray(arrays[name]) for name in _FIELDS})
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"{folder / 'bank.safetensors'} cannot be read ({error}): make it anew."
+            f"{folder / 'bank.safetensors'} cannot be read ({error}): make the bank again."
         ) from None
-    return StoredBank(label, folder, memory, description)
+    return StoredBank(folder, memory, description)

@@ -1,4 +1,4 @@
-"""What a run keeps of its cases, and the cases of another table as the run knows them."""
+"""Store the cases of a run, and match those of another table with them."""
 
 import csv
 import dataclasses
@@ -14,15 +14,17 @@ from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
 from data_pipelines.tables.case_table import CaseTable
 
+FILES = ("cases.csv", "patients.csv", "trained_on.txt")
+
 
 def write_cases(directory: Path, table: CaseTable, seen: np.ndarray) -> None:
     """Write the cases behind the bank's ids, and the images that the run learns from.
 
+    ``cases.csv`` holds ``id,image,patient`` of the full table, ``patients.csv`` the names of the
+    patients if the source has names and not numbers, ``trained_on.txt`` the names of the images
+    that training or validation sees.
+
     Args:
-        directory: of the run. ``cases.csv`` holds ``id,image,patient`` of the source's full table,
-            ``patients.csv`` the source's names of the patients where it does not number them,
-            ``trained_on.txt`` the names of the images that training or validation sees.
-        table: of the source.
         seen: ids of those images.
     """
     with whole_file(directory / "cases.csv") as file:
@@ -47,11 +49,11 @@ def cases_sha256(table: CaseTable, ids: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CaseMatch:
-    """The cases of another table, as a run knows them.
+    """The images of a table matched with the cases of a run.
 
     Attributes:
-        case_ids: the run's id of each image; -1 if it has none of that name.
-        patient_ids: likewise the run's number of its patient.
+        case_ids: the run's id of each image, -1 for none.
+        patient_ids: the run's number of its patient, -1 for none.
         patient_seen: whether training or validation saw an image of that patient.
         image_seen: whether training or validation saw the image itself.
     """
@@ -63,7 +65,7 @@ class CaseMatch:
 
 
 def unknown_cases(table: CaseTable) -> CaseMatch:
-    """Match no case, as weights without a run must."""
+    """Return a match of no case, for weights without a run."""
     n = len(table.images)
     nothing = np.full(n, -1, np.int32)
     return CaseMatch(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
@@ -74,16 +76,15 @@ def known_cases(
 ) -> CaseMatch:
     """Match the images of a table with those of a run, by name.
 
-    An image is known by its name, in another source by that of its file alone (a folder may have
-    been put before it). A patient is known by a known image, or in the same source by name.
-    Simulated images and acquired ones have nothing in common, whatever their names.
+    An image matches by its name; between different sources the name of the file is enough, since
+    its folder may differ. A patient matches by an image, or by name within one source. Simulated
+    and real images never match.
 
     Args:
-        directory: of the run.
-        table: the other table, or the run's own.
         trained: the run's ``split.json``.
-        copies: whether images of the table whose files are named alike may all be the run's one,
-            as where what is known is only left out of what is read; otherwise none of them is.
+        copies: whether several files of the same name may all match one image of the run;
+            otherwise none of them does. True is for predictions, where a match only excludes cases
+            from the evidence.
 
     Raises:
         InputError: the run lacks its list of cases.
@@ -104,13 +105,13 @@ def known_cases(
     learned = cases["image"].isin(text.splitlines())
     seen = np.isin(patient_ids, cases.loc[learned, "number"].to_numpy()) & (patient_ids >= 0)
     trained_on = np.isin(case_ids, cases.index[learned].to_numpy())
-    # Whoever has a seen image was seen, also where only this table says that it is theirs.
+    # A patient with a seen image was seen, even if only this table assigns the image to them.
     seen = np.isin(table.patients, table.patients[seen | trained_on])
     return CaseMatch(case_ids, patient_ids, seen, trained_on)
 
 
 def read_cases(directory: Path) -> pd.DataFrame:
-    """``image``, ``number`` and ``patient`` (what the source calls it) of each of a run's case ids.
+    """Read ``image``, patient ``number`` and ``patient`` (its name in the source) by case id.
 
     Raises:
         InputError: the run lacks its list of cases.
@@ -140,7 +141,7 @@ def _look_up(
     found = ids.reindex(table.images).fillna(-1).to_numpy(np.int32)
     if same_source:
         return found
-    # Names of files, where each is there once in the run and, but for copies, in the table.
+    # By the file's name, where it is unique in the run and, unless copies match, in the table.
     known = pd.Series(cases.index, index=[PurePosixPath(name).name for name in cases["image"]])
     files = pd.Index([PurePosixPath(name).name for name in table.images])
     known = known[~known.index.duplicated(keep=False)]
@@ -150,7 +151,7 @@ def _look_up(
 
 
 def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) -> np.ndarray:
-    """Return the run's patient numbers, also for images that it does not know by name."""
+    """Return the run's patient numbers, including those of images without a match."""
     frame = pd.DataFrame({"theirs": table.patients, "ours": patient_ids})
     siblings = frame[frame["ours"] >= 0].groupby("theirs")["ours"].first()
     named = cases.drop_duplicates("number").set_index("patient")["number"]

@@ -66,7 +66,7 @@ class Checkpoints:
         """Start to save ``state`` under its step, after any earlier save has finished.
 
         Args:
-            state: of the run; its buffers may be donated once this returns.
+            state: may be donated once this returns.
             meta: JSON of everything else that a restart needs.
             best_step: step to keep beside the newest.
 
@@ -95,7 +95,7 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Wait until all saves are on the disk; raise what went wrong there."""
+        """Wait until all saves are on the disk, and raise their errors."""
         for manager in self._managers.values():
             manager.wait_until_finished()
 

@@ -1,4 +1,4 @@
-"""The data of a run: read, divided, described, and as streams of batches."""
+"""Load the data of a run, split and check them."""
 
 import dataclasses
 import logging
@@ -22,18 +22,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run reads.
+    """A data set with its splits.
 
     Attributes:
-        table: of the source.
-        split: parts, without bad images.
-        quarantined: (image, reason) of those.
-        refusals: those of them that should have been usable: all but files that are absent with
+        split: rows of each split, without unusable images.
+        quarantined: (image, reason) of the unusable images.
+        refusals: those of them that count as errors: all but absent files under
             ``config.data.missing=skip``.
-        prevalence: share of the whole training part, abnormal or not, with each finding, among the
-            images where it is known.
-        notes: lines for the user on these data.
-        settings: that they were loaded with.
+        prevalence: share of positives of each finding among its known labels in the training split
+            of all images.
+        notes: lines for the user.
+        settings: settings that they were loaded with.
     """
 
     table: CaseTable
@@ -46,21 +45,21 @@ class Data:
 
     @property
     def refused(self) -> int:
-        """How many images should have been usable and are not."""
+        """Number of ``refusals``."""
         return len(self.refusals)
 
     @property
     def seen(self) -> np.ndarray:
         """Ids of the images that training or validation sees."""
-        parts = self.split.stages.values()
-        return np.unique(np.concatenate([p[name] for p in parts for name in ("train", "val")]))
+        stages = self.split.stages.values()
+        return np.unique(np.concatenate([s[name] for s in stages for name in ("train", "val")]))
 
 
 def load_data(config: Settings) -> Data:
-    """Read the source's table, divide it and check the image files.
+    """Read the source's table, split it and check the image files.
 
     Raises:
-        InputError: whatever is wrong with the data, or a batch that a part cannot fill.
+        InputError: the first fault of the data.
     """
     data = config.data
     table = sources.load(data.source, Path(data.dir), data.csv, **data.options)
@@ -81,10 +80,10 @@ def load_data(config: Settings) -> Data:
 
 
 def _stage_images(config: Settings, table: CaseTable) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of images of each stage, and a note where it is not the config's."""
+    """Return the kind of images of each stage, and a note if it differs from the config."""
     images = {name: config.stages[name].images for name in config.stage_names}
     abnormal = [name for name, kind in images.items() if kind == "abnormal"]
-    # With one finding the abnormal images are of one class, and nothing could be learned of it.
+    # With a single finding all abnormal images are positive: there would be nothing to learn.
     if len(table.findings) > 1 or not abnormal:
         return images, []
     note = (
@@ -108,7 +107,7 @@ def check_batches(config: Settings, data: Data) -> None:
     """Check whether each stage can fill a batch and be validated by the score that it monitors.
 
     Raises:
-        InputError: with the key or part.
+        InputError: with the key or split.
     """
     for name in config.stage_names:
         n, batch = len(data.split.rows(name, "train")), config.stages[name].batch_size
@@ -122,7 +121,7 @@ def check_batches(config: Settings, data: Data) -> None:
         processes.check_batch(batch, f"config.stages.{name}.batch_size")
         if batch > n:
             raise InputError(
-                f"config.stages.{name}.batch_size is {batch} but the training part has {n} "
+                f"config.stages.{name}.batch_size is {batch} but the training split has {n} "
                 f"images: set it to at most {n}."
             )
 
@@ -152,12 +151,12 @@ def training_notes(data: Data) -> list[str]:
 def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, Any]:
     """Return the content of ``split.json``."""
     stages = {
-        name: {part: splits.part_summary(data.table, rows) for part, rows in parts.items()}
-        for name, parts in data.split.stages.items()
+        stage: {split: splits.part_summary(data.table, rows) for split, rows in rows_of.items()}
+        for stage, rows_of in data.split.stages.items()
     }
-    for name, parts in stages.items():
-        batch = config.stages[name].batch_size
-        parts["steps_per_epoch"] = loader.steps_per_epoch(parts["train"]["images"], batch)
+    for stage, summary in stages.items():
+        batch = config.stages[stage].batch_size
+        summary["steps_per_epoch"] = loader.steps_per_epoch(summary["train"]["images"], batch)
     present = int(data.table.present.sum())
     return {
         "source": data.table.source,
@@ -178,12 +177,12 @@ def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, A
 
 
 def describe_leak(data: Data) -> str:
-    """One sentence on the patients that the parts share."""
+    """Return a sentence on the patients that splits share."""
     split = data.split
     if not data.table.patients_known:
-        return "The source does not tell patients apart: whether parts share any is not known."
+        return "The source does not identify patients: splits may share some."
     if split.rule in splits.DISJOINT:
-        return "No patient is in two parts."
+        return "No patient is in two splits."
     return (
         f"LEAK: {split.leak_images:,} of the {split.leak_of:,} abnormal test images of the last "
         "stage belong to patients that a stage trained or validated on "

@@ -1,6 +1,5 @@
-"""The folder of a run: its files, its lock, and how to find it again."""
+"""Write, lock and find the folder of a run."""
 
-import fcntl
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.models.state import TrainState
@@ -24,7 +24,7 @@ from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-# Keys that may differ when a run goes on: they change where things are, not what is computed.
+# Keys that may differ when a run continues: they do not change its results.
 _FREE_KEYS = (
     *("name", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
     *("log.", "checkpoint."),
@@ -57,39 +57,35 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) -> None:
-    """Compare the findings that a run learns, in order, with those of a table.
+    """Check that a table has the findings of a run, in the same order.
 
     Raises:
         InputError: they differ.
     """
     if list(learned) != list(table.findings):
         raise InputError(
-            f"The run {directory} knows the findings {', '.join(learned)} but {table.source} has "
-            f"{', '.join(table.findings)}: give it data with the same findings in the same order."
+            f"The run {directory} has the findings {', '.join(learned)} but {table.source} has "
+            f"{', '.join(table.findings)}: give data with the same findings in the same order."
         )
 
 
 def prevalence(directory: Path, trained: dict[str, Any]) -> tuple[float, ...]:
-    """Share of a run's training images with each finding, in the order of its findings.
-
-    Args:
-        directory: of the run.
-        trained: its ``split.json``.
+    """Return the share of a run's training images with each finding, from its ``split.json``.
 
     Raises:
-        InputError: it is of before they were kept; zeros would make every finding a rare one.
+        InputError: an old run without them; with zeros every finding would count as rare.
     """
     shares = trained.get("prevalence", {})
     if shares.keys() != set(trained["findings"]):
         raise InputError(
-            f"{directory / 'split.json'} has no prevalence of each finding, by which cases are "
-            "selected for the memory: train the run again."
+            f"{directory / 'split.json'} has no prevalence of each finding, which the memory's "
+            "selection rule needs: train the run again."
         )
     return tuple(shares[name] for name in trained["findings"])
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and devices that a run is made with."""
+    """Return the versions, commit and devices of this process."""
     here = Path(__file__).resolve().parent
     try:
         commit = subprocess.run(
@@ -106,7 +102,7 @@ def environment() -> dict[str, Any]:
 
 
 def environment_record(directory: Path) -> dict[str, Any]:
-    """Return the environment of a run, with one that differs at a restart under ``restarts``."""
+    """Return the environment of a run; one that differs at a restart goes into ``restarts``."""
     now, path = environment(), directory / "environment.json"
     if not path.exists():
         return now | {"restarts": []}
@@ -131,14 +127,15 @@ def locked(directory: Path) -> Iterator[None]:
             f"The folder {directory} cannot be made ({error.strerror}): choose another place with "
             "--config.runs_dir."
         ) from error
-    with (directory / "lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another process is training in {directory}: wait for it, or choose another "
-                "--config.name."
-            ) from None
+    lock = FileLock(directory / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"Another process is training in {directory}: wait for it, or choose another "
+            "--config.name."
+        ) from None
+    with lock:
         try:
             yield
         finally:
@@ -148,12 +145,12 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_config(directory: Path, config: Settings, *, force: bool) -> None:
-    """Compare a config with the run's; ``force`` accepts any difference.
+    """Check that a config equals that of a begun run; ``force`` accepts any difference.
 
-    A run without any checkpoint has not begun.
+    A run begins with its first checkpoint.
 
     Raises:
-        InputError: a key differs that changes what is computed; with the difference.
+        InputError: a key differs that changes the results; with both values.
     """
     path = directory / "config.json"
     begun = (directory / "summary.json").exists() or any(_complete(directory))
@@ -168,7 +165,7 @@ def check_config(directory: Path, config: Settings, *, force: bool) -> None:
     if changed:
         raise InputError(
             f"The run {directory} began with another config ({'; '.join(changed)}): choose another "
-            "--config.name, or --config.resume=force to go on all the same."
+            "--config.name, or continue it nevertheless with --config.resume=force."
         )
 
 
@@ -184,8 +181,10 @@ def is_finished(directory: Path, config: Settings) -> bool:
     longer = [
         name
         for name in config.stage_names
-        for key in ("frozen_epochs", "epochs")
-        if getattr(config.stages[name], key) > old.get(name, {}).get(key, math.inf)
+        if any(
+            getattr(config.stages[name], key) > old.get(name, {}).get(key, math.inf)
+            for key in ("frozen_epochs", "epochs")
+        )
     ]
     if longer in ([], [config.stage_names[-1]]):
         return not longer
@@ -196,7 +195,7 @@ def is_finished(directory: Path, config: Settings) -> bool:
 
 
 def binding_keys(config: Settings) -> dict[str, Any]:
-    """Return the keys that change what is computed, ``a.b.c``, with their values."""
+    """Return the keys that change the results, ``a.b.c``, with their values."""
     return _binding(config.raw)
 
 
@@ -207,7 +206,7 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
 def find(runs_dir: Path, run: str) -> Path:
     """Find a run by path or by name in ``runs_dir``; the newest for an empty string.
 
-    The newest is the one with the youngest complete checkpoint.
+    The newest run is that of the newest complete checkpoint.
 
     Raises:
         InputError: there is no such run.
@@ -232,7 +231,7 @@ def find(runs_dir: Path, run: str) -> Path:
 
 
 def find_evaluated(runs_dir: Path, name: str) -> Path:
-    """Find the folder of the run or weights that an evaluation is compared with.
+    """Find the folder of an evaluated run or weight file.
 
     Raises:
         InputError: there is none of that name.
@@ -248,13 +247,13 @@ def _complete(run: Path) -> Iterator[Path]:
 
 
 def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
-    """Stage and step of ``best``, ``last`` or ``<stage>/<step>``.
+    """Return stage and step of ``best``, ``last`` or ``<stage>/<step>``.
 
-    Best is the epoch of the last stage that has one whose monitored validation score is best.
+    The best checkpoint has the best monitored score of the last stage that has one.
 
     Raises:
         InputError: there is no such checkpoint.
-        DamagedCheckpoint: one that had to be asked for the best cannot be read.
+        DamagedCheckpoint: one that records the best step cannot be read.
     """
     every = list(checkpoints.newest_first())
     if name == "last" and every:
@@ -282,13 +281,12 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
 def restore(
     run: Path, name: str, like: Callable[[dict[str, Any]], TrainState]
 ) -> tuple[TrainState, str]:
-    """Restore the state of a run's checkpoint, and its name ``<stage>/<step>``.
+    """Restore a checkpoint; return its state and its name ``<stage>/<step>``.
 
     Args:
-        run: its folder.
-        name: as ``resolve_checkpoint`` takes it.
-        like: from the checkpoint's JSON, a state of the network as ``Checkpoints.restore`` takes
-            it.
+        name: see ``resolve_checkpoint``.
+        like: maps the checkpoint's JSON to a state, or the shapes of one, for
+            ``Checkpoints.restore``.
 
     Raises:
         InputError: there is no such checkpoint, or it is damaged or of another architecture.

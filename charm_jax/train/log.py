@@ -87,7 +87,7 @@ class RunLog:
         self._began = self._since = self._last_step = time.perf_counter()
 
     def begin_epoch(self, plan: Plan, epoch: int, done: int) -> None:
-        """Start an epoch, counted from 0, ``done`` steps of which were taken earlier."""
+        """Start an epoch, counted from 0, after ``done`` steps that were taken earlier."""
         self._bar = progress(
             total=plan.steps_per_epoch * plan.batch_size,
             desc=f"stage {plan.phase}, epoch {epoch + 1}/{plan.epochs}",

@@ -101,7 +101,7 @@ def test_a_forgotten_patient_is_gone_from_the_bank_and_not_from_the_weights(
     folder, listed, forgotten
 ):
     patient, result = forgotten
-    assert "The weights are as they were" in result.stdout
+    assert "The weights are unchanged" in result.stdout
     assert "macro" in result.stdout
     assert "SIMULATED images of 'val'" in result.stdout
     gone = [row for row in listed[0] if row["patient"] == patient]
@@ -158,7 +158,7 @@ def test_what_forgot_may_forget_more(folder, listed, forgotten):
 
 def test_a_site_fills_the_bank_with_its_own_cases(refilled):
     bank, result = refilled
-    assert "No weight changed" in result.stdout
+    assert "The weights are unchanged" in result.stdout
     arrays = load_file(bank / "bank.safetensors")
     with (bank / "cases.csv").open() as file:
         names = {int(row["id"]): row["image"] for row in csv.DictReader(file)}
@@ -227,7 +227,7 @@ def test_the_same_site_gives_the_same_bank(folder, refilled):
         (["demo", "forget", "x.png"], ["--label is ''"]),
         (["demo", "forget", "x.png", "--label", "../x"], ["--label is '../x'"]),
         (["demo", "forget", "x.png", "--label", "trained"], ["--label is 'trained'"]),
-        (["demo", "forget", "x.png", "--label", "without"], ["is there already"]),
+        (["demo", "forget", "x.png", "--label", "without"], ["already exists"]),
         (["demo", "list", "--memory", "witout"], ["no memory 'witout'", "'without'"]),
         (["demo", "list", "--config.model.retrieval_k=1"], ["cannot change"]),
         (
@@ -251,7 +251,7 @@ def test_a_site_with_other_findings_is_refused(folder, tmp_path, refused):
     (site / "labels.csv").write_text("\n".join(["image,patient,Rib fracture", *lines]))
     arguments = ["demo", "refill", "--label", "x", "--config.data.source=csv_folder"]
     arguments += [f"--config.data.dir={site}"]
-    refused(memory.main, arguments, "knows the findings", "Rib fracture", cwd=folder)
+    refused(memory.main, arguments, "has the findings", "Rib fracture", cwd=folder)
     assert not (folder / "runs/demo/memory/x").exists()
 
 
@@ -263,7 +263,7 @@ def test_a_bank_of_other_weights_or_findings_is_refused(folder, forgotten, refus
         path.write_text(json.dumps(json.loads(kept) | {"weights_sha256": "0"}))
         refused(predict.main, [image, "--memory", "without"], "other weights", cwd=folder)
         path.write_text(json.dumps(json.loads(kept) | {"findings": ["Mass"]}))
-        refused(eval_command.main, ["--memory", "without"], "of the findings Mass", cwd=folder)
+        refused(eval_command.main, ["--memory", "without"], "has the findings Mass", cwd=folder)
     finally:
         path.write_text(kept)
     bank = path.with_name("bank.safetensors")

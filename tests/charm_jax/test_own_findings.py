@@ -194,7 +194,7 @@ def test_unknown_labels_are_counted_and_left_out(own):
 
 
 def test_own_data_keep_their_patients_apart_and_their_simulated_images_marked(own):
-    assert "No patient is in two parts." in own.trained
+    assert "No patient is in two splits." in own.trained
     assert "warning" not in own.trained
     assert "SIMULATED" in own.trained
     assert read(own.run / "split.json")["findings"] == list(FINDINGS)
@@ -229,7 +229,7 @@ def test_a_single_finding_uses_all_images_in_the_first_stage_and_says_so(pneumon
 
 def test_nothing_is_said_of_patients_that_a_source_does_not_tell_apart(pneumonia):
     assert pneumonia.trained.count("warning: PneumoniaMNIST gives no patient numbers") == 1
-    assert "No patient is in two parts" not in pneumonia.trained
+    assert "No patient is in two splits" not in pneumonia.trained
     assert "is not known" in pneumonia.trained
     assert "is not known" in pneumonia.table
     assert read(pneumonia.run / "eval/test/metrics.json")["patients_known"] is False
