@@ -51,7 +51,7 @@ def keys_of(data: str, work: Path) -> dict[str, Any]:
     """Return the options that all runs on these images share."""
     keys: dict[str, Any] = {"data.source": "nih_chest_xray14", "data.image_size": 64}
     if data == "phantom":
-        phantom.ensure_phantoms(work / "phantom", **SIMULATED)
+        phantom.write_phantoms(work / "phantom", **SIMULATED)
         return keys | {"data.dir": work / "phantom"}
     keys |= {"data.dir": os.environ["CHARM_DATA"], "data.missing": "skip"}
     for stage in ("bce", "focal"):

@@ -30,7 +30,7 @@ def prepare(work: Path) -> tuple[Path, int]:
 
     config = cli.load_config("demo")
     config.data.dir = str(work / "phantom")
-    data = run_data.load_data(settings.from_dict(config.to_dict()))
+    data = run_data.load_or_draw(settings.from_dict(config.to_dict()))
     rows = data.split.rows("bce", "train")
     with (work / "train.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -65,7 +65,8 @@ def ours(work: Path, steps: int, cache: Path) -> dict:
     log = work / "runs" / "bench" / "metrics.jsonl"
     command = [
         *(sys.executable, "-m", "charm_jax.train"),
-        *(f"--config.data.dir={work / 'phantom'}", f"--config.runs_dir={work / 'runs'}"),
+        *("--config=demo", f"--config.data.dir={work / 'phantom'}"),
+        f"--config.runs_dir={work / 'runs'}",
         *("--config.name=bench", "--config.log.every_steps=1", "--config.stages.bce.epochs=2"),
     ]
 

@@ -15,7 +15,7 @@ from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.create import create_network, empty_bank
 from charm_jax.models.state import TrainState
-from charm_jax.runs.data import Data, load_data
+from charm_jax.runs.data import Data, load_or_draw
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -139,7 +139,7 @@ def load_dataset(
     Args:
         source: ``nih_chest_xray14``, ``csv_folder``, ``chestmnist``, ``pneumoniamnist`` or
             ``phantom``.
-        root: folder of the data, raw or prepared.
+        root: folder of the data, raw or prepared; ``phantom`` draws its images if it is absent.
         split_rule: ``official``, ``patient`` or ``notebook``.
         split_seed: seed of random splits.
         csv: file to read in place of the source's own table.
@@ -165,4 +165,4 @@ def load_dataset(
         "missing": missing,
         source: raw["data"].get(source, {}) | options,
     }
-    return load_data(settings.from_dict(raw))
+    return load_or_draw(settings.from_dict(raw))

@@ -16,15 +16,17 @@ from absl import flags
 from flax.traverse_util import unflatten_dict
 
 from charm_jax.config import cli
-from charm_jax.config.cli import say
+from charm_jax.config.cli import Option, say
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
 from charm_jax.models.state import TrainState
 from charm_jax.runs import folder
-from charm_jax.runs.arguments import define_run_flags, find_run, read_settings
+from charm_jax.runs.arguments import CHECKPOINT, RUN, find_run, read_settings
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
+
+_OPTIONS = RUN | CHECKPOINT | {"to": Option("safetensors", "kind of file", list(files.SUFFIXES))}
 
 
 def main(argv: list[str]) -> int:
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
-    command = cli.Command(__doc__, _define_flags, ("runs_dir",), words=True)
+    command = cli.Command(__doc__, _OPTIONS, ("runs_dir",), words=True)
     arguments = cli.parse(command, argv)
     if len(arguments.words) != 1:
         raise InputError(
@@ -59,11 +61,6 @@ def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
     if target.suffix.casefold() not in known:
         raise InputError(f"{target} has another suffix than a weight file: use {', '.join(known)}.")
     return target, arguments.flags, find_run(arguments)
-
-
-def _define_flags(values: flags.FlagValues) -> None:
-    define_run_flags(values, memory=False)
-    flags.DEFINE_enum("to", "safetensors", list(files.SUFFIXES), "kind of file", flag_values=values)
 
 
 def _check_target(target: Path, kind: str) -> None:

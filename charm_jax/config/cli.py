@@ -3,15 +3,13 @@
 import ast
 import dataclasses
 import errno
-import importlib.machinery
-import importlib.util
 import logging
 import os
 import re
-import signal
+import runpy
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +57,7 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except BrokenPipeError:  # whoever read the results has read enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the very end
-        return 128 + signal.SIGPIPE
+        return 141  # 128 + SIGPIPE, which Windows lacks
     except OSError as error:
         sentence = _sentence_of(error)
         if sentence is None:
@@ -182,14 +180,9 @@ def _packaged() -> dict[str, str]:
 
 def _changes(path: Path, variant: str) -> ConfigDict:
     """Return what ``get_config`` of a file returns."""
-    spec = importlib.util.spec_from_loader(
-        f"config_{path.stem}",
-        importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path)),
-    )
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        changes = module.get_config(variant) if variant else module.get_config()
+        get_config = runpy.run_path(str(path))["get_config"]
+        changes = get_config(variant) if variant else get_config()
     except Exception as error:  # a user's file may raise anything
         raise InputError(
             f"{path} is no config ({type(error).__name__}: {error}): {_EXAMPLE}."
@@ -236,20 +229,28 @@ def _group(path: str) -> str:
     return f"config.{path} is a group of keys: set one of them, such as config.{first}."
 
 
+class Option(NamedTuple):
+    """Describe an option: a switch if the default is a bool, one of the choices, or text."""
+
+    default: bool | str | None
+    help: str
+    choices: Sequence[str] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """Describe a command to its parser and to its users.
 
     Attributes:
         help: summary, usage and examples: the docstring of its module.
-        define: defines its own flags.
+        options: its own options by name.
         keys: beginnings of the config keys that it accepts, such as ``data.``.
         config: whether it takes ``--config``, and then all keys.
         words: whether it takes positional arguments.
     """
 
     help: str
-    define: Callable[[flags.FlagValues], None]
+    options: Mapping[str, Option]
     keys: tuple[str, ...] = ()
     config: bool = False
     words: bool = False
@@ -309,14 +310,15 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
 def _define(command: Command) -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt()
-    if command.config:
-        flags.DEFINE_string(
-            "config",
-            None,
-            "name of a packaged config, or path of a config file; list shows the packaged ones",
-            flag_values=values,
-        )
-    command.define(values)
+    text = "name of a packaged config, or path of a config file; list shows the packaged ones"
+    config = {"config": Option(None, text)} if command.config else {}
+    for name, (default, text, choices) in {**config, **command.options}.items():
+        if choices:
+            flags.DEFINE_enum(name, default, choices, text, flag_values=values)
+        elif isinstance(default, bool):
+            flags.DEFINE_bool(name, default, text, flag_values=values)
+        else:
+            flags.DEFINE_string(name, default, text, flag_values=values)
     text = "show warnings and errors only"
     flags.DEFINE_bool("quiet", False, text, short_name="q", flag_values=values)
     text = "show debug messages, too"

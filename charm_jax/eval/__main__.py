@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from charm_jax.config import cli, validate
-from charm_jax.config.cli import say
+from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
 from charm_jax.eval import files
 from charm_jax.eval.text import table
@@ -33,12 +33,25 @@ from charm_jax.metrics.result import (
 from charm_jax.report import contents, page
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
-from charm_jax.runs.arguments import SPLITS, define_run_flags, find_run, read_settings
+from charm_jax.runs.arguments import CHECKPOINT, MEMORY, RUN, SPLITS, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
+
+_OPTIONS = {
+    **RUN,
+    **CHECKPOINT,
+    **MEMORY,
+    "split": Option("test", "split to evaluate", SPLITS),
+    "compare": Option("", "name or folder of a run evaluated on the same images, to compare with"),
+    "interval": Option(
+        "bootstrap",
+        "confidence intervals of AUROC: by patients, or DeLong's, which assumes independent images",
+        list(intervals.METHODS),
+    ),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -158,7 +171,7 @@ def _result(
 
 def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
     """Return the run (None for weights without one), the settings and the flags."""
-    command = cli.Command(__doc__, _define_flags, ("data.", "runs_dir"), config=True)
+    command = cli.Command(__doc__, _OPTIONS, ("data.", "runs_dir"), config=True)
     arguments = cli.parse(command, argv)
     values = arguments.flags
     if values.config is not None:
@@ -190,30 +203,6 @@ def _check_without_run(config: Settings, values: flags.FlagValues) -> None:
             "--config.model.init_from=imagenet holds no classifier for these findings: train from "
             "it with charm-jax train."
         )
-
-
-def _define_flags(values: flags.FlagValues) -> None:
-    define_run_flags(values)
-    flags.DEFINE_enum(
-        "split",
-        "test",
-        SPLITS,
-        "split to evaluate",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "compare",
-        "",
-        "name or folder of a run evaluated on the same images, to compare with",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "interval",
-        "bootstrap",
-        list(intervals.METHODS),
-        "confidence intervals of AUROC: by patients, or DeLong's, which assumes independent images",
-        flag_values=values,
-    )
 
 
 if __name__ == "__main__":

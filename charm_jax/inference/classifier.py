@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from charm_jax.inference import fitted, loaded, records
+from charm_jax.inference import loaded, records
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.inference.predictor import ATTENTION, BATCH, Predictor
 from charm_jax.inference.records import Record
@@ -115,47 +116,37 @@ class Classifier:
             InputError: a file is missing or cannot be read.
             ValueError: an array is not uint8 of three dimensions.
         """
-        predictor, parts = self._predictor, []
         names, squares = self._read(images)
         ids = None
         if not isinstance(images, np.ndarray):
             # A known file must not read its own patient's cases.
             paths = tuple(Path(name) for name in names)
             named = given.GivenImages(tuple(path.name for path in paths), paths, 0)
-            ids = predictor.match(named)
-        for start in range(0, len(squares), BATCH):
-            some = slice(start, start + BATCH)
-            mine = None if ids is None else {key: value[some] for key, value in ids.items()}
-            _, _, outputs = predictor.explain(squares[some], mine)
-            parts.append((outputs, predictor.records(outputs)))
-        calibrator = predictor.calibrator
-        made = [record for _, entries in parts for record in entries]
-        logits = np.concatenate([outputs["logits"] for outputs, _ in parts])
+            ids = self._predictor.match(named)
+        outputs = [small for _, _, small in self._explain(squares, ids)]
+        whole = {name: np.concatenate([small[name] for small in outputs]) for name in outputs[0]}
+        calibrator, made = self._predictor.calibrator, self._predictor.records(whole)
         positive = [[name in record["findings"] for name in self.pathologies] for record in made]
-        maps = [outputs[ATTENTION] for outputs, _ in parts if ATTENTION in outputs]
         return Predictions(
             pathologies=self.pathologies,
             files=names,
-            probs=calibrator.scores(logits),
-            logits=logits,
+            probs=calibrator.scores(whole["logits"]),
+            logits=whole["logits"],
             positive=np.array(positive, bool),
             is_ood=np.array([record["unfamiliar"] for record in made], bool),
             evidence=tuple(record.get("evidence", []) for record in made),
-            attention=np.concatenate(maps) if maps else None,
+            attention=whole.get(ATTENTION),
             uncalibrated=tuple(calibrator.uncalibrated()),
         )
 
     def features(self, images: Images) -> Float[np.ndarray, "n dim"]:
         """Compute the fused feature q of each image; for a bare backbone the pooled features."""
-        _, squares = self._read(images)
         made = []
-        for start in range(0, len(squares), BATCH):
-            some = squares[start : start + BATCH]
-            _, explained, _ = self._explain(some)
+        for _, explained, outputs in self._explain(self._read(images)[1]):
             pooled = explained.get("fused")
             if pooled is None:
                 pooled = self.model.network.final(explained["main"]).mean((1, 2))
-            made.append(np.asarray(pooled, np.float32)[: len(some)])
+            made.append(np.asarray(pooled, np.float32)[: len(outputs["logits"])])
         return np.concatenate(made)
 
     def grad_cam(self, images: Images, pathology: str) -> Float[np.ndarray, "n h w"]:
@@ -169,28 +160,24 @@ class Classifier:
                 f"The model has no finding {pathology!r}: "
                 f"{did_you_mean(pathology, self.pathologies)}"
             )
-        finding = self.pathologies.index(pathology)
-        _, squares = self._read(images)
-        made = []
-        for start in range(0, len(squares), BATCH):
-            some = squares[start : start + BATCH]
-            batch, explained, _ = self._explain(some)
-            pairs = [(row, finding) for row in range(len(some))]
-            made += self._uncalibrated.grad_cams(batch, explained, pairs).values()
+        finding, made = self.pathologies.index(pathology), []
+        for batch, explained, outputs in self._explain(self._read(images)[1]):
+            pairs = [(row, finding) for row in range(len(outputs["logits"]))]
+            made += self._predictor.grad_cams(batch, explained, pairs).values()
         return np.stack(made)
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
-        return Predictor(self.model, fitted.load_calibrator(self.model))
+        return Predictor(self.model)
 
-    @functools.cached_property
-    def _uncalibrated(self) -> Predictor:
-        """A predictor for what needs no calibration."""
-        return Predictor(self.model, fitted.Calibrator(self.pathologies, None, None))
-
-    @property
-    def _explain(self):
-        return self._uncalibrated.explain
+    def _explain(
+        self, squares: np.ndarray, ids: dict[str, np.ndarray] | None = None
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]]:
+        """Yield the results of ``Predictor.explain`` for each batch."""
+        for start in range(0, len(squares), BATCH):
+            some = slice(start, start + BATCH)
+            mine = ids and {name: values[some] for name, values in ids.items()}
+            yield self._predictor.explain(squares[some], mine)
 
     def _read(self, images: Images) -> tuple[tuple[str, ...], UInt8[np.ndarray, "n side side 1"]]:
         """Return names and squares of images."""

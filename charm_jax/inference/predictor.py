@@ -1,15 +1,16 @@
 """Predict image files or arrays: scores, findings, evidence and heat maps."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from charm_jax.inference import explain, records
+from charm_jax.inference import explain, fitted, records
 from charm_jax.inference.fitted import Calibrator
 from charm_jax.inference.loaded import LoadedModel
-from charm_jax.inference.records import Record
+from charm_jax.inference.records import Record, StoredCases
 from data_pipelines.loading import given
 from data_pipelines.loading.given import GivenImages
 
@@ -21,16 +22,15 @@ _ON_DEVICE = ("main", "momentum_features", "fused")  # large, and of no use to a
 
 
 class Predictor:
-    """A loaded model with the compiled steps and tables that predictions need."""
+    """Explain the predictions of a model, 16 images at a time."""
 
-    def __init__(self, model: LoadedModel, calibrator: Calibrator):
-        self.model, self.calibrator = model, calibrator
-        self.size = model.settings.data.image_size
-        self._explain = model.compile(explain.explain_step, shared=False)
-        self._grad_cams = model.jit(explain.grad_cams)
-        self._bank = None
-        if model.state.memory is not None:
-            self._bank = records.stored_cases(model.state.memory, model.bank_cases())
+    def __init__(self, model: LoadedModel):
+        self.model, self.size = model, model.settings.data.image_size
+
+    @functools.cached_property
+    def calibrator(self) -> Calibrator:
+        """Calibration and out-of-distribution reference, fitted at first use if need be."""
+        return fitted.load_calibrator(self.model)
 
     def predict_files(
         self, images: GivenImages, *, heat_maps: bool
@@ -40,42 +40,36 @@ class Predictor:
         Args:
             heat_maps: whether to compute attention and a Grad-CAM for each reported finding.
         """
-        ids = self.match(images)
-        start = 0
+        ids, findings, start = self.match(images), self.model.pathologies, 0
         for pixels, faults in given.batches(images.paths, image_size=self.size, batch_size=BATCH):
-            rows = slice(start, start + len(faults))
-            some = {name: values[rows] for name, values in ids.items()}
+            some = {name: values[start : start + len(faults)] for name, values in ids.items()}
             batch, explained, outputs = self.explain(pixels, some)
             made = self.records(outputs)
             heats: list[Heats] = [{} for _ in made]
             if heat_maps:
                 pairs = [
-                    (row, self.calibrator.findings.index(name))
+                    (row, findings.index(name))
                     for row, record in enumerate(made)
                     if not faults[row]
                     for name in record["findings"]
                 ]
-                cams = self.grad_cams(batch, explained, pairs)
-                for (row, finding), heat in cams.items():
-                    heats[row][self.calibrator.findings[finding]] = heat
+                for row in range(len(made)):
+                    if ATTENTION in outputs:
+                        heats[row][ATTENTION] = outputs[ATTENTION][row]
+                for (row, finding), heat in self.grad_cams(batch, explained, pairs).items():
+                    heats[row][findings[finding]] = heat
             for row, record in enumerate(made):
                 entry: Record = {"file": images.paths[start + row].as_posix()}
                 if faults[row]:
                     yield entry | {"error": faults[row]}, {}
                     continue
-                entry |= {
-                    "known_as": str(some["name"][row]) or None,
-                    "seen_in_training": bool(some["seen"][row]),
-                }
+                entry["known_as"] = str(some["name"][row]) or None
+                entry["seen_in_training"] = bool(some["seen"][row])
                 entry |= record
                 if ATTENTION in outputs:
                     heat = outputs[ATTENTION][row]
-                    entry["attention_range"] = [
-                        round(float(heat.min()), 4),
-                        round(float(heat.max()), 4),
-                    ]
-                    if heat_maps:
-                        heats[row] = {ATTENTION: heat} | heats[row]
+                    limits = float(heat.min()), float(heat.max())
+                    entry["attention_range"] = [round(limit, 4) for limit in limits]
                 yield entry, heats[row]
             start += len(faults)
 
@@ -91,16 +85,15 @@ class Predictor:
             ids: ``case_id`` and ``patient_id`` in the bank, whose cases are then not read.
         """
         n = len(pixels) if ids is None else len(ids["case_id"])
-        unknown = np.full(n, -1, np.int32)
-        padding = (0, BATCH - n)
+        ids = ids or dict.fromkeys(("case_id", "patient_id"), np.full(n, -1, np.int32))
         batch = {
             "image": np.pad(pixels, ((0, BATCH - len(pixels)), (0, 0), (0, 0), (0, 0))),
-            "labels": np.full((BATCH, len(self.calibrator.findings)), -1, np.int8),
+            "labels": np.full((BATCH, len(self.model.pathologies)), -1, np.int8),
         }
         for name in ("case_id", "patient_id"):
-            values = unknown if ids is None else ids[name]
-            batch[name] = np.pad(values, padding, constant_values=-1)
-        explained = self._explain(self.model.state, batch)
+            batch[name] = np.pad(ids[name], (0, BATCH - n), constant_values=-1)
+        step = self.model.compile(explain.explain_step, shared=False)
+        explained = step(self.model.state, batch)
         light = {name: value for name, value in explained.items() if name not in _ON_DEVICE}
         outputs = {name: value[:n] for name, value in jax.device_get(light).items()}
         return batch, explained, outputs
@@ -109,6 +102,11 @@ class Predictor:
         """Turn the outputs of images into records, ready for JSON."""
         return records.records(outputs, self.calibrator, self._bank)
 
+    @functools.cached_property
+    def _bank(self) -> StoredCases | None:
+        memory = self.model.state.memory
+        return None if memory is None else records.stored_cases(memory, self.model.bank_cases())
+
     def grad_cams(
         self,
         batch: Mapping[str, np.ndarray],
@@ -116,11 +114,11 @@ class Predictor:
         pairs: Sequence[tuple[int, int]],
     ) -> dict[tuple[int, int], np.ndarray]:
         """Compute the Grad-CAM ``[h, w]`` of pairs (row of the batch, number of the finding)."""
-        maps = {}
+        step, maps = self.model.jit(explain.grad_cams), {}
         for start in range(0, len(pairs), BATCH):
             some = pairs[start : start + BATCH]
             rows, findings = np.array([*some, *[(0, 0)] * (BATCH - len(some))], np.int32).T
-            heats = self._grad_cams(self.model.state, batch, explained, rows, findings)
+            heats = step(self.model.state, batch, explained, rows, findings)
             maps |= dict(zip(some, np.asarray(heats), strict=False))
         return maps
 
@@ -145,7 +143,6 @@ class Predictor:
         ids["case_id"][rows] = match.case_ids
         ids["patient_id"][rows] = match.patient_ids
         ids["seen"][rows] = match.patient_seen
-        ids["name"][rows] = (
-            model.bank_cases()["image"].reindex(match.case_ids).fillna("").to_numpy()
-        )
+        names = model.bank_cases()["image"].reindex(match.case_ids).fillna("")
+        ids["name"][rows] = names.to_numpy()
         return ids

@@ -1,4 +1,4 @@
-"""From a network's outputs to what is said of each image (NumPy; not jitted)."""
+"""Turn a network's outputs into a record for each image (NumPy; not jitted)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class StoredCases:
-    """What is known of the cases of a bank.
+    """The cases of a bank.
 
     Attributes:
         cases: ``image`` and ``patient`` by case id.
-        labels: of a case id.
+        labels: labels by case id.
     """
 
     cases: pd.DataFrame
@@ -28,12 +28,7 @@ class StoredCases:
 
 
 def stored_cases(memory: Any, cases: pd.DataFrame) -> StoredCases:
-    """Return the cases of a bank.
-
-    Args:
-        memory: the bank.
-        cases: of the table that its ids are of.
-    """
+    """Return the cases of a bank, given the table that its ids belong to."""
     ids, labels = np.asarray(memory.case_ids), np.asarray(memory.labels)
     return StoredCases(cases, {int(i): labels[slot] for slot, i in enumerate(ids) if i >= 0})
 

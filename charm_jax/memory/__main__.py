@@ -27,7 +27,7 @@ import pandas as pd
 from absl import flags
 
 from charm_jax.config import cli, validate
-from charm_jax.config.cli import say
+from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
 from charm_jax.inference import loaded
 from charm_jax.inference.classifier import Memory
@@ -38,11 +38,19 @@ from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs import banks
 from charm_jax.runs import data as run_data
 from charm_jax.runs import folder as runs
-from charm_jax.runs.arguments import SPLITS, define_checkpoint_flag, find_run, read_settings
+from charm_jax.runs.arguments import CHECKPOINT, SPLITS, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
 
 _READERS = 5  # images that `show` names
+_OPTIONS = CHECKPOINT | {
+    "memory": Option(TRAINED, "memory bank to begin with"),
+    "label": Option("", "name of the new memory bank"),
+    "patients": Option("", "patients to forget, separated by commas"),
+    "split": Option(
+        None, "split to read the bank with (val by default), or to refill it from (train)", SPLITS
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,7 @@ def main(argv: list[str]) -> int:
         InputError: no such run, command, case or memory, or bad data.
     """
     keys = ("data.", "runs_dir")
-    arguments = cli.parse(cli.Command(__doc__, _define_flags, keys, words=True), argv)
+    arguments = cli.parse(cli.Command(__doc__, _OPTIONS, keys, words=True), argv)
     values = arguments.flags
     if len(arguments.words) < 2:
         raise InputError(
@@ -222,22 +230,6 @@ def _kind(data: run_data.Data) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _define_flags(values: flags.FlagValues) -> None:
-    define_checkpoint_flag(values)
-    flags.DEFINE_string("memory", TRAINED, "memory bank to begin with", flag_values=values)
-    flags.DEFINE_string("label", "", "name of the new memory bank", flag_values=values)
-    flags.DEFINE_string(
-        "patients", "", "patients to forget, separated by commas", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "split",
-        None,
-        SPLITS,
-        "split to read the bank with (val by default), or to refill it from (train)",
-        flag_values=values,
-    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool
 
 from charm_jax.models.shapes import Labels, Logits, Scalar
 
@@ -79,18 +79,6 @@ LOSSES: dict[str, Loss] = {
     "asymmetric_reference": asymmetric_reference,
 }
 SUMMED = ("asymmetric",)  # those that add up a batch, where the others take its mean
-
-
-def select_loss(names: tuple[str, ...]) -> Callable[[Int32[Array, ""], Logits, Labels], Scalar]:
-    """Return a function of (index, logits, labels) that runs the index-th named loss.
-
-    The index may be traced: a step that takes it is compiled once for all the losses.
-
-    Raises:
-        KeyError: If a name is not in `LOSSES`.
-    """
-    branches = [LOSSES[name] for name in names]
-    return lambda index, logits, labels: jax.lax.switch(index, branches, logits, labels)
 
 
 def _split(logits: Logits, labels: Labels) -> tuple[Bool[Array, "batch findings"], Logits]:

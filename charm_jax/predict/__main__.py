@@ -18,22 +18,29 @@ from absl import flags
 from tqdm import tqdm
 
 from charm_jax.config import cli
-from charm_jax.config.cli import say
+from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
-from charm_jax.inference import fitted, loaded
-from charm_jax.inference.fitted import Calibrator
-from charm_jax.inference.loaded import LoadedModel
+from charm_jax.inference import loaded
 from charm_jax.inference.predictor import Predictor
 from charm_jax.inference.records import Record
 from charm_jax.predict import text
 from charm_jax.predict.overlays import Overlays
 from charm_jax.report.provenance import DISCLAIMER
-from charm_jax.runs.arguments import define_run_flags, find_run, read_settings
+from charm_jax.runs.arguments import CHECKPOINT, MEMORY, RUN, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError
 from data_pipelines.loading import given as given_images
 from data_pipelines.loading.given import GivenImages
 from data_pipelines.progress import progress
+
+_OPTIONS = {
+    **RUN,
+    **CHECKPOINT,
+    **MEMORY,
+    "out": Option("predictions", "folder of the pictures"),
+    "overlays": Option(True, "draw pictures"),
+    "json": Option(False, "JSON lines on a terminal, too"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -51,9 +58,9 @@ def main(argv: list[str]) -> int:
     model = dataclasses.replace(
         loaded.load_run(run, values.checkpoint, values.memory), settings=config
     )
-    calibrator = fitted.load_calibrator(model)
-    _announce(model, calibrator)
-    bad = _print_all(Predictor(model, calibrator), images, values)
+    predictor = Predictor(model)
+    _announce(predictor)
+    bad = _print_all(predictor, images, values)
     if bad:
         say(f"warning: {bad:,} of {len(images.paths):,} images could not be read.")
     return 1 if bad else 0
@@ -99,11 +106,12 @@ def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValu
     return bad
 
 
-def _announce(model: LoadedModel, calibrator: Calibrator) -> None:
+def _announce(predictor: Predictor) -> None:
+    model, uncalibrated = predictor.model, predictor.calibrator.uncalibrated()
     simulated = ", trained on SIMULATED images" if model.trained["simulated"] else ""
     say(f"Predicting with {model.description}{simulated}. {DISCLAIMER}")
-    if calibrator.uncalibrated():
-        say(f"Not calibrated, and never reported: {', '.join(calibrator.uncalibrated())}.")
+    if uncalibrated:
+        say(f"Not calibrated, and never reported: {', '.join(uncalibrated)}.")
 
 
 def _check_out(out: Path, given: list[str]) -> None:
@@ -123,16 +131,9 @@ def _check_out(out: Path, given: list[str]) -> None:
 def _parse(argv: list[str]) -> tuple[list[str], Path, Settings, flags.FlagValues]:
     """Return the files, the run, its settings and the flags."""
     keys = ("data.dir", "data.csv", "runs_dir")
-    arguments = cli.parse(cli.Command(__doc__, _define_flags, keys, words=True), argv)
+    arguments = cli.parse(cli.Command(__doc__, _OPTIONS, keys, words=True), argv)
     run = find_run(arguments)
     return arguments.words, run, read_settings(run, arguments), arguments.flags
-
-
-def _define_flags(values: flags.FlagValues) -> None:
-    define_run_flags(values)
-    flags.DEFINE_string("out", "predictions", "folder of the pictures", flag_values=values)
-    flags.DEFINE_bool("overlays", True, "draw pictures", flag_values=values)
-    flags.DEFINE_bool("json", False, "JSON lines on a terminal, too", flag_values=values)
 
 
 if __name__ == "__main__":

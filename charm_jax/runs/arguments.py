@@ -2,40 +2,19 @@
 
 from pathlib import Path
 
-from absl import flags
-
 from charm_jax.config import cli
-from charm_jax.config.cli import Arguments
+from charm_jax.config.cli import Arguments, Option
 from charm_jax.config.settings import Settings
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
 
 SPLITS = ("train", "val", "test", "test_published")
-
-
-def define_run_flags(values: flags.FlagValues, *, memory: bool = True) -> None:
-    """Define ``--run``, ``--checkpoint`` and, for commands that read a bank, ``--memory``."""
-    flags.DEFINE_string(
-        "run", "", "name or folder of a run, by default the newest", flag_values=values
-    )
-    define_checkpoint_flag(values)
-    if memory:
-        flags.DEFINE_string(
-            "memory",
-            TRAINED,
-            "memory bank: the trained one, or one that charm-jax memory made",
-            flag_values=values,
-        )
-
-
-def define_checkpoint_flag(values: flags.FlagValues) -> None:
-    """Define ``--checkpoint``."""
-    flags.DEFINE_string(
-        "checkpoint",
-        "best",
-        "checkpoint of the run: best, last or STAGE/STEP",
-        flag_values=values,
-    )
+# Options that several commands have.
+RUN = {"run": Option("", "name or folder of a run, by default the newest")}
+CHECKPOINT = {"checkpoint": Option("best", "checkpoint of the run: best, last or STAGE/STEP")}
+MEMORY = {
+    "memory": Option(TRAINED, "memory bank: the trained one, or one that charm-jax memory made")
+}
 
 
 def find_run(arguments: Arguments, name: str | None = None) -> Path:

@@ -1,7 +1,9 @@
 """Load the data of a run, split and check them."""
 
+import contextlib
 import dataclasses
 import logging
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.loading import loader, resident
 from data_pipelines.loading.resident import ResidentCases
+from data_pipelines.phantom.draw import holds_phantoms, write_phantoms
+from data_pipelines.prepared.dataset import is_prepared
 from data_pipelines.tables import quarantine, splits
 from data_pipelines.tables.case_table import CaseTable
 
@@ -77,6 +81,26 @@ def load_data(config: Settings) -> Data:
         settings=data,
         notes=(*(f"warning: {warning}" for warning in table.warnings), *note),
     )
+
+
+def load_or_draw(config: Settings, *, keep: bool = True) -> Data:
+    """Load data; draw a simulated set if the config asks for one and its folder is absent or empty.
+
+    Args:
+        keep: False draws in a temporary folder, whose images are gone afterwards.
+
+    Raises:
+        InputError: the first fault of the data, or a folder with other content.
+    """
+    data, folder = config.data, Path(config.data.dir)
+    if data.source != "phantom" or is_prepared(folder):
+        return load_data(config)
+    with contextlib.ExitStack() as stack:
+        if not keep and not holds_phantoms(folder, **data.options):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "phantom")
+        write_phantoms(folder, **data.options)
+        data = dataclasses.replace(data, dir=str(folder))
+        return load_data(dataclasses.replace(config, data=data))
 
 
 def _stage_images(config: Settings, table: CaseTable) -> tuple[dict[str, str], list[str]]:

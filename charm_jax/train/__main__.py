@@ -6,7 +6,7 @@ usage: charm-jax train [--config CONFIG] [options] [--config.KEY=VALUE ...]
     charm-jax train --config effv2s --dry_run   check everything, train nothing
 
 The same command continues a run that was cut off. exit codes: 0 done; 1 done, with some images
-refused; 2 bad input.
+refused; 2 bad input; 3 a loss that is not finite; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
 import contextlib
@@ -16,10 +16,9 @@ import os
 from typing import Any
 
 import jax
-from absl import flags
 
 from charm_jax.config import build, cli, validate
-from charm_jax.config.cli import say
+from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
 from charm_jax.runs import cases, folder
@@ -28,11 +27,26 @@ from charm_jax.train import setup
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
 from charm_jax.train.trainer import Beginning, Training, evaluation_command
-from charm_jax.weights import load
+from charm_jax.weights import imagenet, load
 from data_pipelines.atomic_files import whole_files
+from data_pipelines.errors import InputError
 from data_pipelines.tables import quarantine
 
 _SHOWN = 20  # refused images that a dry run lists
+_OPTIONS = {
+    "dry_run": Option(False, "check everything, print one JSON object, train nothing"),
+    "from": Option(
+        "",
+        "start a new run from weights, bank and momentum branch of a checkpoint: RUN, RUN:best, "
+        "RUN:last or RUN:STAGE/STEP",
+    ),
+    "process": Option(
+        "",
+        "number of this process and count of all that train together, i/n from 0; auto under "
+        "Slurm or Open MPI",
+    ),
+    "coordinator": Option("", "HOST:PORT of the first of several processes"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -41,9 +55,11 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: config, data or run are unusable.
     """
-    arguments = cli.parse(cli.Command(__doc__, _define_flags, config=True), argv)
+    arguments = cli.parse(cli.Command(__doc__, _OPTIONS, config=True), argv)
     values = arguments.flags
     settings = cli.load_settings(arguments, "demo" if values.config is None else values.config)
+    if values.config is None and settings.data.source == "phantom":
+        _check_demo_folder(arguments.overrides)
     processes.join(values.process, values.coordinator)
     validate.check(settings)
     if settings.deterministic:
@@ -59,7 +75,9 @@ def main(argv: list[str]) -> int:
         )
         return 0
     with run_log(" ".join(["Started: charm-jax train", *argv])) as begin_log:
-        experiment, description = processes.all_succeed(lambda: _prepare(settings))
+        experiment, description = processes.all_succeed(
+            lambda: _prepare(settings, dry_run=values.dry_run)
+        )
         data = experiment.data
         processes.check_alike(
             {
@@ -94,36 +112,23 @@ def main(argv: list[str]) -> int:
                 begin_log(directory)
                 _write_inputs(experiment, description, beginning)
 
-            # The last that could be refused lies behind.
+            # Everything that can refuse the command has been asked.
             processes.broadcast_from_first(write)
             code = training.run(beginning)
         return 1 if code == 0 and data.refused else code
 
 
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_bool(
-        "dry_run",
-        False,
-        "check everything, print one JSON object, train nothing",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "from",
-        "",
-        "start a new run from weights, bank and momentum branch of a checkpoint: RUN, RUN:best, "
-        "RUN:last or RUN:STAGE/STEP",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "process",
-        "",
-        "number of this process and count of all that train together, i/n from 0; auto under "
-        "Slurm or Open MPI",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "coordinator", "", "HOST:PORT of the first of several processes", flag_values=values
-    )
+def _check_demo_folder(overrides: dict[str, Any]) -> None:
+    """Refuse a folder for the demo's images: more likely ``--config`` was forgotten.
+
+    Raises:
+        InputError: ``--config.data.dir`` is given.
+    """
+    if "data.dir" in overrides:
+        raise InputError(
+            f"--config.data.dir={overrides['data.dir']} needs --config: give --config effv2s to "
+            "train on the data there, or --config demo to draw simulated images there."
+        )
 
 
 def _is_finished(settings: Settings) -> bool:
@@ -131,9 +136,9 @@ def _is_finished(settings: Settings) -> bool:
     return folder.is_finished(settings.directory, settings)
 
 
-def _prepare(settings: Settings) -> tuple[Experiment, dict[str, Any]]:
+def _prepare(settings: Settings, *, dry_run: bool) -> tuple[Experiment, dict[str, Any]]:
     """Load the data; return them and the content of ``split.json``."""
-    experiment = Experiment(settings, run_data.load_data(settings))
+    experiment = Experiment(settings, run_data.load_or_draw(settings, keep=not dry_run))
     run_data.check_batches(settings, experiment.data)
     parameters = build.parameter_count(experiment.model, settings)
     return experiment, run_data.describe_split(settings, experiment.data, parameters)
@@ -142,7 +147,9 @@ def _prepare(settings: Settings) -> tuple[Experiment, dict[str, Any]]:
 def _report_dry_run(experiment: Experiment, description: dict[str, Any]) -> int:
     """Check the weights, print the description and return the exit code."""
     keys = experiment.settings.model
-    if keys.init_from != "random":
+    if keys.init_from == "imagenet" and not (path := imagenet.path_of(keys.backbone)).exists():
+        say(f"Weights: training will download them to {path}.")
+    elif keys.init_from != "random":
         new = build.new_state(experiment.model, experiment.settings)
         _, file = load.initial_weights(new, keys.init_from, keys.backbone)
         say(load.describe(file))

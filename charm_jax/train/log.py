@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +107,7 @@ class RunLog:
         if step % self._every_steps == 0:
             rate = self._steps * plan.batch_size / (self._last_step - self._since)
             self._steps, self._since = 0, self._last_step
-            costs = {"images_per_second": rate, "memory_gib": _peak_memory() / 2**30}
+            costs = {"images_per_second": rate, "memory_gib": _peak_memory()}
             self._write("interval", plan, step, metrics | costs)
 
     def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
@@ -164,13 +163,17 @@ class RunLog:
                 self._events[plan.phase].add_scalar(f"{kind}/{name}", value, step)
 
 
-def _peak_memory() -> int:
-    """Return the most bytes used so far by the first device, or else by the process."""
+def _peak_memory() -> float | None:
+    """Return the peak memory of the first device, or else of the process, in GiB if known."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib if sys.platform == "darwin" else kib * 1024  # macOS counts bytes
+        return stats["peak_bytes_in_use"] / 2**30
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2 ** (30 if sys.platform == "darwin" else 20)  # macOS counts bytes, Linux KiB
 
 
 def _truncate(path: Path, position: tuple[str, int], phases: list[str]) -> None:

@@ -24,33 +24,41 @@ _LOG = logging.getLogger(__name__)
 _BLOCK = 2**20
 
 
-def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:
-    """Return the path of a backbone's ImageNet weights, downloaded on first use.
+def path_of(backbone: str, folder: Path | None = None) -> Path:
+    """Return the file that keeps a backbone's weights.
 
     Args:
-        backbone: a key of ``FILES``.
         folder: ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
-        server: address before the file's name.
 
     Raises:
-        InputError: there are no weights for that backbone, the folder cannot be written, the
-            download failed, or the file has another digest than its name says.
+        InputError: there are no weights for that backbone.
     """
     if backbone not in FILES:
         raise InputError(
             f"There are no ImageNet weights for {backbone}: use "
             f"--config.model.init_from=random, or one of {', '.join(FILES)}."
         )
-    name = FILES[backbone]
-    if folder is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        folder = cache / "charm_jax" / "weights"
-    path = folder / name
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return (folder or cache / "charm_jax" / "weights") / FILES[backbone]
+
+
+def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:
+    """Return the path of a backbone's ImageNet weights, downloaded on first use.
+
+    Args:
+        folder: see ``path_of``.
+        server: address before the file's name.
+
+    Raises:
+        InputError: there are no weights for that backbone, the folder cannot be written, the
+            download failed, or the file has another digest than its name says.
+    """
+    path, name = path_of(backbone, folder), FILES[backbone]
     try:
         if path.exists():
             _check(path, name, f"at {path}", "delete it to download it again")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             _LOG.info(f"downloading {server}/{name} to {path}")
             _fetch(f"{server}/{name}", path)
     except (OSError, http.client.HTTPException) as error:

@@ -71,7 +71,7 @@ def initial_weights(
         return state, None
     if init_from == "imagenet":
         if backbone in imagenet.FILES:  # refuse before downloading
-            files.import_torch("--config.model.init_from=imagenet")
+            files.import_torch("The file of ImageNet weights")
         path = imagenet.fetch(backbone)
     else:
         path = Path(init_from).expanduser()

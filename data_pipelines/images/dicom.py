@@ -100,10 +100,10 @@ def _starts_with_element(head: bytes) -> bool:
 def _pydicom(path: Path) -> ModuleType:
     try:
         import pydicom
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         raise InputError(
             f"The image {path} is a DICOM file, which needs more packages: {_INSTALL}."
-        ) from error
+        ) from None
     quiet_decoders()
     return pydicom
 

@@ -8,7 +8,6 @@ from typing import Any
 from data_pipelines import sources
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.command_line import CommandParser
-from data_pipelines.errors import InputError
 from data_pipelines.inspect.inspection import inspect
 from data_pipelines.inspect.text import summary_text
 from data_pipelines.prepared.dataset import is_prepared, read_identity
@@ -85,10 +84,6 @@ def _inspect(options: argparse.Namespace) -> int:
     defaults = _defaults(options.dir)
     source, size = options.source or defaults["source"], options.size or defaults["size"]
     out = options.out or Path("inspection", options.dir.resolve().name)
-    if source == "phantom" and not is_prepared(options.dir):  # its loader would draw it
-        raise InputError(
-            "--source phantom draws images: read a simulated folder with --source nih_chest_xray14."
-        )
     table = sources.load(source, options.dir, options.csv)
     table.store.check_size(size)
     for warning in table.warnings:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data_pipelines.command_line import CommandParser
-from data_pipelines.phantom.draw import contact_sheet, ensure_phantoms
+from data_pipelines.phantom.draw import contact_sheet, write_phantoms
 
 _SIZES = (
     ("train_images", 2400, "number of images of train_val"),
@@ -56,7 +56,7 @@ def _draw(options: argparse.Namespace) -> int:
         contact_sheet(options.contact_sheet)
     else:
         sizes = {name: getattr(options, name) for name, _, _ in _SIZES}
-        ensure_phantoms(options.out, **sizes)
+        write_phantoms(options.out, **sizes)
     return 0
 
 

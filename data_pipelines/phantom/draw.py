@@ -151,53 +151,26 @@ def _check_sizes(sets: dict[str, int]) -> None:
             )
 
 
-def write_phantoms(
-    directory: Path,
-    *,
-    train_images: int,
-    test_images: int,
-    image_size: int,
-    seed: int,
-    min_test_positives: int = 20,
-    min_train_positives: int = 24,
-) -> None:
-    """Write a simulated set in the layout of ChestX-ray14.
+def write_phantoms(directory: Path, **sizes: int) -> None:
+    """Write a simulated set in the layout of ChestX-ray14, unless the folder already holds it.
 
     Each patient is in one split, with 3.6 images on average. Labels follow the joint frequencies
-    of ChestX-ray14 except for the floors below. Image i depends only on the seed, its patient and
-    its follow-up number. The set appears whole or not at all: it is drawn in a hidden
+    of ChestX-ray14 except for the minimum of positives. Image i depends only on the seed, its
+    patient and its follow-up number. The set appears whole or not at all: it is drawn in a hidden
     sibling folder that is then renamed.
 
     Args:
         directory: folder to write, absent or empty.
-        train_images: exact number of images of train_val.
-        test_images: exact number of images of test.
-        image_size: height and width in pixels, 16 or more.
-        seed: not negative.
-        min_test_positives: minimum number of test images with each finding; see
-            ``sample_patients``.
-        min_train_positives: the same for train_val, so that rare findings can be learned.
+        **sizes: see ``holds_phantoms``.
 
     Raises:
-        InputError: the directory is not empty, a size is too small, or there are too few images for
-            the positives.
+        InputError: the folder has other content, a size is too small, or there are too few images
+            for the positives.
     """
-    sets = {
-        "version": GENERATOR_VERSION,
-        "train_images": train_images,
-        "test_images": test_images,
-        "image_size": image_size,
-        "seed": seed,
-        "min_test_positives": min_test_positives,
-        "min_train_positives": min_train_positives,
-    }
+    directory, sets = Path(directory), _sets(**sizes)
     _check_sizes(sets)
-    directory = Path(directory)
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise InputError(
-            f"{directory} holds something other than the requested simulated set: "
-            "delete or move it, or name another folder."
-        )
+    if holds_phantoms(directory, **sizes):
+        return
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{directory.name}-"
@@ -214,16 +187,30 @@ def write_phantoms(
             ) from error
 
 
-def _recorded(directory: Path) -> dict[str, int] | None:
-    """Read the record of a complete simulated set; None for anything else."""
-    try:
-        return json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def holds_phantoms(directory: Path, **sizes: int) -> bool:
+    """Whether a folder holds a simulated set, judged by its ``phantom.json``.
+
+    Args:
+        **sizes: ``train_images`` and ``test_images``, exact numbers; ``image_size`` in pixels, 16
+            or more; ``seed``, not negative; ``min_test_positives`` (20) and
+            ``min_train_positives`` (24), least numbers of images with each finding.
+
+    Raises:
+        InputError: the folder has other content.
+    """
+    if _recorded(directory) == _sets(**sizes):
+        return True
+    if directory.is_file():
+        raise InputError(f"{directory} is a file: name a folder for the simulated set.")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InputError(
+            f"{directory} holds other files than the requested simulated set: name a new or empty "
+            "folder, or the one that holds the set."
+        )
+    return False
 
 
-def ensure_phantoms(
-    directory: Path,
+def _sets(
     *,
     train_images: int,
     test_images: int,
@@ -231,13 +218,10 @@ def ensure_phantoms(
     seed: int,
     min_test_positives: int = 20,
     min_train_positives: int = 24,
-) -> None:
-    """Write a simulated set unless the directory already holds this one.
-
-    Arguments and errors are those of ``write_phantoms``. The ``phantom.json`` of a set records its
-    sizes, seed and generator version; its images are not checked again.
-    """
-    sizes = {
+) -> dict[str, int]:
+    """Return the content of ``phantom.json``."""
+    return {
+        "version": GENERATOR_VERSION,
         "train_images": train_images,
         "test_images": test_images,
         "image_size": image_size,
@@ -245,8 +229,14 @@ def ensure_phantoms(
         "min_test_positives": min_test_positives,
         "min_train_positives": min_train_positives,
     }
-    if _recorded(Path(directory)) != {"version": GENERATOR_VERSION, **sizes}:
-        write_phantoms(directory, **sizes)
+
+
+def _recorded(directory: Path) -> dict[str, int] | None:
+    """Read the record of a complete simulated set; None for anything else."""
+    try:
+        return json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def contact_sheet(path: Path, tile: int = 128) -> None:

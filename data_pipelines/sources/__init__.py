@@ -34,6 +34,11 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
             f"config.data.source is {source!r}, which is not a known source: "
             f"{did_you_mean(source, SOURCES)}"
         )
+    if Path(directory).is_file():
+        raise InputError(
+            f"The data folder {directory} is a file: name the folder that it is in, "
+            f"{Path(directory).parent}."
+        )
     if dataset.is_prepared(directory):
         if csv:
             raise InputError(

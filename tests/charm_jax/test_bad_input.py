@@ -1,14 +1,17 @@
 """Bad input gets one sentence and exit code 2."""
 
-import fcntl
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from running import SMALL, copy_data, read, train
 
+from charm_jax import __main__ as charm
 from charm_jax.eval import __main__ as eval_command
+from charm_jax.memory import __main__ as memory_command
 from charm_jax.train import __main__ as train_command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -31,8 +34,7 @@ def test_a_changed_config_is_refused_with_the_difference(finished, refused):
 def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused):
     copy_data(finished, tmp_path)
     (tmp_path / "runs/demo").mkdir(parents=True)
-    with (tmp_path / "runs/demo/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / "runs/demo/lock"):
         refused(train_command.main, SMALL, "Another process", "runs/demo", cwd=tmp_path)
 
 
@@ -59,6 +61,9 @@ def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused
         (["--config.data.source=nih"], ["config.data.source", "nih_chest_xray14"]),
         (["--config.data.source=csv"], ["config.data.source", "csv_folder"]),
         (["--config.stages.bce.batch_size=5000"], ["config.stages.bce.batch_size", "5000"]),
+        (["--config.model.init_from=none.safetensors"], ["There is no weight file none"]),
+        (["--config.model.init_from=imagenet"], ["no ImageNet weights for efficientnet_v2_nano"]),
+        (["--config.data.dir=data/phantom/test_list.txt", "--config=demo"], ["is a file", "name"]),
         (["--config.runs_dir=/sys/runs"], ["/sys/runs", "cannot be made", "runs_dir"]),
         (["--config.runs_dir=/proc/runs"], ["/proc/runs", "cannot be made"]),
         (["--config.runs_dir=data/phantom/phantom.json"], ["phantom.json", "cannot be made"]),
@@ -96,6 +101,55 @@ def test_bad_input_gets_one_sentence(finished, refused, arguments, words):
     arguments = [*SMALL, "--config.name=other", *arguments]
     refused(train_command.main, arguments, *words, cwd=finished[0])
     assert not (finished[0] / "runs/other").exists()
+
+
+NIH = ["Data_Entry_2017.csv", "images/00000001_000.png", ".hidden"]
+TRAIN = [
+    (["train", "--config.data.dir=nih"], ["--config.data.dir=nih needs --config"]),
+    (["train", "--config.data.dir=typo"], ["--config.data.dir=typo needs --config"]),
+    (["train", "--config=demo", "--config.data.dir=nih"], ["nih holds other files", "a new or"]),
+    (["train", "--config=demo", "--config.data.dir=nih/images"], ["images holds other files"]),
+    (["train", "--config=demo", "--config.data.dir=hidden"], ["hidden holds other files"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        *TRAIN,
+        *(([*arguments, "--dry_run"], words) for arguments, words in TRAIN),
+        (["phantom", "--out=nih"], ["nih holds other files"]),
+        (["phantom", "--out=nih/Data_Entry_2017.csv"], ["csv is a file: name a folder"]),
+        (["prepare", "phantom", "--source=nih", "--out=made"], ["csv has no column"]),
+        (["prepare", "phantom", "--source=typo", "--out=made"], ["typo does not exist"]),
+        (["inspect", "typo", "--source=phantom"], ["typo does not exist"]),
+    ],
+)
+def test_no_command_draws_images_where_others_may_lie(
+    tmp_path, monkeypatch, capsys, arguments, words
+):
+    files = [*(f"nih/{name}" for name in NIH), "hidden/.DS_Store"]
+    for name in files:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["charm-jax", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        charm.main()
+    assert leaving.value.code == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(files)
+
+
+@pytest.mark.parametrize("arguments", [["eval"], ["memory", "demo", "list"]])
+def test_only_training_draws_images(finished, refused, arguments):
+    main = {"eval": eval_command, "memory": memory_command}[arguments[0]].main
+    arguments = [*arguments[1:], "--config.data.dir=moved"]
+    words = ("no simulated images in moved", "charm-jax phantom --out moved --image_size 32")
+    refused(main, arguments, *words, cwd=finished[0])
+    assert not (finished[0] / "moved").exists()
 
 
 def test_missing_data_says_where_to_get_them_and_how_to_run_without(tmp_path, refused):

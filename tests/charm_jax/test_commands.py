@@ -196,14 +196,13 @@ def test_evaluation_of_a_named_checkpoint(finished, checkpoint):
 
 
 def test_dry_run_prints_one_json_object_and_leaves_nothing(finished, tmp_path):
-    copy_data(finished, tmp_path)
     result = train_here("--dry_run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     described = json.loads(result.stdout)
     assert described == read(finished[0] / "runs/demo/split.json")
     assert described["rule"] == "official"
     assert described["images_present"] == 730
-    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_bad_image_among_a_thousand_is_named_and_the_others_are_used(tmp_path):
@@ -246,7 +245,7 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
         "    return ConfigDict({'stages': {'bce': {'frozen_epochs': 2}}})\n"
     )
     overrides = [*given, "--config.stages.focal.loss=bce"]
-    command = cli.Command("", lambda values: None, config=True)
+    command = cli.Command("", {}, config=True)
     config = cli.load_settings(cli.parse(command, overrides), path)
     assert config.data.split == config.preset == "notebook"
     assert config.stages["focal"].epochs == 5

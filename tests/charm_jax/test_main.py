@@ -57,6 +57,27 @@ def test_commands_run_and_keep_their_exit_codes(monkeypatch, capsys, tmp_path):
     assert "usage: charm-jax phantom" in out
 
 
+def test_help_works_without_the_modules_of_unix(tmp_path):
+    code = (
+        "import contextlib, sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "from charm_jax import __main__ as charm\n"
+        "for command in charm._COMMANDS:\n"
+        "    sys.argv = ['charm-jax', command, '--help']\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        charm.main()\n"
+        "assert 'charm_jax.train.trainer' in sys.modules and 'fcntl' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for command in charm._COMMANDS:
+        assert f"usage: charm-jax {command}" in result.stdout
+
+
 def test_listing_the_commands_does_not_import_jax():
     code = (
         "import sys; sys.argv = ['charm-jax']; from charm_jax.__main__ import main; main()\n"

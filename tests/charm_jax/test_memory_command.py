@@ -283,5 +283,5 @@ def test_a_run_without_the_prevalence_of_each_finding_is_refused(folder, tmp_pat
     trained = read(path)
     trained.pop("prevalence")
     path.write_text(json.dumps(trained | ({} if shares is None else {"prevalence": shares})))
-    arguments = ["demo", *REFILL]
+    arguments = ["demo", "refill", "--label", "other", *REFILL[3:]]
     refused(memory.main, arguments, "split.json", "no prevalence", "again", cwd=tmp_path)

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 import charm_jax.convert
 import charm_jax.eval.__main__ as evaluate
@@ -14,7 +13,7 @@ import charm_jax.memory.__main__ as memory
 import charm_jax.predict.__main__ as predict
 import charm_jax.train.__main__ as train
 from charm_jax.config import cli, recipe, settings, validate
-from charm_jax.config.cli import Command, guarded, parse, say
+from charm_jax.config.cli import Command, Option, guarded, parse, say
 from data_pipelines.errors import InputError
 from data_pipelines.progress import progress
 
@@ -28,13 +27,9 @@ COMMANDS = {
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
-def define(values):
-    flags.DEFINE_string("run", "", "run", flag_values=values)
-    flags.DEFINE_bool("draw", True, "draw", flag_values=values)
-
-
-WORDS = Command("", define, ("data.", "runs_dir"), words=True)
-TRAIN = Command("", define, config=True)
+OPTIONS = {"run": Option("", "run"), "draw": Option(True, "draw")}
+WORDS = Command("", OPTIONS, ("data.", "runs_dir"), words=True)
+TRAIN = Command("", OPTIONS, config=True)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +127,7 @@ def test_the_examples_of_the_help_are_understood(name):
     module = COMMANDS[name]
     lines = [line for line in module.__doc__.splitlines() if line.startswith("    charm-jax")]
     assert lines
-    command = Command(module.__doc__, module._define_flags, ("data.",), config=True, words=True)
+    command = Command(module.__doc__, module._OPTIONS, ("data.",), config=True, words=True)
     for line in lines:
         words = shlex.split(line.strip().split("   ")[0])
         assert words[:2] == ["charm-jax", name]

@@ -33,7 +33,7 @@ def model(run=Path("run"), description=None, plain=False):
         case_ids=np.array([7, 2**30, -1], np.int32), patient_ids=np.array([3, -1, -1], np.int32)
     )
     state = Mock(spec=TrainState, memory=None if plain else memory)
-    bank = None if description is None else StoredBank("x", Path(), memory, description)
+    bank = None if description is None else StoredBank(Path(), memory, description)
     trained = None if run is None else TRAINED
     return LoadedModel(
         settings=SETTINGS,

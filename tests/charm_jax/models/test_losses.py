@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,15 +160,3 @@ def test_integer_and_float_labels_agree(name):
     logits, labels = drawn(3)
     loss = losses.LOSSES[name]
     assert float(loss(logits, labels)) == float(loss(logits, labels.astype(jnp.float32)))
-
-
-def test_selected_losses_share_one_trace():
-    chex.clear_trace_counter()
-    names = ("bce", "focal", "asymmetric")
-    chosen = jax.jit(chex.assert_max_traces(losses.select_loss(names), n=1))
-    logits, labels = drawn(4)
-    for index, name in enumerate(names):
-        expected = losses.LOSSES[name](logits, labels)
-        np.testing.assert_allclose(chosen(jnp.int32(index), logits, labels), expected, rtol=1e-6)
-    with pytest.raises(KeyError, match="dice"):
-        losses.select_loss(("bce", "dice"))

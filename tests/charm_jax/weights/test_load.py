@@ -485,7 +485,7 @@ def test_imagenet_is_fetched(monkeypatch, file, filled):
 def test_nothing_is_fetched_that_could_not_be_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(imagenet, "fetch", lambda _: pytest.fail("fetched"))
-    with pytest.raises(InputError, match=r"init_from=imagenet needs PyTorch: pip install"):
+    with pytest.raises(InputError, match="ImageNet weights needs PyTorch: pip install"):
         load.initial_weights(new_state(NANO), "imagenet", "resnet50")
 
 

@@ -17,7 +17,7 @@ def _inspect(films, out, *more):
         (["--sample", "-1"], "--sample is -1: give 0 or more"),
         (["--split", "patients"], "did you mean 'patient'"),
         (["--source", "nih"], "not a known source"),
-        (["--source", "phantom"], "--source nih_chest_xray14"),
+        (["--source", "phantom"], "holds no simulated images"),
         (["--csv", "gone.csv"], "gone.csv"),
     ],
 )

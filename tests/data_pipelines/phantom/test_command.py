@@ -22,4 +22,4 @@ def test_the_command_writes_a_set_and_says_what_is_wrong(tmp_path, capsys):
     assert main(command) == 0
     assert len(_rows(tmp_path / "set")) == 70
     assert main([*command, "--seed", "1"]) == 2
-    assert "delete or move it" in capsys.readouterr().err
+    assert "name a new or empty folder" in capsys.readouterr().err

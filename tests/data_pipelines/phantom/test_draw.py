@@ -157,23 +157,22 @@ def test_air_is_dark_and_the_apex_points_to_the_images_right():
 
 def test_a_second_call_does_nothing(directory):
     before = {file: file.stat().st_mtime_ns for file in directory.rglob("*")}
-    phantom.ensure_phantoms(directory, **SIZES)
+    phantom.write_phantoms(directory, **SIZES)
     assert {file: file.stat().st_mtime_ns for file in directory.rglob("*")} == before
 
 
 @pytest.mark.parametrize("other", [{"seed": 9}, {"image_size": 48}, {"min_train_positives": 0}])
 def test_another_set_is_not_overwritten(directory, other):
     before = _contents(directory)
-    with pytest.raises(InputError, match=r"set holds something other .* delete or move it"):
-        phantom.ensure_phantoms(directory, **SIZES | other)
+    with pytest.raises(InputError, match=r"set holds other files .* name a new or empty folder"):
+        phantom.write_phantoms(directory, **SIZES | other)
     assert _contents(directory) == before
 
 
 def test_foreign_content_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    for function in (phantom.write_phantoms, phantom.ensure_phantoms):
-        with pytest.raises(InputError, match="delete or move it"):
-            function(tmp_path, **SIZES)
+    with pytest.raises(InputError, match="name a new or empty folder"):
+        phantom.write_phantoms(tmp_path, **SIZES)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -189,7 +188,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(phantom, "draw_phantom", fail_at_the_fifth)
     with pytest.raises(error):
-        phantom.ensure_phantoms(tmp_path / "deep" / "set", **SIZES)
+        phantom.write_phantoms(tmp_path / "deep" / "set", **SIZES)
     assert not list((tmp_path / "deep").iterdir())
 
 
@@ -201,7 +200,7 @@ def test_the_same_set_written_meanwhile_by_another_run_is_kept(directory, tmp_pa
         shutil.copytree(directory, target)
 
     monkeypatch.setattr(phantom, "_write_set", another_run_is_first)
-    phantom.ensure_phantoms(target, **SIZES)
+    phantom.write_phantoms(target, **SIZES)
     assert _contents(target) == _contents(directory)
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 

@@ -1,6 +1,7 @@
 import pytest
 
 from data_pipelines.errors import InputError
+from data_pipelines.phantom.draw import write_phantoms
 from data_pipelines.sources import phantom
 
 SIZES = {
@@ -13,8 +14,9 @@ SIZES = {
 }
 
 
-def test_a_set_is_drawn_on_first_use_and_read_afterwards(tmp_path):
-    table = phantom.load(tmp_path / "set", **SIZES)
+def test_a_drawn_set_is_read_and_left_as_it_is(tmp_path):
+    write_phantoms(tmp_path / "set", **SIZES)
+    table = phantom.load(tmp_path / "set")
     assert (table.source, table.simulated, len(table.images)) == ("phantom", True, 10)
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
     for again in (phantom.load(tmp_path / "set", **SIZES), phantom.load(tmp_path / "set")):
@@ -22,7 +24,9 @@ def test_a_set_is_drawn_on_first_use_and_read_afterwards(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
 
 
-def test_without_sizes_nothing_is_drawn(tmp_path):
+def test_reading_draws_nothing(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         phantom.load(tmp_path / "set")
+    with pytest.raises(InputError, match=r"phantom --out .*set --train_images 6 --test_images 4"):
+        phantom.load(tmp_path / "set", **SIZES)
     assert not list(tmp_path.iterdir())
