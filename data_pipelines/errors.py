@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
-_MOST_LISTED = 20
+_MOST_CHOICES = 20
+_MOST_LISTED = 5
 _NEAR = 0.6  # least similarity of a suggestion
 
 
@@ -18,11 +19,19 @@ class InputError(Exception):
 def did_you_mean(value: str, known: Iterable[str]) -> str:
     """Return the end of a sentence about an unknown name.
 
-    It suggests the nearest known name, if one is near or begins like it, and lists at most 20.
+    It suggests the nearest known name, if one is near or begins like it. All names of a choice of
+    up to 20 are listed, and five of a longer one.
     """
     known = list(known)
-    more = f", ... ({len(known)} in all)" if len(known) > _MOST_LISTED else ""
-    listed = ", ".join(known[:_MOST_LISTED]) + more
+    shown = listed(known) if len(known) > _MOST_CHOICES else ", ".join(known)
     near = difflib.get_close_matches(value, known, n=1, cutoff=_NEAR)
     near = near or [name for name in known if len(value) > 1 and name.startswith(value)]
-    return f"did you mean {near[0]!r}? (known: {listed})" if near else f"choose one of {listed}."
+    return f"did you mean {near[0]!r}? (known: {shown})" if near else f"choose one of {shown}."
+
+
+def listed(names: Iterable[object], separator: str = ", ") -> str:
+    """Return at most five names, and the number of the others, as part of a sentence."""
+    names = list(map(str, names))
+    shown = separator.join(names[:_MOST_LISTED])
+    left = len(names) - _MOST_LISTED
+    return f"{shown} and {left:,} more" if left > 0 else shown

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.losses import LOSSES
 from charm_jax.models.selection import SELECTION_RULES
+from data_pipelines.loading import augment
 from data_pipelines.sources import SOURCES
 from data_pipelines.tables.splits import IMAGES, RULES
 
@@ -74,6 +75,14 @@ _SEED = f"a number from 0 to {2**31 - 1}", lambda value: 0 <= value < 2**31
 
 def _or_zero(meaning: str) -> tuple[str, Callable[[float], bool]]:
     return f"a number above 0, or 0 for {meaning}", lambda value: 0 <= value < math.inf
+
+
+def _is_range(value: str) -> bool:
+    try:
+        augment.bounds("unit" if value == "auto" else value)
+    except ValueError:
+        return False
+    return True
 
 
 # Values of the stages "bce" and "focal", then the explanation.
@@ -162,6 +171,15 @@ KEYS: dict[str, Key] = {
         "random",
         "initial weights",
         valid=("random, imagenet or the path of a weight file", str.strip),
+    ),
+    "model.init_key": Key(
+        "", "part of the path to the initial weights in a file of several, such as state_dict_ema"
+    ),
+    "model.input_range": Key(
+        "auto",
+        "grey levels as the network reads them: imagenet, unit (0 to 1), xrv (-1024 to 1024), or "
+        "the numbers of black and white; auto for those of the initial weights",
+        valid=("auto, imagenet, unit, xrv or two numbers such as -1,1", _is_range),
     ),
     "model.charm": Key(True, "False trains the backbone with a linear classifier as a baseline"),
     "model.channels": Key(

@@ -32,6 +32,8 @@ class ModelSettings:
 
     backbone: str
     init_from: str
+    init_key: str
+    input_range: str
     charm: bool
     channels: int
     stochastic_depth: float
@@ -119,6 +121,23 @@ class Settings:
         """Phases with at least one epoch: name -> (stage, whether its trunk is frozen)."""
         split = {name: (name.removesuffix("_frozen"), name.endswith("_frozen")) for name in PHASES}
         return {phase: split[phase] for phase in PHASES if self.epochs(*split[phase])}
+
+    @property
+    def told_by_weights(self) -> dict[str, Any]:
+        """Values that no shape proves and a weight file may tell, by the names of its card."""
+        return {
+            "image_size": self.data.image_size,
+            "input_range": self.model.input_range,
+            "retrieval_k": self.model.retrieval_k,
+        }
+
+    def replace(self, **values: Any) -> "Settings":
+        """Return settings with other values of keys, ``model_channels`` for ``model.channels``."""
+        raw = {name: dict(v) if isinstance(v, Mapping) else v for name, v in self.raw.items()}
+        for key, value in values.items():
+            group, name = key.split("_", 1)
+            raw[group][name] = value
+        return from_dict(raw)
 
     def epochs(self, stage: str, frozen: bool) -> int:
         """Epochs of a stage, in its frozen phase or after it."""

@@ -81,8 +81,10 @@ class LoadedModel:
             shared: whether all devices share each batch.
         """
         if (step, shared) not in self.steps:
-            channels = self.settings.model.channels
-            prepare = functools.partial(augment.evaluation_images, channels=channels)
+            keys = self.settings.model
+            prepare = functools.partial(
+                augment.evaluation_images, channels=keys.channels, input_range=keys.input_range
+            )
             bound = functools.partial(step, model=self.network, prepare=prepare)
             self.steps[step, shared] = CompiledStep(bound, None, mesh.mesh() if shared else None)
         return self.steps[step, shared]

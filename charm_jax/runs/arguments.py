@@ -7,6 +7,8 @@ from charm_jax.config.cli import Arguments, Option
 from charm_jax.config.settings import Settings
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
+from charm_jax.weights.load import AUTO
+from data_pipelines.loading.augment import IMAGENET
 
 SPLITS = ("train", "val", "test", "test_published")
 # Options that several commands have.
@@ -35,4 +37,7 @@ def read_settings(run: Path, arguments: Arguments | None = None) -> Settings:
     """
     path = run / "config.json"
     overrides = arguments.overrides if arguments else None
-    return cli.settings_from(folder.read_json(path), str(path), overrides)
+    settings = cli.settings_from(folder.read_json(path), str(path), overrides)
+    # A run keeps the range that it found; one of before there were others has ImageNet's.
+    unknown = settings.model.input_range == AUTO
+    return settings.replace(model_input_range=IMAGENET) if unknown else settings

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import numpy as np
 from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh, processes
 from data_pipelines import sources
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 from data_pipelines.loading import loader, resident
 from data_pipelines.loading.resident import ResidentCases
 from data_pipelines.phantom.draw import holds_phantoms, write_phantoms
 from data_pipelines.prepared.dataset import is_prepared
 from data_pipelines.tables import quarantine, splits
 from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.findings import columns_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -125,6 +127,31 @@ def _prevalence(
     rows = rows[~np.isin(table.images[rows], [name for name, _ in quarantined])]
     positive, known = (table.labels[rows] == 1).sum(axis=0), (table.labels[rows] >= 0).sum(axis=0)
     return tuple(float(share) for share in positive / np.maximum(known, 1))
+
+
+def for_findings(data: Data, findings: Sequence[str], knower: object) -> Data:
+    """Return data with the label columns of some findings, by name; unknown where they have none.
+
+    Args:
+        data: with any findings.
+        findings: names of a network's outputs.
+        knower: what knows them, for the error.
+
+    Raises:
+        InputError: the data have none of them.
+    """
+    table, columns = data.table, columns_of(findings, data.table.findings)
+    if (columns < 0).all():
+        raise InputError(
+            f"{knower} knows the findings {listed(findings)} but {table.source} has only "
+            f"{listed(table.findings)}: give data with at least one finding in common."
+        )
+    labels = np.where(columns >= 0, table.labels[:, columns], -1).astype(np.int8)
+    return dataclasses.replace(
+        data,
+        table=dataclasses.replace(table, findings=tuple(findings), labels=labels),
+        prevalence=tuple(data.prevalence[column] if column >= 0 else 0.0 for column in columns),
+    )
 
 
 def check_batches(config: Settings, data: Data) -> None:

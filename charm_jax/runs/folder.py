@@ -20,7 +20,7 @@ from charm_jax.config.settings import PHASES, Settings
 from charm_jax.models.state import TrainState
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
 from data_pipelines.atomic_files import whole_file
-from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.errors import InputError, did_you_mean, listed
 from data_pipelines.tables.case_table import CaseTable
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -64,8 +64,9 @@ def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) ->
     """
     if list(learned) != list(table.findings):
         raise InputError(
-            f"The run {directory} has the findings {', '.join(learned)} but {table.source} has "
-            f"{', '.join(table.findings)}: give data with the same findings in the same order."
+            f"The run {directory} has the findings {listed(learned)} but {table.source} has "
+            f"{listed(table.findings)}: continue it with the same in the same order, or start "
+            "another run from its weights with --config.model.init_from."
         )
 
 
@@ -164,8 +165,8 @@ def check_config(directory: Path, config: Settings, *, force: bool) -> None:
     ]
     if changed:
         raise InputError(
-            f"The run {directory} began with another config ({'; '.join(changed)}): choose another "
-            "--config.name, or continue it nevertheless with --config.resume=force."
+            f"The run {directory} began with another config ({listed(changed, '; ')}): choose "
+            "another --config.name, or continue it nevertheless with --config.resume=force."
         )
 
 
@@ -189,8 +190,8 @@ def is_finished(directory: Path, config: Settings) -> bool:
     if longer in ([], [config.stage_names[-1]]):
         return not longer
     raise InputError(
-        f"config.stages.{longer[0]} has more epochs than in the finished run {directory}, of which "
-        "only the last stage can be extended: start a new run with --from and --config.name."
+        f"config.stages.{longer[0]} has more epochs than in the finished run {directory}, and only "
+        "its last stage can be extended: start a new run with --from and --config.name."
     )
 
 
@@ -271,7 +272,7 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
             f"There is no complete checkpoint in {checkpoints.directory}: train the run with "
             "charm-jax train."
         )
-    known = ", ".join(f"{stage}/{step}" for stage, step in every)
+    known = listed(f"{stage}/{step}" for stage, step in every)
     raise InputError(
         f"There is no checkpoint {name!r} in {checkpoints.directory}: choose best, last or one "
         f"of {known}."

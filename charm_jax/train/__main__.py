@@ -23,6 +23,7 @@ from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
+from charm_jax.runs.arguments import read_settings
 from charm_jax.train import setup
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
@@ -62,6 +63,9 @@ def main(argv: list[str]) -> int:
         _check_demo_folder(arguments.overrides)
     processes.join(values.process, values.coordinator)
     validate.check(settings)
+    settings = settings.replace(
+        model_input_range=processes.broadcast_from_first(lambda: _input_range(settings))
+    )
     if settings.deterministic:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
@@ -131,6 +135,18 @@ def _check_demo_folder(overrides: dict[str, Any]) -> None:
         )
 
 
+def _input_range(settings: Settings) -> str:
+    """Return the input range of a run: by default that of the weights that it began with."""
+    keys, path = settings.model, settings.directory / "config.json"
+    if keys.input_range != load.AUTO:
+        return keys.input_range
+    if path.exists():
+        began = read_settings(settings.directory).model
+        if (began.init_from, began.init_key) == (keys.init_from, keys.init_key):
+            return began.input_range
+    return load.input_range(keys.init_from, keys.backbone)
+
+
 def _is_finished(settings: Settings) -> bool:
     folder.check_config(settings.directory, settings, force=settings.resume == "force")
     return folder.is_finished(settings.directory, settings)
@@ -150,9 +166,7 @@ def _report_dry_run(experiment: Experiment, description: dict[str, Any]) -> int:
     if keys.init_from == "imagenet" and not (path := imagenet.path_of(keys.backbone)).exists():
         say(f"Weights: training will download them to {path}.")
     elif keys.init_from != "random":
-        new = build.new_state(experiment.model, experiment.settings)
-        _, file = load.initial_weights(new, keys.init_from, keys.backbone)
-        say(load.describe(file))
+        setup.first_weights(experiment, build.new_state(experiment.model, experiment.settings))
     if processes.is_first():
         print(json.dumps(description, indent=2))
     for name, reason in experiment.data.refusals[:_SHOWN]:

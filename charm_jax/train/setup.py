@@ -1,6 +1,7 @@
 """Set up the phases of a run: plan, optimizer, compiled step, batches and validation."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from charm_jax.config import build
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
+from charm_jax.inference.input_check import check_inputs
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import jit_eval_step
 from charm_jax.metrics.classification import auroc_and_ap, mean
@@ -26,8 +28,12 @@ from charm_jax.runs.data import Data, resident_cases
 from charm_jax.train import optim
 from charm_jax.train.plan import Plan
 from charm_jax.train.step import jit_train_step
+from charm_jax.weights import load
+from charm_jax.weights.load import WeightFile
 from data_pipelines.loading import augment, loader
 from data_pipelines.loading.resident import ResidentCases
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,31 @@ class Experiment:
     def cases(self) -> ResidentCases | None:
         """All images on the devices, loaded at first use; None unless they are resident."""
         return resident_cases(self.settings, self.data)
+
+
+def first_weights(experiment: Experiment, new: TrainState) -> tuple[TrainState, WeightFile | None]:
+    """Fill a new state with the weights that a run begins with, and log what they are.
+
+    Raises:
+        InputError: the weight file is missing, unreadable or does not fit.
+    """
+    settings, data = experiment.settings, experiment.data
+    keys = settings.model
+    state, file = load.initial_weights(
+        new,
+        keys.init_from,
+        keys.backbone,
+        findings=data.table.findings,
+        values=settings.told_by_weights,
+        key=keys.init_key,
+    )
+    notes = [load.describe(file)]
+    if file is not None:
+        rows = data.split.rows(settings.stage_names[0], "train")
+        notes += check_inputs(experiment.model, state, data, rows, keys)
+    for note in notes:
+        _LOG.info(note)
+    return state, file
 
 
 def plan(experiment: Experiment, phase: str) -> Plan:
@@ -119,7 +150,11 @@ def train_step(
         model=experiment.model.clone(freeze_trunk=plan.freeze_trunk),
         optimizer=optimizer,
         loss=LOSSES[settings.stages[plan.stage].loss],
-        augment=partial(augment.training_images, channels=settings.model.channels),
+        augment=partial(
+            augment.training_images,
+            channels=settings.model.channels,
+            input_range=settings.model.input_range,
+        ),
         momentum_decay=settings.model.momentum,
         average_decay=settings.model.average,
         averaged_steps=plan.steps_before,
@@ -128,8 +163,10 @@ def train_step(
 
 def eval_step(experiment: Experiment) -> CompiledStep:
     """Compile the evaluation step that validation runs."""
-    channels = experiment.settings.model.channels
-    prepare = partial(augment.evaluation_images, channels=channels)
+    keys = experiment.settings.model
+    prepare = partial(
+        augment.evaluation_images, channels=keys.channels, input_range=keys.input_range
+    )
     return jit_eval_step(experiment.cases, mesh.mesh(), model=experiment.model, prepare=prepare)
 
 

@@ -26,6 +26,7 @@ from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, r
 from charm_jax.train.plan import VALIDATION_SCORES, Progress
 from charm_jax.train.setup import Experiment
 from charm_jax.weights import load
+from charm_jax.weights.load import WeightFile
 from data_pipelines.errors import InputError
 
 _AGREE_EVERY = 10  # steps between which several processes tell each other what they want
@@ -44,7 +45,7 @@ class Beginning(NamedTuple):
     state: TrainState
     progress: Progress
     is_new: bool = False
-    weights: load.WeightFile | None = None
+    weights: WeightFile | None = None
 
 
 class Training:
@@ -95,15 +96,14 @@ class Training:
         if state is not None:
             self.finished = found["finished"]
             return Beginning(state, Progress(**found["progress"]))
-        keys = self.settings.model
         if source:
             new, found = processes.broadcast_arrays_from_first(
                 lambda: self._from_run(source, new), lambda _: new
             )
-            file = load.WeightFile(**found)
+            file = WeightFile(**found)
+            say(load.describe(file))
         else:
-            new, file = load.initial_weights(new, keys.init_from, keys.backbone)
-        say(load.describe(file))
+            new, file = setup.first_weights(self.experiment, new)
         first = self.phases[0]
         return Beginning(self._begin_phase(first, new), Progress(first), is_new=True, weights=file)
 
@@ -251,7 +251,7 @@ class Training:
             state = state.replace(memory=new.memory)
         where = str(run / "checkpoints" / checkpoint)
         tensors = len(jax.tree.leaves(state.params))
-        file = load.WeightFile(source, where, network_sha256(state), tensors, [])
+        file = WeightFile(source, where, network_sha256(state), tensors, left_out=[], notes=[])
         return state, dataclasses.asdict(file)
 
     def _check_split(self, saved: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import io
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,23 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from charm_jax.weights import card
+from charm_jax.weights.card import Card
 from data_pipelines.atomic_files import whole_path
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 
-SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt"), "safetensors": (".safetensors",)}
-_NESTS = ("model", "state_dict")  # where fastai and Lightning nest the state dict
-_WRAPPERS = ("module.", "model.")  # prefixes that wrappers give to every name
-_SHOWN = 6  # keys that a refusal lists
+# A suffix ".tar" is that of ".pth.tar".
+SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt", ".tar"), "safetensors": (".safetensors",)}
 _MAGIC = (b"PK\x03\x04", b"\x80")  # first bytes of torch's zip archives and, up to 1.5, pickles
-# Classes that fastai stores of its optimizer beside the weights.
+# Classes that fastai, Lightning and training scripts store beside the weights.
 _IGNORED = (
+    "argparse.Namespace",
     "fastcore.foundation.L",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
@@ -38,13 +44,16 @@ class _Ignored:
     def __setstate__(self, _state: Any) -> None:
         pass
 
+    def __setitem__(self, _key: Any, _value: Any) -> None:
+        pass
+
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a .safetensors, .pth, .pt, .bin or .ckpt file by name.
 
-    A state dict nested under ``model`` or ``state_dict`` is unpacked, and a prefix ``module.`` or
-    ``model.`` of all names is removed. Floating-point tensors become float32. Torch files are read
-    with ``weights_only``: no code in them is run.
+    Tensors in nested dicts are named by the path to them, ``state_dict.conv1.weight``.
+    Floating-point tensors become float32. Torch files are read with ``weights_only``: no code in
+    them is run.
 
     Raises:
         InputError: the file is missing, truncated, no weight file, or holds more than weights; or
@@ -57,13 +66,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
     tensors = _read_torch(path) if kind_of(path) == "torch" else _read_safetensors(path)
     if not tensors:
         raise InputError(f"{path} holds no tensors: give a file with a state dict.")
-    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write(path: Path, tensors: Mapping[str, np.ndarray], told: Card | None = None) -> None:
     """Write tensors atomically, as .safetensors or as a torch state dict.
+
+    Args:
+        path: of the file.
+        tensors: arrays by name.
+        told: what the numbers mean: metadata of a .safetensors file, a JSON beside a torch file.
 
     Raises:
         InputError: the suffix belongs to neither kind, or PyTorch is needed and not installed.
@@ -73,7 +85,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     own = {name: np.array(value, order="C") for name, value in tensors.items()}
     # Serialised in memory, since the errors of the libraries' own writers hide a full disk.
     if kind == "safetensors":
-        content = safetensors.numpy.save(own)
+        content = safetensors.numpy.save(own, None if told is None else card.metadata(told))
     else:
         torch = import_torch(path)
         buffer = io.BytesIO()
@@ -81,6 +93,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         content = buffer.getvalue()
     with whole_path(path) as draft:
         draft.write_bytes(content)
+    if told is not None and kind == "torch":
+        card.write_beside(path, told)
 
 
 def kind_of(path: Path) -> str:
@@ -122,22 +136,27 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # torch raises many kinds for a file that is not its own
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise InputError(
-                f"{path} holds more than weights, and code in such a file could do anything: ask "
-                "its author for the state dict alone, best as .safetensors."
+                f"{path} holds more than weights, and code in such a file could do anything, so "
+                "that no pickled network is loaded: ask its author for the state dict alone, "
+                "torch.save(model.state_dict(), FILE), best as .safetensors."
             ) from error
         # The text before it advises to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         raise _unreadable(path, reason or type(error).__name__) from error
-    entries = _state_dict(path, loaded)
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
+            "name."
+        )
     tensors = {
-        str(name): _as_numpy(torch, path, name, value)
-        for name, value in entries.items()
+        name: _as_numpy(torch, path, name, value)
+        for name, value in _flat(loaded)
         if isinstance(value, torch.Tensor)
     }
-    if entries and not tensors:
-        found = ", ".join(sorted(map(str, entries))[:_SHOWN])
+    if loaded and not tensors:
         raise InputError(
-            f"{path} holds no tensors by name but {found}: save the state dict in it alone."
+            f"{path} holds no tensors by name but {listed(sorted(map(str, loaded)))}: save the "
+            "state dict in it alone."
         )
     return tensors
 
@@ -150,16 +169,12 @@ def _as_numpy(torch: Any, path: Path, name: Any, value: Any) -> np.ndarray:
         raise _unreadable(path, f"{name}: {error}") from error
 
 
-def _state_dict(path: Path, loaded: Any) -> Mapping[Any, Any]:
-    for nest in _NESTS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
-            loaded = loaded[nest]
-    if not isinstance(loaded, Mapping):
-        raise InputError(
-            f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
-            "name."
-        )
-    return loaded
+def _flat(nest: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nest.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _unreadable(path: Path, reason: str) -> InputError:

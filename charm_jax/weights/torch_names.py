@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from charm_jax.models.backbones.backbone import Backbone
+from data_pipelines.errors import listed
 
 _LEAVES = {
     "kernel": "weight",
@@ -79,7 +80,7 @@ def from_torch(
         Variables shaped like ``like``, float32.
 
     Raises:
-        ValueError: with every missing, unexpected, misshapen or not finite name.
+        ValueError: with missing, unexpected, misshapen or not finite names, five at most.
     """
     names, shapes = leaf_names(like, backbone), flatten_dict(dict(like))
     paths = {name: path for path, name in names.items()}
@@ -96,7 +97,7 @@ def from_torch(
         elif name.removesuffix("num_batches_tracked") + "running_var" not in paths:
             faults.append(f"unexpected {shown}")
     if faults:
-        raise ValueError("; ".join(faults))
+        raise ValueError(listed(faults, "; "))
     arrays = {path: np.asarray(tensors[name]) for path, name in names.items()}
     return unflatten_dict(
         {

@@ -1,5 +1,7 @@
 """Augment and normalise images on the device, in float32."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
@@ -8,33 +10,66 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 # For red, green and blue at 0..1; the pretrained backbones expect them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = "imagenet"
+# Values of black and white; "xrv" is TorchXRayVision's.
+RANGES = {"unit": (0.0, 1.0), "xrv": (-1024.0, 1024.0)}
 
 Grey = Float[Array, "batch height width 1"]
 
 
 def training_images(
-    key: PRNGKeyArray, images: UInt8[Array, "batch height width 1"], channels: int = 3
+    key: PRNGKeyArray,
+    images: UInt8[Array, "batch height width 1"],
+    channels: int = 3,
+    input_range: str = IMAGENET,
 ) -> Float[Array, "batch height width channels"]:
     """Flip, rotate and normalise a training batch, in 3 channels or 1."""
     flip_key, rotate_key = jax.random.split(key)
     grey = images.astype(jnp.float32)
-    return normalise(rotate(rotate_key, flip(flip_key, grey)), channels)
+    return normalise(rotate(rotate_key, flip(flip_key, grey)), channels, input_range)
 
 
 def evaluation_images(
-    images: UInt8[Array, "batch height width 1"], channels: int = 3
+    images: UInt8[Array, "batch height width 1"], channels: int = 3, input_range: str = IMAGENET
 ) -> Float[Array, "batch height width channels"]:
     """Normalise a batch without augmentation, in 3 equal channels or 1."""
-    return normalise(images.astype(jnp.float32), channels)
+    return normalise(images.astype(jnp.float32), channels, input_range)
 
 
-def normalise(images: Grey, channels: int = 3) -> Float[Array, "batch height width channels"]:
-    """Normalise by ImageNet's mean and standard deviation.
+def bounds(input_range: str) -> tuple[float, float] | None:
+    """Return the values of black and white in a range; None for ImageNet's, which has three.
+
+    Args:
+        input_range: ``imagenet``, a key of ``RANGES`` or two finite numbers, ``-1,1``.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if input_range == IMAGENET:
+        return None
+    if input_range in RANGES:
+        return RANGES[input_range]
+    black, white = map(float, input_range.split(","))
+    if not (math.isfinite(black) and math.isfinite(white) and black != white):
+        raise ValueError(f"{input_range} is no range")
+    return black, white
+
+
+def normalise(
+    images: Grey, channels: int = 3, input_range: str = IMAGENET
+) -> Float[Array, "batch height width channels"]:
+    """Scale grey levels to the range that a network expects.
 
     Args:
         images: grey levels 0..255.
-        channels: 3 for equal channels with ImageNet's three numbers, 1 for one with their means.
+        channels: 3 for equal channels, 1 for one.
+        input_range: as ``bounds`` takes it; ``imagenet`` subtracts ImageNet's mean and divides by
+            its standard deviation, by channel, or their means over the channels for one.
     """
+    if limits := bounds(input_range):
+        black, white = limits
+        scaled = images / 255.0 * (white - black) + black
+        return jnp.broadcast_to(scaled, (*images.shape[:-1], channels))
     mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
     if channels == 1:
         mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)

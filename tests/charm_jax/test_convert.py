@@ -46,8 +46,9 @@ def test_a_run_becomes_a_file_that_loads_again(tmp_path, state, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"checkpoint bce/0 of {run} to {target}." in shown.err
-    loaded, left_out = load.load(new_state(NANO), files.read(target), BACKBONES[NANO])
-    assert left_out == []
+    made = load.load(new_state(NANO), files.read(target), BACKBONES[NANO])
+    loaded = made.state
+    assert made.left_out == []
     chex.assert_trees_all_equal(loaded.params, state.params)
     chex.assert_trees_all_equal(loaded.momentum, jax.tree.map(np.asarray, state.momentum))
     chex.assert_trees_all_equal(loaded.memory.features, state.memory.features)

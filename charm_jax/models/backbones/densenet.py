@@ -110,9 +110,13 @@ _CHILDREN = (
 _DUPLICATES = (
     *((f"backbone.{i}.", f"features.{child}.") for i, child in enumerate(_CHILDREN)),
     ("final_block.0.", "features.norm5."),
+    ("backbone.11.", "features.norm5."),
 )
-# Torchvision's ImageNet file keeps the names of its first version.
-_FILE_NAMES = ((r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
+# MONAI puts a layer's modules in a row; torchvision's ImageNet file keeps its first names.
+_FILE_NAMES = (
+    (r"^(features\.denseblock\d+\.denselayer\d+)\.layers\.", r"\1."),
+    (r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
+)
 
 MEMBERS = {
     "densenet121": Backbone(

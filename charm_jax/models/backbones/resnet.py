@@ -104,6 +104,7 @@ _DUPLICATES = (
     ("backbone.5.", "layer2."),
     ("backbone.6.", "layer3."),
     ("final_block.", "layer4."),
+    ("backbone.7.", "layer4."),  # fastai does not cut before it
 )
 
 MEMBERS = {

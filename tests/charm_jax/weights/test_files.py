@@ -46,20 +46,6 @@ def test_other_precisions_become_float32(tmp_path, kind):
     np.testing.assert_array_equal(value, np.array([0.5, -2.0], np.float32))
 
 
-@pytest.mark.parametrize("wrappers", ["model.", "module.", "module.model.", "model.model."])
-def test_wrappers_before_every_name_are_taken_off(tmp_path, wrappers):
-    path = tmp_path / "weights.safetensors"
-    files.write(path, {wrappers + name: value for name, value in TENSORS.items()})
-    assert files.read(path).keys() == TENSORS.keys()
-
-
-def test_a_prefix_of_some_names_stays(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    mixed = {"model.a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)}
-    files.write(path, mixed)
-    assert files.read(path).keys() == mixed.keys()
-
-
 @pytest.mark.parametrize("content", [b"", b"hello, I am no weight file", b"PK\x03\x04" + bytes(60)])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     path = tmp_path / "weights.safetensors"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from data_pipelines.loading.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    bounds,
     evaluation_images,
     flip,
     normalise,
@@ -43,6 +44,25 @@ def test_normalise_is_imagenet_s_on_three_equal_channels():
     assert (out.shape, out.dtype) == ((4, 12, 16, 3), jnp.float32)
     expected = (np.asarray(grey) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("input_range", "black", "white"),
+    [("unit", 0, 1), ("xrv", -1024, 1024), ("-1,1", -1, 1), ("255,0", 255, 0)],
+)
+def test_black_and_white_become_the_ends_of_the_range(channels, input_range, black, white):
+    grey = jnp.asarray([0.0, 255.0, 127.5]).reshape(1, 1, 3, 1)
+    out = normalise(grey, channels, input_range)
+    assert out.shape == (1, 1, 3, channels)
+    expected = np.array([black, white, (black + white) / 2])
+    np.testing.assert_allclose(out[0, 0, :, -1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["", "imagnet", "1", "1,1", "0,inf", "1,2,3", "nan,1"])
+def test_what_is_no_range_is_refused(text):
+    with pytest.raises(ValueError, match=r".+"):
+        bounds(text)
 
 
 def test_evaluation_images_are_normalised_only():

@@ -1,0 +1,181 @@
+"""Find a network among the tensors of a file, whatever wraps it."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+
+from charm_jax.models.backbones.backbone import Backbone
+from charm_jax.weights.card import Card
+from data_pipelines.errors import listed
+from data_pipelines.loading.augment import IMAGENET
+
+BASE = "base_model."  # the reference's prefix of torchvision's names
+# Prefixes that only the reference's files have.
+REFERENCE = ("spatial_attention.", "momentum_final_block.", "memory_bank.")
+_ENOUGH = 0.5  # share of the backbone's tensors that makes a file one of this network
+_COPY = re.compile(r"ema|swa|averag|teacher|momentum|encoder_k")  # copies of a network beside it
+# Outputs of TorchXRayVision's classifiers.
+_XRV_FINDINGS = (
+    *("Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema"),
+    *("Fibrosis", "Effusion", "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass"),
+    *("Hernia", "Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Say where a file holds a network.
+
+    Attributes:
+        prefix: before the network's names, such as ``state_dict.module.``.
+        names: from a name in the file to the network's, or to the rest after the prefix.
+        deeper: names that a larger network of the same family would have.
+        strangers: names of the other tensors; of those beside the network's nest only the nest.
+        others: prefixes under which the file holds such a network, too.
+    """
+
+    prefix: str
+    names: Mapping[str, str]
+    deeper: tuple[str, ...]
+    strangers: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def find(
+    names: Collection[str], backbone: Backbone, known: Collection[str], key: str = ""
+) -> Layout:
+    """Find the prefix whose rest explains most of a backbone.
+
+    Of equal ones, a network goes before its copies (EMA, SWA, teacher, key encoder), then the
+    shortest path counts, then the first in the file.
+
+    Args:
+        names: of the file's tensors.
+        backbone: to look for.
+        known: torchvision's names of all its tensors, without classifier.
+        key: part of the path to the wanted one, such as ``state_dict_ema``.
+
+    Raises:
+        ValueError: no prefix explains half of the backbone, or none with that key does.
+    """
+    cache: dict[str, str | None] = {}
+
+    def own(rest: str) -> str | None:
+        if rest not in cache:
+            cache[rest] = next((name for name in _forms(rest, backbone) if name in known), None)
+        return cache[rest]
+
+    counts = Counter(
+        prefix
+        for name in names
+        if name.endswith(("weight", "running_var"))
+        for prefix, rest in _splits(name)
+        if own(rest)
+    )
+    by_name = {
+        prefix: {name: own(name[len(prefix) :]) for name in names if name.startswith(prefix)}
+        for prefix, count in counts.items()
+        if count >= max(counts.values()) / 2
+    }
+    matched = {prefix: {n for n, own in names.items() if own} for prefix, names in by_name.items()}
+    covered = {prefix: len(set(filter(None, own.values()))) for prefix, own in by_name.items()}
+    order = sorted(
+        covered,
+        key=lambda prefix: (-covered[prefix], bool(_COPY.search(prefix)), prefix.count(".")),
+    )
+    enough = [prefix for prefix in order if covered[prefix] >= _ENOUGH * len(known)]
+    if not enough:
+        best = max(covered.values(), default=0)
+        raise ValueError(
+            f"only {best} of the {len(known)} tensors of the network are in it (it has "
+            f"{listed(sorted(names))})"
+        )
+    chosen = [prefix for prefix in enough if not key or f".{key.strip('.')}." in f".{prefix}"]
+    if not chosen:
+        keys = [prefix.rstrip(".") or "no key" for prefix in _apart(enough, matched)]
+        raise ValueError(f"it holds no such network under {key!r}: choose one of {listed(keys)}")
+    prefix = chosen[0]
+    others = _apart([prefix, *enough], matched)[1:]
+    inside = by_name[prefix]
+    patterns = {_pattern(name) for name in known}
+    strangers, deeper = [], []
+    for name in names:
+        if inside.get(name) or name.endswith("num_batches_tracked"):
+            continue
+        if any(name.startswith(other) for other in others):
+            continue
+        rest = name.removeprefix(prefix)
+        if name in inside and any(_pattern(form) in patterns for form in _forms(rest, backbone)):
+            deeper.append(name)
+        else:
+            strangers.append(name)
+    return Layout(
+        prefix=prefix,
+        names={name: known or name[len(prefix) :] for name, known in inside.items()},
+        deeper=tuple(deeper),
+        strangers=tuple(_shown(strangers, prefix)),
+        others=tuple(others),
+    )
+
+
+def recognise(tensors: Mapping[str, np.ndarray]) -> Card:
+    """Return what a file of a known project tells by its tensors."""
+    rows = {len(value) for value in tensors.values() if value.ndim == 2}
+    grey = any(
+        name.endswith(("conv0.weight", "conv1.weight")) and value.shape[1:] == (1, 7, 7)
+        for name, value in tensors.items()
+    )
+    thresholds = any(name.endswith("op_threshs") for name in tensors)
+    if 18 in rows and (grey or thresholds):
+        return Card(input_range="xrv", findings=_XRV_FINDINGS)
+    if thresholds:
+        return Card(input_range="xrv")
+    chexnet = any("densenet121.classifier.0." in name for name in tensors)
+    reference = any(f".{part}" in f".{name}" for name in tensors for part in REFERENCE)
+    if chexnet or reference or (1000 in rows and not grey):
+        return Card(input_range=IMAGENET)
+    return Card()
+
+
+def _splits(name: str) -> Iterable[tuple[str, str]]:
+    """Yield each prefix that ends at a dot, the empty one first, and the rest."""
+    at = 0
+    while at >= 0:
+        yield name[:at], name[at:]
+        at = name.find(".", at) + 1 or -1
+
+
+def _forms(rest: str, backbone: Backbone) -> Iterable[str]:
+    """Yield torchvision's names of a tensor of the network, its features, or numbered children."""
+    yield backbone.torchvision_name(rest.removeprefix(BASE))
+    yield backbone.torchvision_name(f"features.{rest}")
+    if rest[:1].isdigit():
+        yield backbone.torchvision_name(f"backbone.{rest}")
+
+
+def _shown(names: Iterable[str], prefix: str) -> list[str]:
+    """Name tensors that are beside the network's nest by the nest that they are in."""
+    shown = []
+    for name in names:
+        parts, path = name.split("."), prefix.split(".")[:-1]
+        shared = 0
+        while shared < len(path) and parts[shared : shared + 1] == path[shared : shared + 1]:
+            shared += 1
+        shown.append(name if shared >= len(path) - 1 else ".".join(parts[: shared + 1]))
+    return list(dict.fromkeys(shown))
+
+
+def _apart(prefixes: list[str], matched: Mapping[str, set[str]]) -> list[str]:
+    """Return prefixes whose networks share no tensor with those before them."""
+    apart: list[str] = []
+    for prefix in prefixes:
+        if all(matched[prefix].isdisjoint(matched[other]) for other in apart):
+            apart.append(prefix)
+    return apart
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
