@@ -23,7 +23,7 @@ import fuzz_corpus
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.decode import fault, read_image
+from data_pipelines.images.decode import check_header, examine, read_image
 from data_pipelines.progress import progress
 from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14
 from data_pipelines.tables.case_table import CaseTable
@@ -36,7 +36,7 @@ _SIDE = 16
 
 def read_square(path: Path) -> None:
     """Read an image as training does, and check shape and type."""
-    assert "\n" not in fault(path, whole=False) + fault(path, whole=True)
+    assert "\n" not in check_header(path).fault + examine(path, 8)[1].fault
     image = read_image(path, _SIDE)
     assert image.shape == (_SIDE, _SIDE, 1), image.shape
     assert image.dtype == np.uint8, image.dtype

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.losses import LOSSES
 from charm_jax.models.selection import SELECTION_RULES
+from data_pipelines.images.decode import VALUE_RANGES, valid_value_range
 from data_pipelines.loading import augment
 from data_pipelines.sources import SOURCES
 from data_pipelines.tables.splits import IMAGES, RULES
@@ -157,6 +158,15 @@ KEYS: dict[str, Key] = {
         "error",
         "treatment of absent images: a stop at more than 0.1%, or leaving them out",
         ("error", "skip"),
+    ),
+    "data.max_unreadable": Key(
+        0.001, "share of the image files that may be unreadable", valid=_FRACTION
+    ),
+    "data.value_range": Key(
+        "container",
+        "values that are black and white: all that the format allows (container), those of each "
+        "image (image), or 0 and a number such as 4095",
+        valid=(VALUE_RANGES, valid_value_range),
     ),
     "data.resident": Key(False, "keep all images in the device's memory"),
     "data.processes": Key(

@@ -21,6 +21,8 @@ class DataSettings:
     split_seed: int
     image_size: int
     missing: str
+    max_unreadable: float
+    value_range: str
     resident: bool
     processes: int
     options: Mapping[str, int]  # the keys of ``config.data.<source>``, which that source alone has

@@ -20,7 +20,7 @@ from charm_jax.models import memory_bank
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
-from data_pipelines.images.decode import read_image, to_square
+from data_pipelines.images.decode import Check, decode, decoded_array
 from data_pipelines.loading import given
 
 Images = np.ndarray | str | Path | Sequence[str | Path]
@@ -42,6 +42,8 @@ class Predictions:
             similar first, with their labels, cosine and contributions to the logits.
         attention: fusion maps, 0 ... 1; None for a network without fusion.
         uncalibrated: findings without a temperature.
+        warnings: for each image what was ignored or repaired in its file, or that its values use
+            little of the range of its format, which makes it out-of-distribution.
     """
 
     pathologies: tuple[str, ...]
@@ -53,6 +55,7 @@ class Predictions:
     evidence: tuple[list[Record], ...]
     attention: Float[np.ndarray, "n h w"] | None
     uncalibrated: tuple[str, ...]
+    warnings: tuple[tuple[str, ...], ...]
 
     def to_frame(self) -> pd.DataFrame:
         """Return the probabilities as a table with ``is_ood``, a row an image."""
@@ -116,7 +119,7 @@ class Classifier:
             InputError: a file is missing or cannot be read.
             ValueError: an array is not uint8 of three dimensions.
         """
-        names, squares = self._read(images)
+        names, squares, checks = self._read(images)
         ids = None
         if not isinstance(images, np.ndarray):
             # A known file must not read its own patient's cases.
@@ -125,7 +128,7 @@ class Classifier:
             ids = self._predictor.match(named)
         outputs = [small for _, _, small in self._explain(squares, ids)]
         whole = {name: np.concatenate([small[name] for small in outputs]) for name in outputs[0]}
-        calibrator, made = self._predictor.calibrator, self._predictor.records(whole)
+        calibrator, made = self._predictor.calibrator, self._predictor.records(whole, checks)
         positive = [[name in record["findings"] for name in self.pathologies] for record in made]
         return Predictions(
             pathologies=self.pathologies,
@@ -137,6 +140,7 @@ class Classifier:
             evidence=tuple(record.get("evidence", []) for record in made),
             attention=whole.get(ATTENTION),
             uncalibrated=tuple(calibrator.uncalibrated()),
+            warnings=tuple(tuple(record["warnings"]) for record in made),
         )
 
     def features(self, images: Images) -> Float[np.ndarray, "n dim"]:
@@ -179,24 +183,30 @@ class Classifier:
             mine = ids and {name: values[some] for name, values in ids.items()}
             yield self._predictor.explain(squares[some], mine)
 
-    def _read(self, images: Images) -> tuple[tuple[str, ...], UInt8[np.ndarray, "n side side 1"]]:
-        """Return names and squares of images."""
-        size = self.image_size
+    def _read(
+        self, images: Images
+    ) -> tuple[tuple[str, ...], UInt8[np.ndarray, "n side side 1"], list[Check]]:
+        """Return names and squares of images, and what was found out about them."""
+        value_range = self.model.settings.data.value_range
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.ndim != 3:
                 raise ValueError(
                     f"the images are {images.dtype} of shape {images.shape}: give uint8 grey "
                     "levels [n, height, width]"
                 )
-            squares = [to_square(Image.fromarray(image), size) for image in images]
+            decoded = (decoded_array(Image.fromarray(image), value_range) for image in images)
             names = tuple(map(str, range(len(images))))
         else:
             paths = [images] if isinstance(images, str | Path) else list(images)
-            squares = [read_image(Path(path), size) for path in paths]
+            decoded = (decode(Path(path), value_range) for path in paths)
             names = tuple(str(path) for path in paths)
-        if not squares:
+        if not names:
             raise InputError("No image is given: name at least one.")
-        return names, np.stack(squares)
+        read = [
+            (image.square(self.image_size), Check("", image.remarks, image.sliver()))
+            for image in decoded
+        ]
+        return names, np.stack([square for square, _ in read]), [check for _, check in read]
 
 
 class Memory:

@@ -11,6 +11,7 @@ from charm_jax.inference import explain, fitted, records
 from charm_jax.inference.fitted import Calibrator
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.inference.records import Record, StoredCases
+from data_pipelines.images.decode import Check
 from data_pipelines.loading import given
 from data_pipelines.loading.given import GivenImages
 
@@ -24,8 +25,10 @@ _ON_DEVICE = ("main", "momentum_features", "fused")  # large, and of no use to a
 class Predictor:
     """Explain the predictions of a model, 16 images at a time."""
 
-    def __init__(self, model: LoadedModel):
+    def __init__(self, model: LoadedModel, value_range: str = ""):
+        """Wrap a model; ``value_range`` of the given files is by default that of training."""
         self.model, self.size = model, model.settings.data.image_size
+        self.value_range = value_range or model.settings.data.value_range
 
     @functools.cached_property
     def calibrator(self) -> Calibrator:
@@ -41,16 +44,19 @@ class Predictor:
             heat_maps: whether to compute attention and a Grad-CAM for each reported finding.
         """
         ids, findings, start = self.match(images), self.model.pathologies, 0
-        for pixels, faults in given.batches(images.paths, image_size=self.size, batch_size=BATCH):
-            some = {name: values[start : start + len(faults)] for name, values in ids.items()}
+        batches = given.batches(
+            images.paths, image_size=self.size, batch_size=BATCH, value_range=self.value_range
+        )
+        for pixels, checks in batches:
+            some = {name: values[start : start + len(checks)] for name, values in ids.items()}
             batch, explained, outputs = self.explain(pixels, some)
-            made = self.records(outputs)
+            made = self.records(outputs, checks)
             heats: list[Heats] = [{} for _ in made]
             if heat_maps:
                 pairs = [
                     (row, findings.index(name))
                     for row, record in enumerate(made)
-                    if not faults[row]
+                    if not checks[row].fault
                     for name in record["findings"]
                 ]
                 for row in range(len(made)):
@@ -60,8 +66,8 @@ class Predictor:
                     heats[row][findings[finding]] = heat
             for row, record in enumerate(made):
                 entry: Record = {"file": images.paths[start + row].as_posix()}
-                if faults[row]:
-                    yield entry | {"error": faults[row]}, {}
+                if checks[row].fault:
+                    yield entry | {"error": checks[row].fault}, {}
                     continue
                 entry["known_as"] = str(some["name"][row]) or None
                 entry["seen_in_training"] = bool(some["seen"][row])
@@ -71,7 +77,7 @@ class Predictor:
                     limits = float(heat.min()), float(heat.max())
                     entry["attention_range"] = [round(limit, 4) for limit in limits]
                 yield entry, heats[row]
-            start += len(faults)
+            start += len(checks)
 
     def explain(
         self,
@@ -98,9 +104,9 @@ class Predictor:
         outputs = {name: value[:n] for name, value in jax.device_get(light).items()}
         return batch, explained, outputs
 
-    def records(self, outputs: Outputs) -> list[Record]:
+    def records(self, outputs: Outputs, checks: Sequence[Check]) -> list[Record]:
         """Turn the outputs of images into records, ready for JSON."""
-        return records.records(outputs, self.calibrator, self._bank)
+        return records.records(outputs, self.calibrator, self._bank, checks)
 
     @functools.cached_property
     def _bank(self) -> StoredCases | None:

@@ -10,6 +10,7 @@ from jaxtyping import Int8
 
 from charm_jax.inference.fitted import Calibrator
 from charm_jax.metrics import ood
+from data_pipelines.images.decode import Check
 
 Record = dict[str, Any]
 
@@ -34,7 +35,10 @@ def stored_cases(memory: Any, cases: pd.DataFrame) -> StoredCases:
 
 
 def records(
-    outputs: Mapping[str, np.ndarray], calibrator: Calibrator, bank: StoredCases | None
+    outputs: Mapping[str, np.ndarray],
+    calibrator: Calibrator,
+    bank: StoredCases | None,
+    checks: Sequence[Check],
 ) -> list[Record]:
     """Turn the outputs of a batch into a record for each image.
 
@@ -44,13 +48,14 @@ def records(
         outputs: of ``explain_step``, on the host, without padding.
         calibrator: of the run.
         bank: None for a plain network.
+        checks: what was found out about the files.
 
     Returns:
         A record an image, ready for JSON.
     """
     scores, thresholds = calibrator.scores(outputs["logits"]), calibrator.thresholds()
     without = calibrator.scores(outputs["without_memory"]) if "without_memory" in outputs else None
-    familiar = _familiar(outputs, calibrator)
+    familiar = _familiar(outputs, calibrator, checks)
     made = []
     for row, score in enumerate(scores):
         above = np.flatnonzero(score >= thresholds)  # never so for NaN
@@ -68,7 +73,9 @@ def records(
     return made
 
 
-def _familiar(outputs: Mapping[str, np.ndarray], calibrator: Calibrator) -> list[Record]:
+def _familiar(
+    outputs: Mapping[str, np.ndarray], calibrator: Calibrator, checks: Sequence[Check]
+) -> list[Record]:
     """Novelty and disagreement with their percentiles, and what follows from them."""
     values, thumbnails = ood.measures(outputs), outputs["thumbnail"]
     sd = thumbnails.std(axis=(1, 2))
@@ -76,10 +83,15 @@ def _familiar(outputs: Mapping[str, np.ndarray], calibrator: Calibrator) -> list
     if calibrator.reference is not None:
         percentiles = ood.judge(calibrator.reference, values, thumbnails)
     judged = []
-    for row in range(len(thumbnails)):
+    for row, check in enumerate(checks):
         mine = {name: float(value[row]) for name, value in percentiles.items()}
         reasons = ood.reasons(mine, float(sd[row]))
+        warnings = list(check.remarks)
+        if check.sliver:
+            reasons.append("range")
+            warnings.insert(0, check.sliver.advice)
         entry: Record = {"unfamiliar": bool(reasons), "unfamiliar_in": reasons}
+        entry["warnings"] = warnings
         for name in ("novelty", "disagreement", "appearance"):
             if name in values:
                 entry[name] = round(float(values[name][row]), 6)

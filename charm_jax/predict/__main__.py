@@ -9,6 +9,7 @@ JSON object for each image. exit codes: 0 done; 1 done, with some images unread;
 """
 
 import dataclasses
+import errno
 import json
 import sys
 from pathlib import Path
@@ -53,12 +54,15 @@ def main(argv: list[str]) -> int:
     images = given_images.find(given)
     _check_out(Path(values.out), given)
     if images.others:
-        say(f"{images.others:,} files in the folders have no image's suffix and are left out.")
-    # The data may have moved since training.
-    model = dataclasses.replace(
-        loaded.load_run(run, values.checkpoint, values.memory), settings=config
+        say(f"{images.others:,} files of the folders hold no image and are left out.")
+    # The data may have moved since training; the given files alone are read with another range.
+    model = loaded.load_run(run, values.checkpoint, values.memory)
+    trained = model.settings.data.value_range
+    settings = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, value_range=trained)
     )
-    predictor = Predictor(model)
+    model = dataclasses.replace(model, settings=settings)
+    predictor = Predictor(model, config.data.value_range)
     _announce(predictor)
     bad = _print_all(predictor, images, values)
     if bad:
@@ -83,7 +87,11 @@ def _origin(predictor: Predictor) -> Record:
 def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValues) -> int:
     """Print a record for each image; return how many could not be read."""
     scale, bad = predictor.calibrator, 0
-    overlays = Overlays(Path(values.out), predictor.size) if values.overlays else None
+    overlays = (
+        Overlays(Path(values.out), predictor.size, predictor.value_range)
+        if values.overlays
+        else None
+    )
     origin = _origin(predictor)
     limits = [None if np.isnan(limit) else float(limit) for limit in scale.thresholds()]
     thresholds = dict(zip(scale.findings, limits, strict=True))
@@ -91,15 +99,25 @@ def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValu
     with progress(total=len(images.paths), desc="predicting", unit="images") as bar:
         found = predictor.predict_files(images, heat_maps=values.overlays)
         for row, (record, heats) in enumerate(found):
+            if overlays is not None and "error" not in record:
+                name, path = images.names[row], images.paths[row]
+                try:
+                    record["overlays"] = overlays.write(name, path, heats)
+                except InputError as error:  # the file has changed since
+                    record = {"file": record["file"], "error": str(error)}
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    record = {"file": record["file"], "error": "its pictures' paths are too long"}
             bad += "error" in record
             if "error" in record:
                 tqdm.write(f"warning: {record['file']} is left out: {record['error']}", sys.stderr)
             else:
-                if overlays is not None:
-                    record["overlays"] = overlays.write(images.names[row], images.paths[row], heats)
                 record |= origin
             line = text.describe(record, thresholds) if as_text else json.dumps(record)
-            tqdm.write(line, sys.stdout)
+            # A file's name may have bytes that are no text.
+            encoding = sys.stdout.encoding or "utf-8"
+            tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), sys.stdout)
             bar.update()
     if as_text:
         print(DISCLAIMER)
@@ -130,7 +148,7 @@ def _check_out(out: Path, given: list[str]) -> None:
 
 def _parse(argv: list[str]) -> tuple[list[str], Path, Settings, flags.FlagValues]:
     """Return the files, the run, its settings and the flags."""
-    keys = ("data.dir", "data.csv", "runs_dir")
+    keys = ("data.dir", "data.csv", "data.value_range", "runs_dir")
     arguments = cli.parse(cli.Command(__doc__, _OPTIONS, keys, words=True), argv)
     run = find_run(arguments)
     return arguments.words, run, read_settings(run, arguments), arguments.flags

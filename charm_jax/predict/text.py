@@ -15,6 +15,7 @@ def describe(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) 
     if record.get("seen_in_training"):
         lines.append("  training or validation saw this patient")
     lines.append(f"  {_familiar(record)}")
+    lines += [f"  warning: {text}" for text in record.get("warnings", [])]
     lines += [f"  {title}: {path}" for title, path in record.get("overlays", {}).items()]
     return "\n".join(lines)
 

@@ -68,20 +68,20 @@ def load_data(config: Settings) -> Data:
         InputError: the first fault of the data.
     """
     data = config.data
-    table = sources.load(data.source, Path(data.dir), data.csv, **data.options)
+    table = sources.load(data.source, Path(data.dir), data.csv, data.value_range, **data.options)
     table.store.check_size(data.image_size)
     images, note = _stage_images(config, table)
     split = splits.make_split(table, data.split, images, data.split_seed)
-    split, quarantined = quarantine.apply_policy(table, split, data.missing)
+    split, checks = quarantine.apply_policy(table, split, data.missing, data.max_unreadable)
     skipped = quarantine.ABSENT if data.missing == "skip" else None
     return Data(
         table=table,
         split=split,
-        quarantined=quarantined,
-        refusals=[entry for entry in quarantined if entry[1] != skipped],
-        prevalence=_prevalence(table, data, quarantined),
+        quarantined=checks.bad,
+        refusals=[entry for entry in checks.bad if entry[1] != skipped],
+        prevalence=_prevalence(table, data, checks.bad),
         settings=data,
-        notes=(*(f"warning: {warning}" for warning in table.warnings), *note),
+        notes=(*(f"warning: {text}" for text in (*table.warnings, *checks.warnings)), *note),
     )
 
 

@@ -1,13 +1,17 @@
 """Decode image files to grey squares, in one place for all uses."""
 
 import contextlib
+import dataclasses
+import os
+import stat
 import struct
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from data_pipelines.errors import InputError
 from data_pipelines.images import dicom
@@ -38,34 +42,155 @@ DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+# How an image is turned upright, by its EXIF orientation.
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+)
+# Values of config.data.value_range beside a number.
+CONTAINER, IMAGE = "container", "image"
+VALUE_RANGES = f"{CONTAINER}, {IMAGE} or a whole number from 1 to {_TOP}"
+# Share of the container's range that the central 96 % of an ordinary image's pixels exceed: 1,539
+# chest X-rays of ChestX-ray14 use 0.36 or more, 14 bits in a container of 16 at most 0.25.
+SLIVER = 0.25
+_TAIL = 2.0  # percent of the pixels at each end that do not count: burnt-in text, dead pixels
+_MEASURED = 512  # pixels a side
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """Decode an image to grey and resize it to a square.
+@dataclasses.dataclass(frozen=True)
+class Sliver:
+    """Describe an image whose values use little of their container's range.
+
+    Attributes:
+        used: share of the range, above 0 and at most ``SLIVER``.
+        white: value for ``config.data.value_range`` that would show the image in full; None where
+            tags of its own give the range.
+    """
+
+    used: float
+    white: int | None
+
+    @property
+    def advice(self) -> str:
+        """Return a clause on the image and the key that helps."""
+        ranges = IMAGE if self.white is None else f"{self.white} or {IMAGE}"
+        return (
+            f"its values use {self.used:.1%} of the range that its format allows: set "
+            f"--config.data.value_range={ranges}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Hold a decoded grey image of any size.
+
+    Attributes:
+        image: mode L, or F where values are not 8-bit integers.
+        top: value of the container that is white, or black if ``inverted``; 0 is the opposite.
+        inverted: whether 0 is white.
+        stored_top: ``top`` on the scale of ``value_range``; None if tags give another scale.
+        value_range: ``container``, ``image`` or the number that is white.
+        remarks: tags that were ignored or repaired, each beginning with the tag's name.
+    """
+
+    image: Image.Image
+    top: int
+    inverted: bool = False
+    stored_top: int | None = None
+    value_range: str = CONTAINER
+    remarks: tuple[str, ...] = ()
+
+    def square(self, size: int) -> UInt8[np.ndarray, "size size 1"]:
+        """Resize the image; see ``read_image``."""
+        low, high = self._limits()
+        if self.image.mode == "L" and (low, high) == (0, 255):
+            grey = np.array(self.image.resize((size, size), Image.Resampling.BILINEAR))
+        else:
+            resized = self.image.convert("F").resize((size, size), Image.Resampling.BILINEAR)
+            # Round once, after the resize.
+            values = np.rint(
+                (np.asarray(resized) - np.float32(low)) * np.float32(255 / (high - low))
+            )
+            grey = np.clip(values, 0, 255).astype(np.uint8)
+        return (255 - grey if self.inverted else grey)[..., None]
+
+    def sliver(self) -> Sliver | None:
+        """Measure the range that the values use; None if it is not suspiciously small."""
+        values = np.asarray(self.image)
+        step = [max(side // _MEASURED, 1) for side in values.shape]
+        values = values[:: step[0], :: step[1]].astype(np.float32)
+        low, high = self._limits()
+        shares = np.clip((values - low) / (high - low), 0, 1)
+        first, last = np.percentile(shares, [_TAIL, 100 - _TAIL])
+        used = float(last - first)
+        if not 0 < used <= SLIVER:
+            return None
+        if self.stored_top is None:
+            return Sliver(used, None)
+        most = float(shares.max())
+        highest = (most if most <= SLIVER else float(last)) * (high - low) + low
+        scaled = round(highest * self.stored_top / self.top)
+        return Sliver(used, 2 ** max(scaled.bit_length(), 1) - 1)
+
+    def _limits(self) -> tuple[float, float]:
+        if self.value_range == IMAGE:
+            low, high = self.image.getextrema()
+            return (float(low), float(high)) if low < high else (0.0, float(self.top))
+        if self.value_range == CONTAINER or self.stored_top is None:
+            return 0.0, float(self.top)
+        return 0.0, min(1.0, float(self.value_range) / self.stored_top) * self.top
+
+
+def valid_value_range(value_range: str) -> bool:
+    """Whether a text is one of ``VALUE_RANGES``."""
+    if value_range in (CONTAINER, IMAGE):
+        return True
+    return value_range.isascii() and value_range.isdigit() and 1 <= int(value_range) <= _TOP
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Hold what was found out about an image.
+
+    Attributes:
+        fault: why it is unusable, without the file's name; empty if it is fine.
+        remarks: see ``Decoded``.
+        sliver: see ``Decoded.sliver``.
+    """
+
+    fault: str = ""
+    remarks: tuple[str, ...] = ()
+    sliver: Sliver | None = None
+
+
+def decode(path: Path, value_range: str = CONTAINER) -> Decoded:
+    """Decode an image to grey at its own size.
 
     The content of a file decides its format, not its name. Colour becomes luma (ITU-R 601: equal
-    channels keep their value; of 16-bit colour the upper 8 bits count), alpha is ignored, and
-    16-bit values 0..65535 map to 0..255 over the whole range, after the resize, so nothing is
-    rounded twice. DICOM becomes grey in [0, 1] by its own tags (``dicom_grey``) and is then resized
-    in the same way. The filter is PIL's BILINEAR, which widens its support when it shrinks and so
-    does not alias; fastai's ``Resize``, which the reference used, has the same filter. An image
-    that is not square is squeezed, not cropped: no part of the lung is lost.
+    channels keep their value; of 16-bit colour the upper 8 bits count), alpha is ignored, and EXIF
+    orientation is applied. DICOM becomes grey by its own tags (``dicom_grey``).
 
     Args:
         path: a PNG, JPEG, TIFF or DICOM file of one image.
-        size: side of the square in pixels, at least 1.
-
-    Returns:
-        ``[size, size, 1]`` uint8.
+        value_range: which values are black and white: ``container``, all that the format allows
+            (0 to 65535 for 16 bits); ``image``, the lowest and highest of each image; or a number,
+            the value that is white, where the format allows more and no tag says otherwise.
 
     Raises:
         InputError: the file is missing, empty, truncated, too large, or not such an image.
     """
     try:
-        if _is_dicom(path):
-            return _rounded_square(Image.fromarray(dicom.read_grey(path)), size, 1)
-        with _opened(path) as image:
-            return to_square(image, size)
+        return _decode(path, value_range)
     except DECODE_ERRORS as error:
         raise InputError(
             f"The image {path} cannot be read ({unreadable_reason(error)}): fetch it again, or "
@@ -73,34 +198,75 @@ def read_image(path: Path, size: int) -> np.ndarray:
         ) from error
 
 
-def fault(path: Path, whole: bool) -> str:
-    """Say briefly why a file is unusable; empty if it is fine.
+def read_image(path: Path, size: int, value_range: str = CONTAINER) -> np.ndarray:
+    """Decode an image to grey and resize it to a square.
+
+    The resize comes before values are rounded to 8 bits, so nothing is rounded twice. The filter is
+    PIL's BILINEAR, which widens its support when it shrinks and so does not alias; fastai's
+    ``Resize``, which the reference used, has the same filter. An image that is not square is
+    squeezed, not cropped: no part of the lung is lost.
 
     Args:
-        path: the file.
-        whole: read all of it (PNG: the checksums of all chunks, which finds truncation; other
-            formats are decoded); otherwise only its size and header.
+        path: see ``decode``.
+        size: side of the square in pixels, at least 1.
+        value_range: see ``decode``.
 
     Returns:
-        The reason without the file's name, or an empty string.
+        ``[size, size, 1]`` uint8.
+
+    Raises:
+        InputError: see ``decode``.
+    """
+    return decode(path, value_range).square(size)
+
+
+def examine(
+    path: Path, size: int, value_range: str = CONTAINER
+) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
+    """Read an image as ``read_image`` does, after checking all of the file.
+
+    Decoders accept damage that the checksums of a PNG show.
+
+    Returns:
+        The square, zeros where there is a fault, and the check.
 
     Raises:
         InputError: the packages for the format are not installed.
     """
     try:
+        _check_regular(path)
         if not path.stat().st_size:
-            return "empty"
-        if _is_dicom(path):
-            dicom.read_grey(path) if whole else dicom.check_header(path)
-            return ""
-        with _opened(path) as image:
-            if whole and image.format == "PNG":
-                image.verify()
-            elif whole:
-                to_square(image, 1)
+            return _nothing(size), Check("empty")
+        if not _is_dicom(path):
+            with _opened(path) as image:
+                if image.format == "PNG":
+                    image.verify()
+        decoded = _decode(path, value_range)
+        return decoded.square(size), Check("", decoded.remarks, decoded.sliver())
     except DECODE_ERRORS as error:
-        return unreadable_reason(error)
-    return ""
+        return _nothing(size), Check(unreadable_reason(error))
+
+
+def check_header(path: Path) -> Check:
+    """Check the size and header of a file.
+
+    Raises:
+        InputError: the packages for the format are not installed.
+    """
+    try:
+        _check_regular(path)
+        if not path.stat().st_size:
+            return Check("empty")
+        if _is_dicom(path):
+            return Check(remarks=dicom.check_header(path))
+        with _opened(path):
+            return Check()
+    except DECODE_ERRORS as error:
+        return Check(unreadable_reason(error))
+
+
+def _nothing(size: int) -> UInt8[np.ndarray, "size size 1"]:
+    return np.zeros((size, size, 1), np.uint8)
 
 
 def unreadable_reason(error: BaseException) -> str:
@@ -111,7 +277,67 @@ def unreadable_reason(error: BaseException) -> str:
         return "not a PNG, JPEG, TIFF or DICOM file of a known kind"
     if isinstance(error, TypeError | LookupError):
         return "its header is damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
     return textwrap.shorten(str(error), 200) or type(error).__name__
+
+
+def decoded_array(image: Image.Image, value_range: str = CONTAINER) -> Decoded:
+    """Take one grey channel of an image in memory as decoded.
+
+    Raises:
+        ValueError: a value outside 0..65535.
+    """
+    if image.mode in _EIGHT_BIT:
+        return Decoded(image.convert("L"), 255, stored_top=255, value_range=value_range)
+    grey = image.convert("F")
+    low, high = grey.getextrema()
+    if low < 0 or high > _TOP:
+        raise ValueError(f"its values are {low:.0f} to {high:.0f}, not 0 to {_TOP}")
+    top, inverted = _TOP, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        top = 4095 if image.tag_v2.get(_BITS_PER_SAMPLE) == (12,) else _TOP
+        inverted = image.tag_v2.get(_PHOTOMETRIC, 0) == 0
+    return Decoded(grey, top, inverted, top, value_range)
+
+
+def _decode(path: Path, value_range: str) -> Decoded:
+    _check_regular(path)
+    if _is_dicom(path):
+        grey = dicom.read_grey(path)
+        image = Image.fromarray(grey.values)
+        return Decoded(image, 1, grey.inverted, grey.stored_top, value_range, grey.remarks)
+    with _opened(path) as image:
+        image.load()
+        decoded = decoded_array(image, value_range)
+        # Pillow itself turns TIFF upright.
+        return decoded if image.format == "TIFF" else _upright(decoded, image)
+
+
+def _upright(decoded: Decoded, stored: Image.Image) -> Decoded:
+    """Apply the EXIF orientation."""
+    turn = _ORIENTATIONS.get(stored.getexif().get(ExifTags.Base.Orientation))
+    if turn is None:
+        return decoded
+    return dataclasses.replace(decoded, image=decoded.image.transpose(turn))
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse whatever is not a file before it is opened, which may wait forever for a pipe.
+
+    Raises:
+        ValueError: it is not a file.
+        OSError: it does not exist, or a folder above it cannot be read.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise ValueError("it is a link to a file that does not exist") from None
+        raise
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "device")
+        raise ValueError(f"it is a {kind}, not a file")
 
 
 def _is_dicom(path: Path) -> bool:
@@ -139,33 +365,3 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise ValueError(f"TIFF compression {image.info['compression']} is not supported")
     if image.mode in _EIGHT_BIT and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
         raise ValueError("its 8-bit values are signed")
-
-
-def to_square(image: Image.Image, size: int) -> np.ndarray:
-    """Resize one grey channel of an image to a square; see ``read_image``.
-
-    Returns:
-        ``[size, size, 1]`` uint8.
-
-    Raises:
-        ValueError: a value outside 0..65535.
-    """
-    if image.mode in _EIGHT_BIT:
-        grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
-        return np.array(grey)[..., None]
-    grey = image.convert("F")
-    low, high = grey.getextrema()
-    if low < 0 or high > _TOP:
-        raise ValueError(f"its values are {low:.0f} to {high:.0f}, not 0 to {_TOP}")
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _rounded_square(grey, size, _TOP)
-    top = 4095 if image.tag_v2.get(_BITS_PER_SAMPLE) == (12,) else _TOP
-    square = _rounded_square(grey, size, top)
-    return 255 - square if image.tag_v2.get(_PHOTOMETRIC, 0) == 0 else square
-
-
-def _rounded_square(grey: Image.Image, size: int, top: int) -> np.ndarray:
-    """Resize in float and round once; ``top`` is white."""
-    square = grey.resize((size, size), Image.Resampling.BILINEAR)
-    values = np.rint(np.asarray(square) * np.float32(255 / top))
-    return np.clip(values, 0, 255).astype(np.uint8)[..., None]

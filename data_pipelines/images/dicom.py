@@ -1,7 +1,10 @@
 """Read the grey image of a DICOM file in [0, 1]."""
 
 import contextlib
+import dataclasses
+import io
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +15,7 @@ from jaxtyping import Float32, Integer
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.decoders import MAX_PIXELS, check_size, quiet_decoders
-from data_pipelines.images.dicom_grey import grey_of_stored_values
+from data_pipelines.images.dicom_grey import grey_scale
 
 if TYPE_CHECKING:
     import pydicom
@@ -20,11 +23,14 @@ if TYPE_CHECKING:
 MAGIC_AT = 128
 MAGIC = b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+# Tag, kind, length and value of the transfer syntax of an inflated data set.
+_INFLATED = b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
 _RLE_HEADER = 64
-# The first available one decodes: pydicom for RLE, since pylibjpeg panics at damage; GDCM last,
-# since it accepts truncated frames.
+_HEAD = 2**16  # bytes after the tag of PixelData that tell how it is compressed
+# The available ones are tried in this order: pydicom for RLE, since pylibjpeg panics at damage;
+# GDCM last, since it accepts truncated frames.
 _PLUGINS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
 # SOF0 to SOF15 without the three markers among them that start no frame, and SOF55 of JPEG-LS.
 _START_OF_FRAME = (set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}) | {0xFFF7}
@@ -34,29 +40,33 @@ _END = b"\xff\xd9"
 _INSTALL = 'pip install "charm-jax[dicom]"'
 
 
-def is_dicom(head: bytes) -> bool:
-    """Whether a file's first 132 bytes have the preamble and ``DICM``.
+@dataclasses.dataclass(frozen=True)
+class DicomImage:
+    """Hold the grey image of a DICOM file.
 
-    Raises:
-        ValueError: it is DICOM without that preamble, so its encoding is unknown.
+    Attributes:
+        values: in [0, 1].
+        inverted: whether 0 is white.
+        stored_top: see ``dicom_grey.GreyScale``.
+        remarks: see ``dicom_grey.GreyScale``.
     """
-    if head[MAGIC_AT:].startswith(MAGIC):
-        return True
-    if head.startswith(MAGIC) or _starts_with_element(head):
-        raise ValueError(
-            "it is DICOM without the 128-byte preamble: rewrite it, for example with dcmconv"
-        )
-    return False
+
+    values: Float32[np.ndarray, "height width"]
+    inverted: bool
+    stored_top: int | None
+    remarks: tuple[str, ...]
 
 
-def read_grey(path: Path) -> Float32[np.ndarray, "height width"]:
+def is_dicom(head: bytes) -> bool:
+    """Whether a file's first 132 bytes are those of DICOM, with the preamble or without."""
+    return head[MAGIC_AT:].startswith(MAGIC) or head.startswith(MAGIC) or _starts_with_element(head)
+
+
+def read_grey(path: Path) -> DicomImage:
     """Decode the one grey image of a DICOM file.
 
     Args:
-        path: DICOM Part 10, uncompressed, RLE, JPEG, JPEG-LS or JPEG 2000.
-
-    Returns:
-        ``[height, width]`` in [0, 1], 0 is black; see ``grey_of_stored_values``.
+        path: DICOM, uncompressed, deflated, RLE, JPEG, JPEG-LS or JPEG 2000.
 
     Raises:
         InputError: pydicom is not installed.
@@ -64,28 +74,39 @@ def read_grey(path: Path) -> Float32[np.ndarray, "height width"]:
     """
     pydicom = _pydicom(path)
     with _anything_as_value_error(), path.open("rb") as file:
-        _check(pydicom, file)
-        file.seek(0)
-        dataset = pydicom.dcmread(file)
-        stored = _stored_values(pydicom, dataset)
+        stream, repairs = _with_preamble(pydicom, file)
+        _, syntax, more = _check(pydicom, stream)
+        stream.seek(0)
+        dataset = pydicom.dcmread(stream, force=True)
+        _repair(dataset)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        stored, decoder = _stored_values(pydicom, dataset)
+        scale = grey_scale(dataset)
         # Bits above BitsStored are not grey. Signed values are counted from the lowest.
         sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
-        return grey_of_stored_values(dataset)[(stored & (2**dataset.BitsStored - 1)) ^ sign]
+        values = scale.grey[(stored & (2**dataset.BitsStored - 1)) ^ sign]
+        remarks = (*repairs, *more, *decoder, *scale.remarks)
+        return DicomImage(values, scale.inverted, scale.stored_top, remarks)
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path) -> tuple[str, ...]:
     """Check that a DICOM file holds one grey image, without decoding it.
 
     Args:
         path: a file that passes ``is_dicom``.
 
+    Returns:
+        The remarks on its tags.
+
     Raises:
         InputError: pydicom is not installed.
         ValueError: the file is damaged or not one grey image; the text omits its name.
     """
     pydicom = _pydicom(path)
     with _anything_as_value_error(), path.open("rb") as file:
-        grey_of_stored_values(_check(pydicom, file))
+        stream, repairs = _with_preamble(pydicom, file)
+        dataset, _, more = _check(pydicom, stream)
+        return (*repairs, *more, *grey_scale(dataset).remarks)
 
 
 def _starts_with_element(head: bytes) -> bool:
@@ -119,37 +140,121 @@ def _anything_as_value_error() -> Iterator[None]:
         raise ValueError(f"{error}" or type(error).__name__) from error
 
 
-def _check(pydicom: ModuleType, file: BinaryIO) -> "pydicom.Dataset":
-    """Read and check the tags before the pixels."""
+def _with_preamble(
+    pydicom: ModuleType, file: BinaryIO
+) -> tuple[BinaryIO | io.BytesIO, tuple[str, ...]]:
+    """Return a stream that pydicom reads, and remarks: preamble added, data set inflated."""
+    if file.seek(0, 2) > 4 * MAX_PIXELS:
+        raise ValueError(f"it is larger than {4 * MAX_PIXELS // 10**6} MB")
+    file.seek(0)
+    head, remarks = file.read(MAGIC_AT + len(MAGIC)), ()
+    if not head.endswith(MAGIC):
+        remarks = ("Preamble is absent",)
+        if head[:2] == b"\x08\0":  # a data set alone
+            file.seek(0)
+            return file, remarks
+        file.seek(len(MAGIC) if head.startswith(MAGIC) else 0)
+        file = io.BytesIO(bytes(MAGIC_AT) + MAGIC + file.read())
+        file.seek(MAGIC_AT + len(MAGIC))
+    meta = pydicom.filereader.read_dataset(
+        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != 2
+    )
+    if meta.get("TransferSyntaxUID") == _DEFLATED:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflated = inflate.decompress(file.read(), 4 * MAX_PIXELS)
+        if not inflate.eof:
+            raise ValueError("its deflated data set is cut short or too large")
+        file = io.BytesIO(bytes(MAGIC_AT) + MAGIC + _INFLATED + inflated)
+    file.seek(0)
+    return file, remarks
+
+
+def _check(
+    pydicom: ModuleType, file: BinaryIO | io.BytesIO
+) -> tuple["pydicom.Dataset", "pydicom.uid.UID", tuple[str, ...]]:
+    """Read and check the tags before the pixels; also return the transfer syntax and remarks."""
     n_bytes = file.seek(0, 2)
     file.seek(0)
-    if n_bytes > 4 * MAX_PIXELS:
-        raise ValueError(f"it is larger than {4 * MAX_PIXELS // 10**6} MB")
-    syntax = pydicom.filereader.read_file_meta_info(file.name).get("TransferSyntaxUID")
-    if not syntax:
-        raise ValueError("it has no TransferSyntaxUID")
-    if syntax == _DEFLATED:
-        raise ValueError("it is deflated as a whole: rewrite it, for example with dcmconv")
-    dataset = pydicom.dcmread(file, stop_before_pixels=True)
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     tag = struct.unpack("<HH" if dataset.original_encoding[1] else ">HH", file.read(4).ljust(4))
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if not isinstance(rows, int) or not isinstance(columns, int) or tag != (0x7FE0, 0x0010):
         raise ValueError(f"it holds no image ({dataset.file_meta.get('MediaStorageSOPClassUID')})")
     check_size(columns, rows)
+    remarks = _repair(dataset)
     _check_kind(dataset)
+    at = file.tell()
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if not syntax or not syntax.is_transfer_syntax:
+        named, syntax = syntax, _guess_syntax(pydicom, dataset, file.read(_HEAD))
+        remarks += (f"TransferSyntaxUID {named or 'is absent'}: read as {syntax.name}",)
+        dataset.file_meta.TransferSyntaxUID = syntax
     if syntax.is_compressed:
-        _plugin(pydicom, dataset)
-    left = n_bytes - file.tell()
-    if not syntax.is_compressed and left < rows * columns * dataset.BitsAllocated // 8:
+        _plugins(pydicom, dataset)
+    elif n_bytes - at < rows * columns * dataset.BitsAllocated // 8:
+        left = n_bytes - at
         raise ValueError(f"it is cut short: {left} bytes are left for {rows} x {columns} pixels")
-    return dataset
+    return dataset, syntax, remarks
+
+
+def _repair(dataset: "pydicom.Dataset") -> tuple[str, ...]:
+    """Correct tags whose meaning is plain; return remarks."""
+    remarks = []
+    try:
+        frames = dataset.get("NumberOfFrames")
+    except (TypeError, ValueError):
+        frames = "text"
+    if frames in (None, "") or isinstance(frames, str) or frames < 1:
+        if frames not in (None, ""):
+            remarks.append(f"NumberOfFrames {frames} is taken for 1")
+        dataset.NumberOfFrames = 1
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric != photometric.strip().upper():
+        dataset.PhotometricInterpretation = photometric.strip().upper()
+        remarks.append(f"PhotometricInterpretation {photometric!r} is taken in capitals")
+    return tuple(remarks)
+
+
+def _guess_syntax(
+    pydicom: ModuleType, dataset: "pydicom.Dataset", pixels: bytes
+) -> "pydicom.uid.UID":
+    """Return the transfer syntax of a data set that does not name it.
+
+    Args:
+        pydicom: the package.
+        dataset: tags, read in the encoding that pydicom guessed.
+        pixels: start of the file's bytes after the tag of PixelData.
+    """
+    uid, (implicit, little) = pydicom.uid, dataset.original_encoding
+    at = 4 if implicit else 8
+    if pixels[at - 4 : at] != b"\xff" * 4:
+        if implicit:
+            return uid.ImplicitVRLittleEndian
+        return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    # An item for the offset table, then the first fragment.
+    (offsets,) = struct.unpack_from("<I", pixels, at + 4)
+    frame = pixels[at + 16 + offsets :]
+    if _JPEG2000 in frame[:256]:
+        return uid.JPEG2000
+    if not frame.startswith(_JPEG):
+        return uid.RLELossless
+    kinds = {
+        0xFFC0: uid.JPEGBaseline8Bit,
+        0xFFC1: uid.JPEGExtended12Bit,
+        0xFFC3: uid.JPEGLossless,
+        0xFFF7: uid.JPEGLSNearLossless,
+    }
+    marker = _start_of_frame(frame)[0]
+    if marker not in kinds:
+        raise ValueError("it has no TransferSyntaxUID, and its frame is of no known kind")
+    return kinds[marker]
 
 
 def _check_kind(dataset: "pydicom.Dataset") -> None:
     photometric = dataset.get("PhotometricInterpretation")
     if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError(f"it is not grey (PhotometricInterpretation {photometric})")
-    if dataset.get("NumberOfFrames") not in (None, "", 1):
+    if dataset.NumberOfFrames != 1:
         raise ValueError(f"it has {dataset.NumberOfFrames} frames, not one")
     allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
     if allocated not in (8, 16) or not isinstance(stored, int) or not 1 <= stored <= allocated:
@@ -160,34 +265,51 @@ def _check_kind(dataset: "pydicom.Dataset") -> None:
         raise ValueError("its PixelRepresentation is neither 0 nor 1")
 
 
-def _plugin(pydicom: ModuleType, dataset: "pydicom.Dataset") -> str:
+def _plugins(pydicom: ModuleType, dataset: "pydicom.Dataset") -> list[str]:
+    """Return the decoders that may be tried, in order."""
     syntax = dataset.file_meta.TransferSyntaxUID
     available = pydicom.pixels.get_decoder(syntax).available_plugins
-    plugin = next((name for name in _PLUGINS if name in available), None)
-    if plugin is None:
+    plugins = [name for name in _PLUGINS if name in available]
+    if not plugins:
         raise ValueError(f"no decoder for {syntax.name} is installed: {_INSTALL}")
-    if syntax == _JPEG_EXTENDED and plugin == "pillow" and dataset.BitsStored > 8:
+    if syntax == _JPEG_EXTENDED and plugins[0] == "pillow" and dataset.BitsStored > 8:
         raise ValueError(
             "it is lossy JPEG of more than 8 bits: rewrite it, for example by dcmdjpeg"
         )
-    return plugin
+    # The others end the process at some damage.
+    return plugins[:1] if syntax == _RLE else plugins
 
 
 def _stored_values(
     pydicom: ModuleType, dataset: "pydicom.Dataset"
-) -> Integer[np.ndarray, "height width"]:
+) -> tuple[Integer[np.ndarray, "height width"], tuple[str, ...]]:
+    """Decode the pixels; also return remarks on the decoders."""
     syntax = dataset.file_meta.TransferSyntaxUID
     shape = dataset.Rows, dataset.Columns
     if not syntax.is_compressed:
         _check_length(len(dataset.PixelData), shape, dataset.BitsAllocated)
-        return pydicom.pixels.pixel_array(dataset).astype(np.int32)
+        return pydicom.pixels.pixel_array(dataset).astype(np.int32), ()
     frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    remarks: tuple[str, ...] = ()
     if syntax != _RLE:
-        _check_frame(frame, *shape)
+        end = _check_frame(frame, *shape)
+        if len(frame) > end + 1:  # one byte makes the length even
+            remarks = ("PixelData has bytes after the end of its frame, which are ignored",)
+            dataset.PixelData = pydicom.encaps.encapsulate([frame[:end]])
+            dataset["PixelData"].is_undefined_length = True
     elif len(frame) > 2 * shape[0] * shape[1] * dataset.BitsAllocated // 8 + _RLE_HEADER:
         raise ValueError(f"its compressed frame has {len(frame)} bytes, more than its pixels")
-    plugin = _plugin(pydicom, dataset)
-    return pydicom.pixels.pixel_array(dataset, decoding_plugin=plugin).astype(np.int32)
+    first = None
+    for plugin in _plugins(pydicom, dataset):
+        try:
+            stored = pydicom.pixels.pixel_array(dataset, decoding_plugin=plugin).astype(np.int32)
+        except Exception as error:  # whatever a decoder raises
+            first = first or error
+        else:
+            if first is not None:
+                remarks += (f"PixelData is read by {plugin}, since another decoder failed",)
+            return stored, remarks
+    raise first
 
 
 def _check_length(n_bytes: int, shape: tuple[int, int], bits: int) -> None:
@@ -200,8 +322,8 @@ def _check_length(n_bytes: int, shape: tuple[int, int], bits: int) -> None:
         )
 
 
-def _check_frame(frame: bytes, rows: int, columns: int) -> None:
-    """Refuse a compressed frame that is truncated or has another size.
+def _check_frame(frame: bytes, rows: int, columns: int) -> int:
+    """Refuse a compressed frame that is truncated or has another size; return where it ends.
 
     The header is checked before a decoder allocates memory for it.
 
@@ -224,12 +346,22 @@ def _check_frame(frame: bytes, rows: int, columns: int) -> None:
         )
     if channels != 1:
         raise ValueError(f"its compressed frame has {channels} channels, not one")
-    if not frame.rstrip(b"\0").endswith(_END):
+    # Within the compressed data these two bytes do not occur.
+    end = frame.rfind(_END)
+    if end < 0:
         raise ValueError("its compressed frame is cut short")
+    return end + len(_END)
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
-    """Read width, height and channels of a JPEG or JPEG-LS frame.
+    """Read width, height and channels of a JPEG or JPEG-LS frame."""
+    _, at = _start_of_frame(frame)
+    _, height, width, channels = struct.unpack_from(">BHHB", frame, at + 4)
+    return width, height, channels
+
+
+def _start_of_frame(frame: bytes) -> tuple[int, int]:
+    """Find the marker that starts a JPEG or JPEG-LS frame, and its place.
 
     Source: ITU-T T.81 B.2.2; JPEG-LS (T.87 C.2.2) has the same layout.
     """
@@ -239,8 +371,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
     while True:
         marker, length = struct.unpack_from(">HH", frame, at)
         if marker in _START_OF_FRAME:
-            _, height, width, channels = struct.unpack_from(">BHHB", frame, at + 4)
-            return width, height, channels
+            return marker, at
         if marker < 0xFF00:
             raise ValueError("the header of its compressed frame is damaged")
         at += 1 if marker == 0xFFFF else 2 + length

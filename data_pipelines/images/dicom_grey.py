@@ -1,7 +1,8 @@
 """Map stored DICOM values to grey by the tags of an image."""
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -10,107 +11,219 @@ if TYPE_CHECKING:
     import pydicom
 
 _Values = Float[np.ndarray, " values"]
+# A table whose largest entry is below this share of what its bits allow has fewer bits.
+_FULL_TABLE = 0.25
+_FUNCTIONS = {"LINEAR": "LINEAR", "LINEAREXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
+_SHAPES = ("IDENTITY", "INVERSE")
 
 
-def grey_of_stored_values(dataset: "pydicom.Dataset") -> Float32[np.ndarray, " values"]:
-    """Return the grey of every value of ``BitsStored`` bits, lowest first.
+@dataclasses.dataclass(frozen=True)
+class GreyScale:
+    """Hold the grey of every stored value.
+
+    Attributes:
+        grey: ``[2 ** BitsStored]`` in [0, 1], lowest value first, before an inversion.
+        inverted: whether 0 is white.
+        stored_top: the stored value whose grey is 1; None if a LUT or window decides, or values are
+            signed or descend.
+        remarks: tags that were ignored or repaired, each beginning with the tag's name.
+    """
+
+    grey: Float32[np.ndarray, " values"]
+    inverted: bool
+    stored_top: int | None
+    remarks: tuple[str, ...]
+
+
+def grey_scale(dataset: "pydicom.Dataset") -> GreyScale:
+    """Compute the grey of every value of ``BitsStored`` bits.
 
     The steps are: the modality LUT or rescale slope and intercept; the first VOI LUT, else the
     first window, else the whole range of the stored bits after the first step (not the range that
-    the image uses); last, MONOCHROME1 is inverted, so that 0 is black in both.
+    the image uses); last, an inversion if PresentationLUTShape is INVERSE, or without that tag if
+    the image is MONOCHROME1, so that 0 is black. A step whose tags are unusable is left out.
 
-    Source: DICOM PS3.3 C.11.1, C.11.2 and C.7.6.3.1.2.
+    Source: DICOM PS3.3 C.11.1, C.11.2, C.11.6 and C.7.6.3.1.2; DCMTK resolves a contradiction of
+    PresentationLUTShape and PhotometricInterpretation in the same way.
 
-    Differs: the presentation LUT, overlays and windows without a centre or width are ignored.
-    Tables are read here, since pydicom 3.0 wraps the inputs above 255 of a VOI LUT of 8 bits.
+    Differs: the presentation LUT sequence and overlays are ignored. A LUT whose entries use less
+    than a quarter of the range of its bits, or more, is white at its own maximum. Tables are read
+    here, since pydicom 3.0 wraps the inputs above 255 of a VOI LUT of 8 bits.
 
     Args:
         dataset: with BitsStored 1..16, PixelRepresentation and PhotometricInterpretation.
-
-    Returns:
-        ``[2 ** BitsStored]`` in [0, 1], 0 is black.
-
-    Raises:
-        ValueError: the tags define no grey scale.
     """
+    tags = _Tags(dataset)
     n_values = 2**dataset.BitsStored
     lowest = -n_values // 2 if dataset.PixelRepresentation else 0
-    values = np.arange(lowest, lowest + n_values, dtype=np.float64)
-    if dataset.get("ModalityLUTSequence"):
-        values, top = _look_up(values, dataset.ModalityLUTSequence[0], dataset)
+    stored = np.arange(lowest, lowest + n_values, dtype=np.float64)
+    modality = _look_up(stored, tags, "ModalityLUTSequence")
+    if modality is not None:
+        values, top = modality
         limits = 0.0, top
     else:
-        values = _rescale(values, dataset)
+        values = _rescale(stored, tags)
         limits = min(values[0], values[-1]), max(values[0], values[-1])
-    grey = np.clip(_look(values, limits, dataset), 0, 1)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 1 - grey
-    return grey.astype(np.float32)
+    plain = modality is None and lowest == 0 and values[0] < values[-1]
+    seen = _look_up(values, tags, "VOILUTSequence")
+    grey = _windowed(values, tags) if seen is None else seen[0] / seen[1]
+    if grey is None:
+        low, high = limits
+        grey = (values - low) / (high - low)
+    else:
+        plain = False
+    grey = np.clip(grey, 0, 1).astype(np.float32)
+    inverted = _inverted(tags)
+    return GreyScale(grey, inverted, n_values - 1 if plain else None, tuple(tags.remarks))
 
 
-def _rescale(values: _Values, dataset: "pydicom.Dataset") -> _Values:
+class _Tags:
+    """Read tags of any content, and collect remarks on the unusable ones."""
+
+    def __init__(self, dataset: "pydicom.Dataset"):
+        self.dataset, self.remarks = dataset, []
+
+    def values(self, key: str) -> list[Any]:
+        """Return the values of a tag; none if it is absent, empty or unreadable."""
+        try:
+            value = self.dataset.get(key)
+        except Exception:  # pydicom parses when asked, and raises what the text makes it raise
+            self.ignore(key, "text that is no value")
+            return []
+        if value is None or value == "":
+            return []
+        several = not isinstance(value, str | bytes) and hasattr(value, "__len__")
+        return list(value) if several else [value]
+
+    def numbers(self, key: str) -> list[float]:
+        """Return the numbers of a tag; NaN for what is none."""
+        found = []
+        for value in self.values(key):
+            try:
+                found.append(float(value))
+            except (TypeError, ValueError):
+                found.append(math.nan)
+        return found
+
+    def word(self, key: str) -> str:
+        """Return the letters and digits of the first value, in capitals."""
+        return "".join(filter(str.isalnum, str(*self.values(key)[:1]))).upper()
+
+    def remark(self, key: str, text: str) -> None:
+        """Add a remark on a tag."""
+        self.remarks.append(f"{key} {text}")
+
+    def ignore(self, key: str, value: Any) -> None:
+        """Add a remark that a tag's value is ignored."""
+        self.remark(key, f"{value} is not usable and is ignored")
+
+
+def _rescale(values: _Values, tags: _Tags) -> _Values:
     slope, intercept = (
-        _first(dataset, "RescaleSlope", 1.0),
-        _first(dataset, "RescaleIntercept", 0.0),
+        tags.numbers("RescaleSlope") or [1.0],
+        tags.numbers("RescaleIntercept") or [0.0],
     )
-    if not slope or not (abs(slope) < 1e12 and abs(intercept) < 1e12):
-        raise ValueError(f"its rescale is not usable (slope {slope}, intercept {intercept})")
-    return values * slope + intercept
+    if not (slope[0] and abs(slope[0]) < 1e12):
+        tags.ignore("RescaleSlope", f"{slope[0]:g}")
+        return values
+    if not abs(intercept[0]) < 1e12:
+        tags.ignore("RescaleIntercept", f"{intercept[0]:g}")
+        return values
+    return values * slope[0] + intercept[0]
 
 
-def _look(values: _Values, limits: tuple[float, float], dataset: "pydicom.Dataset") -> _Values:
-    """Apply the VOI LUT, else the window, else the limits."""
-    if dataset.get("VOILUTSequence"):
-        values, top = _look_up(values, dataset.VOILUTSequence[0], dataset)
-        return values / top
-    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
-    if center is not None and width is not None:
-        return _window(values, center, width, dataset.get("VOILUTFunction") or "LINEAR")
-    low, high = limits
-    return (values - low) / (high - low)
-
-
-def _window(values: _Values, center: float, width: float, function: str) -> _Values:
-    """Apply a window, to [0, 1]; DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+def _windowed(values: _Values, tags: _Tags) -> _Values | None:
+    """Apply the first usable window, to [0, 1]; DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    windows = list(zip(tags.numbers("WindowCenter"), tags.numbers("WindowWidth"), strict=False))
+    if not windows:
+        return None
+    spelt = (tags.values("VOILUTFunction") or ["LINEAR"])[0]
+    function = _FUNCTIONS.get(tags.word("VOILUTFunction") or "LINEAR", "LINEAR")
+    if spelt != function:
+        tags.remark("VOILUTFunction", f"{str(spelt)!r} is taken for {function}")
     smallest = 1 if function == "LINEAR" else 1e-12
-    if not (math.isfinite(center) and smallest <= width < math.inf):
-        raise ValueError(f"its window is not usable (centre {center}, width {width}, {function})")
+    for center, width in windows:
+        if abs(center) < 1e12 and smallest <= width < 1e12:
+            break
+        tags.ignore("WindowWidth", f"{width:g} with WindowCenter {center:g}")
+    else:
+        return None
     if function == "LINEAR":
         offset = values - (center - 0.5)
         return np.where(offset > 0, 1.0, 0.0) if width == 1 else offset / (width - 1) + 0.5
     if function == "LINEAR_EXACT":
         return (values - center) / width + 0.5
-    if function == "SIGMOID":
-        # 1 / (1 + exp(-4 x)) in a form that cannot overflow.
-        return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
-    raise ValueError(f"its VOILUTFunction {function} is not known")
+    # 1 / (1 + exp(-4 x)) in a form that cannot overflow.
+    return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
 
 
-def _look_up(
-    values: _Values, table: "pydicom.Dataset", dataset: "pydicom.Dataset"
-) -> tuple[_Values, float]:
-    """Look up values in a table; also return its largest possible entry."""
-    n_entries, first, bits = (int(number) for number in table.LUTDescriptor)
+def _look_up(values: _Values, tags: _Tags, key: str) -> tuple[_Values, float] | None:
+    """Look up values in the first table of a sequence; also return the entry that is white."""
+    tables = tags.values(key)
+    if not tables:
+        return None
+    if "LUTDescriptor" not in tables[0] or "LUTData" not in tables[0]:
+        tags.ignore(key, "without LUTDescriptor and LUTData")
+        return None
+    numbers = tables[0].LUTDescriptor
+    if isinstance(numbers, bytes):
+        numbers = np.frombuffer(numbers, _words(tags))
+    if np.size(numbers) != 3:
+        tags.ignore(key, f"with the LUTDescriptor {numbers}")
+        return None
+    # The VR depends on the pixels or on the writer: only the 16 bits of a number count.
+    n_entries, first, bits = (int(number) & 0xFFFF for number in numbers)
     n_entries = n_entries or 2**16
     if not 8 <= bits <= 16:
-        raise ValueError(f"its lookup table has {bits} bits, not 8 to 16")
+        tags.ignore(key, f"of {bits} bits")
+        return None
+    entries = _entries(tables[0], n_entries, bits, _words(tags))
+    if len(entries) < n_entries:
+        tags.ignore(key, f"of {len(entries)} entries, not {n_entries},")
+        return None
+    first = _signed_as(values, first, n_entries)
+    at = np.clip(np.rint(values) - first, 0, n_entries - 1).astype(np.intp)
+    white, most = 2**bits - 1, int(entries.max())
+    if most and not _FULL_TABLE * white < most <= white:
+        tags.remark(key, f"says {bits} bits and has entries up to {most}, which is shown as white")
+        white = most
+    return entries[at].astype(np.float64), float(white)
+
+
+def _words(tags: _Tags) -> str:
+    return "<u2" if tags.dataset.original_encoding[1] else ">u2"
+
+
+def _entries(table: "pydicom.Dataset", n_entries: int, bits: int, words: str) -> np.ndarray:
     entries = table.LUTData
     if isinstance(entries, bytes):
-        size = 1 if bits == 8 and len(entries) < 2 * n_entries else 2
-        order = "<" if dataset.original_encoding[1] else ">"
-        entries = np.frombuffer(entries[: n_entries * size], f"{order}u{size}")
-    entries = np.atleast_1d(np.asarray(entries, np.int64))[:n_entries]
-    if len(entries) < n_entries:
-        raise ValueError(f"its lookup table has {len(entries)} entries, not {n_entries}")
-    at = np.clip(np.rint(values) - first, 0, n_entries - 1).astype(np.intp)
-    return entries[at].astype(np.float64), float(2**bits - 1)
+        kind = np.dtype("u1" if bits == 8 and len(entries) < 2 * n_entries else words)
+        entries = np.frombuffer(entries[: len(entries) // kind.itemsize * kind.itemsize], kind)
+    return np.atleast_1d(np.asarray(entries, np.int64))[:n_entries] & 0xFFFF
 
 
-def _first(dataset: "pydicom.Dataset", key: str, default: float | None = None) -> float | None:
-    """Return the first of several numbers, or the default."""
-    value = dataset.get(key)
-    if value is None or value == "":
-        return default
-    if isinstance(value, int | float):
-        return float(value)
-    return float(value[0]) if len(value) else default
+def _signed_as(values: _Values, first: int, n_entries: int) -> int:
+    """Return the first mapped value with the sign of the table's input.
+
+    Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1: the number has 16 bits and is signed where the
+    input is. Where a rescale makes an input that fits both, the one that meets the input counts.
+    """
+    low, high = values.min(), values.max()
+    signed = first - 2**16
+    if low >= 0 or first < 2**15:
+        return first
+    meets_signed = signed <= high and signed + n_entries > low
+    return signed if meets_signed or first > high else first
+
+
+def _inverted(tags: _Tags) -> bool:
+    photometric, shape = tags.word("PhotometricInterpretation"), tags.word("PresentationLUTShape")
+    if tags.values("PresentationLUTSequence"):
+        tags.ignore("PresentationLUTSequence", "as another table")
+    if shape and shape not in _SHAPES:
+        tags.ignore("PresentationLUTShape", shape)
+        shape = ""
+    usual = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
+    if shape not in ("", usual):
+        tags.remark("PresentationLUTShape", f"{shape} contradicts {photometric} and is followed")
+    return (shape or usual) == "INVERSE"

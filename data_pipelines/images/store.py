@@ -10,12 +10,24 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.decode import fault, read_image, to_square
+from data_pipelines.images.decode import (
+    CONTAINER,
+    Check,
+    Decoded,
+    check_header,
+    decoded_array,
+    examine,
+    read_image,
+)
 
 
 @runtime_checkable
 class ImageStore(Protocol):
     """Read images by case id, the row number in the table."""
+
+    @property
+    def value_range(self) -> str:
+        """Values that are black and white; see ``decode.decode``."""
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -37,11 +49,11 @@ class ImageStore(Protocol):
             InputError: the store has another size only.
         """
 
-    def fault(self, case_id: int, *, whole: bool) -> str:
-        """Say briefly why a present image is unusable; empty if it is fine.
+    def examine(self, case_id: int, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
+        """Read a present image after checking all of it; zeros where there is a fault."""
 
-        With ``whole`` all of it is checked, else only its header.
-        """
+    def check_header(self, case_id: int) -> Check:
+        """Check the header of a present image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +63,12 @@ class ImageFiles:
     Attributes:
         names: ``[n]`` image names of the table.
         paths: file of each image that is present, by case id.
+        value_range: see ``decode.decode``.
     """
 
     names: np.ndarray
     paths: Mapping[int, Path]
+    value_range: str = CONTAINER
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -74,15 +88,19 @@ class ImageFiles:
                     f"The image {self.names[case_id]} is listed but its file is absent: fetch it, "
                     "or set --config.data.missing=skip."
                 )
-            image[:] = read_image(self.paths[case_id], size)
+            image[:] = read_image(self.paths[case_id], size, self.value_range)
         return images
 
     def check_size(self, size: int) -> None:
         """Accept any size."""
 
-    def fault(self, case_id: int, *, whole: bool) -> str:
-        """Check the file; see ``ImageStore``."""
-        return fault(self.paths[case_id], whole)
+    def examine(self, case_id: int, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
+        """Check and read the file; see ``ImageStore``."""
+        return examine(self.paths[case_id], size, self.value_range)
+
+    def check_header(self, case_id: int) -> Check:
+        """Check the file's header; see ``ImageStore``."""
+        return check_header(self.paths[case_id])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +109,11 @@ class ImageArray:
 
     Attributes:
         images: grey images by case id.
+        value_range: see ``decode.decode``.
     """
 
     images: UInt8[np.ndarray, "n height width"]
+    value_range: str = CONTAINER
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -106,12 +126,20 @@ class ImageArray:
         """Resize; see ``ImageStore``."""
         images = np.empty((len(case_ids), size, size, 1), np.uint8)
         for image, case_id in zip(images, case_ids.tolist(), strict=True):
-            image[:] = to_square(Image.fromarray(self.images[case_id]), size)
+            image[:] = self._decoded(case_id).square(size)
         return images
 
     def check_size(self, size: int) -> None:
         """Accept any size."""
 
-    def fault(self, case_id: int, *, whole: bool) -> str:
-        """Return no fault; see ``ImageStore``."""
-        return ""
+    def examine(self, case_id: int, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
+        """Resize the image and measure its range; see ``ImageStore``."""
+        decoded = self._decoded(case_id)
+        return decoded.square(size), Check(sliver=decoded.sliver())
+
+    def check_header(self, case_id: int) -> Check:
+        """Find no fault; see ``ImageStore``."""
+        return Check()
+
+    def _decoded(self, case_id: int) -> Decoded:
+        return decoded_array(Image.fromarray(self.images[case_id]), self.value_range)

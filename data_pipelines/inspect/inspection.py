@@ -28,7 +28,7 @@ from data_pipelines.inspect.table_statistics import (
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import NO_FINDING
-from data_pipelines.tables.quarantine import Entry, verify_files, write_quarantine
+from data_pipelines.tables.quarantine import Entry, FileChecks, verify_files, write_quarantine
 
 # The stages of the published recipe and of every packaged config.
 STAGES = {"bce": "abnormal", "focal": "all"}
@@ -46,6 +46,7 @@ class Inspection:
         used: the split of the usable images.
         rows: ``[m]`` case ids of the usable images: present and not refused.
         refused: image and reason of the present but damaged ones.
+        checks: what else was found out about the files.
     """
 
     table: CaseTable
@@ -53,6 +54,7 @@ class Inspection:
     used: splits.Split
     rows: np.ndarray
     refused: list[Entry]
+    checks: FileChecks
 
 
 def inspect(table: CaseTable, rule: str, *, size: int, sample: int, out: Path) -> dict:
@@ -105,7 +107,8 @@ def _usable(table: CaseTable, rule: str) -> Inspection:
             f"None of the {len(table.images)} images of the table is in the data folder: name "
             "the folder that holds them."
         )
-    refused = verify_files(table, present)
+    checks = verify_files(table, present)
+    refused = checks.bad
     usable = table.present & ~np.isin(table.images, [name for name, _ in refused])
     if not usable.any():
         name, reason = refused[0]
@@ -114,7 +117,7 @@ def _usable(table: CaseTable, rule: str) -> Inspection:
             f"{reason}): fetch them again."
         )
     used = splits.keep_rows(table, whole, usable)
-    return Inspection(table, whole, used, np.flatnonzero(usable), refused)
+    return Inspection(table, whole, used, np.flatnonzero(usable), refused, checks)
 
 
 def _sample(rows: np.ndarray, most: int) -> np.ndarray:
@@ -147,6 +150,12 @@ def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
             "present": present,
             "missing": len(table.images) - present,
             "refused": len(found.refused),
+        },
+        "oddities": {
+            "warnings": found.checks.warnings,
+            "range_measured": found.checks.measured,
+            "range_used": {name: sliver.used for name, sliver in found.checks.slivers.items()},
+            "repaired": {name: list(texts) for name, texts in found.checks.remarks.items()},
         },
         "patients": images_per_patient(table, found.rows),
         "parts": parts,

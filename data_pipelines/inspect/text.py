@@ -13,6 +13,7 @@ def summary_text(summary: Mapping) -> str:
     """Write the result of ``inspection.inspect`` in paragraphs."""
     paragraphs = [
         _head(summary),
+        *summary["oddities"]["warnings"],
         _part_table(summary["parts"]),
         _finding_table(summary["parts"]),
         _leak(summary["leak"], summary["rule"]),

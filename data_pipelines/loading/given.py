@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.images import dicom
-from data_pipelines.images.decode import read_image, unreadable_reason
+from data_pipelines.images.decode import CONTAINER, Check, examine
+from data_pipelines.images.search import find_images
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".ima")
 _THREADS = 4
 
 
@@ -26,7 +25,7 @@ class GivenImages:
         names: unique image names: paths below the given folder, or full paths where two would be
             the same.
         paths: files of the images.
-        others: number of files in the folders that do not look like images.
+        others: number of files in the folders that have neither ending nor content of an image.
     """
 
     names: tuple[str, ...]
@@ -37,55 +36,50 @@ class GivenImages:
 def find(given: Sequence[str]) -> GivenImages:
     """Find image files, searching folders recursively in the order of names.
 
-    A file that is named itself counts as an image. In a folder, files with the suffix of an image
-    count, and DICOM files without a suffix, which hospital archives write; hidden files do not.
+    Whatever is named itself counts as an image, so that each bad one is reported by itself. In a
+    folder, files with the ending or the content of an image count; hidden files do not.
 
     Raises:
         InputError: a path does not exist, a folder has no image, or nothing is given.
     """
     if not given:
         raise InputError("No image is given: name files (PNG, JPEG, TIFF, DICOM) or folders.")
-    found: dict[Path, tuple[str, str]] = {}
+    found: dict[Path, str] = {}
     others = 0
     for text in given:
         path = Path(text)
-        if path.is_dir():
-            images, rest = _in_folder(path)
-            if not images:
+        if os.path.isdir(path):
+            below = find_images(path)
+            if not below.images:
                 raise InputError(
-                    f"The folder {text} has no image, here or below: name one with files that end "
-                    f"in {', '.join(SUFFIXES)}."
+                    f"The folder {text} has no image, here or below: name one with PNG, JPEG, "
+                    "TIFF or DICOM files."
                 )
-            others += rest
-            found |= {image: (image.relative_to(path).as_posix(), text) for image in images}
-        elif path.exists():
-            found[path] = (path.name, text)
+            others += below.others
+            found |= {image: _name_below(path, image) for image in below.images}
+        elif not _is_absent(path):
+            found[path] = path.name
         else:
             raise InputError(f"There is no file or folder {text}: correct the path.")
-    names = [name for name, _ in found.values()]
+    names = list(found.values())
     if len(set(names)) < len(names):
         names = [path.as_posix() for path in found]
     return GivenImages(tuple(names), tuple(found), others)
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], int]:
-    visible = (
-        Path(directory) / name
-        for directory, _, names in os.walk(folder)
-        for name in names
-        if not name.startswith(".")
-    )
-    files = sorted(visible)
-    images = [path for path in files if _looks_like_image(path)]
-    return images, len(files) - len(images)
+def _name_below(folder: Path, image: Path) -> str:
+    return image.name if image == folder else image.relative_to(folder).as_posix()
 
 
-def _looks_like_image(path: Path) -> bool:
-    if path.suffix:
-        return path.suffix.lower() in SUFFIXES
-    with path.open("rb") as file:
-        head = file.read(dicom.MAGIC_AT + len(dicom.MAGIC))
-    return head[dicom.MAGIC_AT :] == dicom.MAGIC
+def _is_absent(path: Path) -> bool:
+    """Whether a path does not exist, rather than being out of reach."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def table_of(images: GivenImages, findings: Sequence[str], *, simulated: bool) -> CaseTable:
@@ -118,44 +112,47 @@ def table_of(images: GivenImages, findings: Sequence[str], *, simulated: bool) -
 
 def is_simulated(path: Path) -> bool:
     """Whether the folder of a file or its parent is marked simulated."""
-    folders = itertools.islice(path.resolve().parents, 2)
-    return any((folder / SIMULATED_MARKER).exists() for folder in folders)
+    # Unlike those of Path, these functions raise no error for a loop of links.
+    folders = itertools.islice(Path(os.path.realpath(path)).parents, 2)
+    return any(os.path.exists(folder / SIMULATED_MARKER) for folder in folders)
 
 
 def batches(
-    paths: Iterable[Path], *, image_size: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, list[str]]]:
+    paths: Iterable[Path], *, image_size: int, batch_size: int, value_range: str = CONTAINER
+) -> Iterator[tuple[np.ndarray, list[Check]]]:
     """Read all files once, in order, in batches of equal size.
 
     Args:
         paths: image files; a bad one does not stop the others.
         image_size: side S of the squares in pixels.
         batch_size: number of images B.
+        value_range: see ``decode.decode``.
 
     Yields:
-        ``[B, S, S, 1]`` uint8, zeros where there is no image, and for each file of the batch the
-        reason why it is unreadable, or an empty string.
+        ``[B, S, S, 1]`` uint8, zeros where there is no image, and for each file of the batch what
+        was found out about it.
     """
     import grain
 
     paths = list(paths)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=batch_size)
-    stream = iter(grain.MapDataset.source(paths).map(_Read(image_size)).to_iter_dataset(options))
+    source = grain.MapDataset.source(paths).map(_Read(image_size, value_range))
+    stream = iter(source.to_iter_dataset(options))
     for start in range(0, len(paths), batch_size):
         read = [next(stream) for _ in paths[start : start + batch_size]]
         images = np.zeros((batch_size, image_size, image_size, 1), np.uint8)
         for row, (image, _) in enumerate(read):
             images[row] = image
-        yield images, [fault for _, fault in read]
+        yield images, [check for _, check in read]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
     size: int
+    value_range: str
 
-    def __call__(self, path: Path) -> tuple[np.ndarray, str]:
+    def __call__(self, path: Path) -> tuple[np.ndarray, Check]:
         try:
-            return read_image(path, self.size), ""
-        except InputError as error:
-            reason = unreadable_reason(error.__cause__) if error.__cause__ else str(error)
-            return np.zeros((self.size, self.size, 1), np.uint8), reason
+            return examine(path, self.size, self.value_range)
+        except InputError as error:  # the packages for the format are not installed
+            return np.zeros((self.size, self.size, 1), np.uint8), Check(str(error))

@@ -9,7 +9,9 @@ from pathlib import Path
 from data_pipelines import sources
 from data_pipelines.command_line import CommandParser
 from data_pipelines.errors import InputError
+from data_pipelines.images.decode import CONTAINER, VALUE_RANGES
 from data_pipelines.prepare.preparation import prepare
+from data_pipelines.tables.quarantine import MAX_UNREADABLE
 
 _NOTES = """\
 config.data.dir of a training run takes the prepared folder in place of the source's own.
@@ -72,8 +74,23 @@ def _parser() -> CommandParser:
         "--missing",
         choices=("error", "skip"),
         default="error",
-        help="absent images: 'error' stops if they are more than 0.1%%, 'skip' leaves them out "
-        "(default: error)",
+        help="absent images: 'error' stops if they are more than --max-unreadable, 'skip' leaves "
+        "them out (default: error)",
+    )
+    add(
+        "--max-unreadable",
+        "--config.data.max_unreadable",
+        type=float,
+        default=MAX_UNREADABLE,
+        metavar="SHARE",
+        help=f"share of the images that may be refused (default: {MAX_UNREADABLE})",
+    )
+    add(
+        "--value-range",
+        "--config.data.value_range",
+        default=CONTAINER,
+        metavar="RANGE",
+        help=f"values that are black and white: {VALUE_RANGES} (default: {CONTAINER})",
     )
     return parser
 
@@ -104,6 +121,8 @@ def _prepare(options: argparse.Namespace) -> int:
         part=_part(options.part) if options.part else None,
         processes=options.processes,
         missing=options.missing,
+        max_unreadable=options.max_unreadable,
+        value_range=options.value_range,
     )
     done = f"part {options.part}" if options.part else str(options.out)
     print(f"{done}: prepared, {len(refused)} images refused")

@@ -28,6 +28,7 @@ def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
         "rows": layout.n_rows,
         "table_sha256": dataset.table_digest(table),
         "notes": dataset.notes(table),
+        "value_range": table.store.value_range,
     }
 
 
@@ -48,7 +49,7 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
             )
         return
     began = dataset.read_identity(directory)
-    for key in ("format", "source", "size", "rows_per_shard"):
+    for key in ("format", "source", "size", "rows_per_shard", "value_range"):
         if began.get(key) != asked[key]:
             raise InputError(
                 f"{directory} (--out) was begun with {key} {began.get(key)}, not "

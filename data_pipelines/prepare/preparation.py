@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipelines import sources
 from data_pipelines.errors import InputError
+from data_pipelines.images.decode import CONTAINER, VALUE_RANGES, Sliver, valid_value_range
 from data_pipelines.prepare.claim import check_claim, claim, identity, remove_leftovers
 from data_pipelines.prepare.shard_check import finished_shards
 from data_pipelines.prepare.shard_writer import Report, remove_stale_drafts
@@ -21,7 +22,8 @@ from data_pipelines.prepare.workers import write_shards
 from data_pipelines.prepared import dataset
 from data_pipelines.prepared.shards import ROWS_PER_SHARD, Layout
 from data_pipelines.tables.case_table import CaseTable
-from data_pipelines.tables.quarantine import ABSENT, Entry, write_quarantine
+from data_pipelines.tables.oddities import warnings_of
+from data_pipelines.tables.quarantine import ABSENT, MAX_UNREADABLE, Entry, write_quarantine
 
 
 def prepare(
@@ -34,7 +36,8 @@ def prepare(
     part: tuple[int, int] | None = None,
     processes: int = 1,
     missing: str = "error",
-    max_share: float = 0.001,
+    max_unreadable: float = MAX_UNREADABLE,
+    value_range: str = CONTAINER,
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> list[Entry]:
     """Write the unfinished shards and, without ``part``, complete the data set.
@@ -49,7 +52,8 @@ def prepare(
         part: (i, n): write the i-th of n shares of the shards, i from 0, and nothing else.
         processes: worker processes, at least 1.
         missing: ``error`` or ``skip``; see ``quarantine.apply_policy``.
-        max_share: share of the images that may be refused, 0 to 1.
+        max_unreadable: share of the images that may be refused, 0 to 1.
+        value_range: see ``decode.decode``.
         rows_per_shard: rows of the table in a shard.
 
     Returns:
@@ -60,11 +64,11 @@ def prepare(
             that the source's loader finds.
     """
     directory, out = Path(directory), Path(out)
-    _check_arguments(directory, out, size, processes)
-    table = sources.load(source, directory, csv)
+    _check_arguments(directory, out, size, processes, value_range)
+    table = sources.load(source, directory, csv, value_range)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    absent = _absent(table, missing, max_share)
+    absent = _absent(table, missing, max_unreadable)
     n_expected = len(table.images) - (len(absent) if missing == "skip" else 0)
     layout = Layout(out, source, size, len(table.images), rows_per_shard)
     asked = identity(layout, table)
@@ -83,17 +87,26 @@ def prepare(
     with contextlib.closing(write_shards(table, layout, todo, processes)) as written:
         for index, report in written:
             reports[index] = report
-            _check_refused(out, refused + _unreadable(reports.values()), n_expected, max_share)
+            _check_refused(out, refused + _unreadable(reports.values()), n_expected, max_unreadable)
     refused = sorted(refused + _unreadable(reports.values()))
-    _check_refused(out, refused, n_expected, max_share)
+    _check_refused(out, refused, n_expected, max_unreadable)
     if part is None:
         remove_leftovers(layout)
         write_quarantine(out / "quarantine.csv", refused)
         write_summary(layout, table, [reports[index] for index in indices], refused)
+    done = [report for report in reports.values() if report]
+    slivers = {name: Sliver(*pair) for r in done for name, pair in r.get("slivers", {}).items()}
+    remarks = {name: texts for r in done for name, texts in r.get("remarks", {}).items()}
+    for warning in warnings_of(slivers, sum(report["records"] for report in done), remarks):
+        print(f"warning: {warning}", file=sys.stderr)
     return refused
 
 
-def _check_arguments(directory: Path, out: Path, size: int, processes: int) -> None:
+def _check_arguments(
+    directory: Path, out: Path, size: int, processes: int, value_range: str
+) -> None:
+    if not valid_value_range(value_range):
+        raise InputError(f"--value-range is {value_range!r}: give {VALUE_RANGES}.")
     if size < 1 or processes < 1:
         raise InputError(f"--size is {size} and --processes {processes}: both must be at least 1.")
     if dataset.is_prepared(directory):
@@ -104,7 +117,7 @@ def _check_arguments(directory: Path, out: Path, size: int, processes: int) -> N
         raise InputError(f"--source and --out are both {out}: name another folder to write to.")
 
 
-def _absent(table: CaseTable, missing: str, max_share: float) -> list[Entry]:
+def _absent(table: CaseTable, missing: str, max_unreadable: float) -> list[Entry]:
     """List the images without a file; refuse too many."""
     absent = table.images[~table.present].tolist()
     n = len(table.images)
@@ -113,11 +126,11 @@ def _absent(table: CaseTable, missing: str, max_share: float) -> list[Entry]:
             f"None of the {n} images of the table is in the data folder: name the folder that "
             "holds them with --source."
         )
-    if missing == "error" and len(absent) > max_share * n:
+    if missing == "error" and len(absent) > max_unreadable * n:
         raise InputError(
             f"{len(absent)} of {n} images are absent ({', '.join(absent[:3])}, ...), more than the "
-            f"{max_share:.1%} allowed: fetch them, or give --missing=skip to prepare the images "
-            "that are there."
+            f"{max_unreadable:.1%} allowed: fetch them, or give --missing=skip to prepare the "
+            "images that are there."
         )
     return [(name, ABSENT) for name in absent]
 
@@ -139,13 +152,13 @@ def _unreadable(reports: Iterable[Report | None]) -> list[Entry]:
     return [(name, reason) for report in reports if report for name, reason in report["refused"]]
 
 
-def _check_refused(out: Path, refused: list[Entry], expected: int, max_share: float) -> None:
-    if len(refused) <= max_share * expected:
+def _check_refused(out: Path, refused: list[Entry], expected: int, max_unreadable: float) -> None:
+    if len(refused) <= max_unreadable * expected:
         return
     write_quarantine(out / "quarantine.csv", refused)
     shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:3])
     raise InputError(
         f"{len(refused)} of {expected} images are absent or unreadable ({shown}), more than the "
-        f"{max_share:.1%} allowed: see {out / 'quarantine.csv'}, fetch them again, or remove them "
-        "and give --missing=skip, then start the same command again."
+        f"{max_unreadable:.1%} allowed: see {out / 'quarantine.csv'}, fetch them again, or allow a "
+        "larger share with --max-unreadable, then start the same command again."
     )

@@ -10,7 +10,6 @@ import numpy as np
 from data_pipelines.prepare.shard_writer import (
     Report,
     present_rows,
-    read_image,
     record_content,
     rows_digest,
 )
@@ -50,7 +49,7 @@ def _plausible(table: CaseTable, layout: Layout, index: int) -> Report | None:
         return None
     for name, _ in report["refused"]:
         row = int(np.searchsorted(table.images, name))
-        if isinstance(read_image(table, row, layout.size), np.ndarray):
+        if not table.store.examine(row, 1)[1].fault:
             return None
     return report
 

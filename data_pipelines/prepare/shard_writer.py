@@ -1,5 +1,6 @@
 """Write shards, and remove the drafts of killed processes."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -38,7 +39,8 @@ def write_shard(
 
     Returns:
         ``records``, ``present`` (digest of the present rows), ``sha256`` (digest of the records'
-        content), ``refused`` (``[name, reason]`` of each unreadable image); None if abandoned.
+        content), ``refused`` (``[name, reason]`` of each unreadable image), ``slivers`` and
+        ``remarks`` (what ``decode.Check`` says of others, by name); None if abandoned.
 
     Raises:
         InputError: the disk is full.
@@ -69,15 +71,21 @@ def _write_records(
 
     serialize = features(layout.size, len(table.findings)).serialize_example
     digest, refused = hashlib.sha256(), []
+    slivers, remarks = {}, {}
     writer = ArrayRecordWriter(str(draft), WRITER_OPTIONS)
     for row in rows.tolist():
         if step():
             writer.close()
             return None
-        image = read_image(table, row, layout.size)
-        if isinstance(image, str):
-            refused.append([str(table.images[row]), image])
+        name = str(table.images[row])
+        image, check = table.store.examine(row, layout.size)
+        if check.fault:
+            refused.append([name, check.fault])
             continue
+        if check.sliver:
+            slivers[name] = dataclasses.astuple(check.sliver)
+        if check.remarks:
+            remarks[name] = check.remarks
         record = _record(table, row)
         digest.update(record_content(record, image.tobytes()))
         writer.write(serialize({**record, "image": image}))
@@ -87,6 +95,8 @@ def _write_records(
         "present": rows_digest(rows),
         "sha256": digest.hexdigest(),
         "refused": refused,
+        "slivers": slivers,
+        "remarks": remarks,
     }
 
 
@@ -118,17 +128,6 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
             yield path
         finally:
             path.unlink(missing_ok=True)
-
-
-def read_image(table: CaseTable, row: int, size: int) -> np.ndarray | str:
-    """Read one image ``[S, S, 1]``, or return why it is unreadable."""
-    # Decoders accept much damage silently.
-    if reason := table.store.fault(row, whole=True):
-        return reason
-    try:
-        return table.store.read(np.array([row]), size)[0]
-    except InputError as error:
-        return str(error)
 
 
 def _record(table: CaseTable, row: int) -> dict[str, Any]:

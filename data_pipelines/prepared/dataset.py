@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, UInt8
+from PIL import Image
 
 from data_pipelines.atomic_files import whole_path
 from data_pipelines.errors import InputError
+from data_pipelines.images.decode import CONTAINER, Check, decoded_array
 from data_pipelines.prepared.shards import Layout, holds, open_shard
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 
@@ -76,7 +78,7 @@ def load(directory: Path, source: str) -> CaseTable:
         views=frame["view"].to_numpy(str),
         sexes=frame["sex"].to_numpy(str),
         ages=frame["age"].to_numpy(np.int16),
-        store=_records(layout, images, frame["record"].to_numpy(np.int64)),
+        store=_records(layout, images, frame["record"].to_numpy(np.int64), identity["value_range"]),
         simulated=(directory / SIMULATED_MARKER).is_file(),
         **_from_json(identity["notes"]),
     )
@@ -127,14 +129,14 @@ def _frame(table: CaseTable, records: np.ndarray) -> pd.DataFrame:
 
 
 def read_identity(directory: Path) -> dict[str, Any]:
-    """Read what a folder was prepared from: source, size, rows, table digest.
+    """Read what a folder was prepared from: source, size, value range, rows, table digest.
 
     Raises:
         InputError: the folder was not written by ``data_pipelines.prepare``.
     """
     path = directory / IDENTITY
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return {"value_range": CONTAINER} | json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{directory} has no readable {IDENTITY}: name a folder that "
@@ -163,7 +165,9 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], pd.DataFrame]:
         ) from error
 
 
-def _records(layout: Layout, images: np.ndarray, records: np.ndarray) -> "Records":
+def _records(
+    layout: Layout, images: np.ndarray, records: np.ndarray, value_range: str
+) -> "Records":
     present = np.flatnonzero(records >= 0)
     counts = np.bincount(present // layout.rows_per_shard, minlength=layout.n_shards)
     for index, count in enumerate(counts.tolist()):
@@ -172,7 +176,8 @@ def _records(layout: Layout, images: np.ndarray, records: np.ndarray) -> "Record
                 f"The shard {layout.shard(index)} is missing or damaged: run `charm-jax "
                 "prepare` again with this folder as --out."
             )
-    return Records(layout, images, records, np.concatenate([[0], np.cumsum(counts)]))
+    first = np.concatenate([[0], np.cumsum(counts)])
+    return Records(layout, images, records, first, value_range)
 
 
 class _Readers:
@@ -203,12 +208,14 @@ class Records:
         names: ``[n]`` image names of the table.
         records: ``[n]`` int64 position of each image's record among all, -1 for none.
         first: ``[shards + 1]`` int64 position of each shard's first record, and their number.
+        value_range: range that the images were prepared with; see ``decode.decode``.
     """
 
     layout: Layout
     names: np.ndarray
     records: np.ndarray
     first: np.ndarray
+    value_range: str = CONTAINER
     _readers: _Readers = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -249,14 +256,18 @@ class Records:
                 f"{size} into another folder."
             )
 
-    def fault(self, case_id: int, *, whole: bool) -> str:
-        """Return the fault of a record, which is read only if ``whole``."""
-        if whole:
-            try:
-                self.read(np.array([case_id]), self.layout.size)
-            except InputError as error:
-                return str(error)
-        return ""
+    def examine(self, case_id: int, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
+        """Read and resize a record; see ``ImageStore``."""
+        try:
+            (image,) = self.read(np.array([case_id]), self.layout.size)
+        except InputError as error:
+            return np.zeros((size, size, 1), np.uint8), Check(str(error))
+        decoded = decoded_array(Image.fromarray(image[..., 0]))
+        return decoded.square(size), Check(sliver=decoded.sliver())
+
+    def check_header(self, case_id: int) -> Check:
+        """Find no fault: a record has no header; see ``ImageStore``."""
+        return Check()
 
     def _read_shard(
         self, images: np.ndarray, places: np.ndarray, case_ids: np.ndarray, shard: int

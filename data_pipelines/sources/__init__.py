@@ -1,9 +1,11 @@
 """Register the data sources; each is a file with a loader."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.images.decode import CONTAINER
 from data_pipelines.prepared import dataset
 from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14, phantom
 from data_pipelines.tables.case_table import CaseTable
@@ -17,13 +19,16 @@ SOURCES: dict[str, Callable[..., CaseTable]] = {
 }
 
 
-def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTable:
+def load(
+    source: str, directory: Path, csv: str = "", value_range: str = CONTAINER, **options: int
+) -> CaseTable:
     """Read the table of a source.
 
     Args:
         source: a name of ``SOURCES``.
         directory: folder of the data, raw or prepared (``data_pipelines.prepare``).
         csv: file to read in place of the source's own table; empty for the source's own.
+        value_range: see ``decode.decode``; a prepared folder must have been prepared with it.
         **options: options of this source, the keys of ``config.data.<source>``.
 
     Raises:
@@ -45,10 +50,19 @@ def load(source: str, directory: Path, csv: str = "", **options: int) -> CaseTab
                 f"config.data.csv is {csv!r} but {directory} is prepared and has its own table: "
                 "leave the key empty, or name the folder of the source's own files."
             )
-        return dataset.load(directory, source)
+        table = dataset.load(directory, source)
+        if table.store.value_range != value_range:
+            raise InputError(
+                f"config.data.value_range is {value_range!r} but {directory} was prepared with "
+                f"{table.store.value_range!r}: set --config.data.value_range="
+                f"{table.store.value_range}, or prepare the images again into another folder."
+            )
+        return table
     if (Path(directory) / dataset.IDENTITY).is_file():
         raise InputError(
             f"{directory} holds prepared images but its preparation is not finished: run "
             "`charm-jax prepare` once more without --part."
         )
-    return SOURCES[source](Path(directory), csv, **options)
+    table = SOURCES[source](Path(directory), csv, **options)
+    store = dataclasses.replace(table.store, value_range=value_range)
+    return dataclasses.replace(table, store=store)

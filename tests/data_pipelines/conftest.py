@@ -102,8 +102,9 @@ def grey(tmp_path: Path) -> Callable[..., np.ndarray]:
 
     def read(dataset):
         path = save(dataset, tmp_path / "image")
-        dicom.check_header(path)
-        image = dicom.read_grey(path)
+        found = dicom.read_grey(path)
+        assert dicom.check_header(path) == found.remarks
+        image = 1 - found.values if found.inverted else found.values
         assert image.dtype == np.float32
         assert 0 <= image.min() <= image.max() <= 1
         return image

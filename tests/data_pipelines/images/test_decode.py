@@ -1,5 +1,7 @@
 import collections
 import io
+import os
+import socket
 import struct
 import tracemalloc
 import warnings
@@ -9,10 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.decode import fault, read_image
+from data_pipelines.images.decode import (
+    check_header,
+    decode,
+    examine,
+    read_image,
+    valid_value_range,
+)
 
 SIZE = 16
 # A ramp: every grey level of its own place, so that a swapped axis or channel shows.
@@ -192,7 +200,7 @@ TIFFS = {
 def test_every_tiff_of_grey_gives_the_same_grey(tmp_path, content):
     path = tmp_path / "image.tiff"
     path.write_bytes(content)
-    assert (fault(path, whole=False), fault(path, whole=True)) == ("", "")
+    assert (check_header(path).fault, examine(path, 8)[1].fault) == ("", "")
     np.testing.assert_array_equal(read_image(path, SIZE)[..., 0], GREY)
 
 
@@ -237,8 +245,8 @@ REFUSED_BY_HEADER = {
 def test_what_cannot_be_used_is_refused_by_its_header(tmp_path, content, reason):
     path = tmp_path / "image"
     path.write_bytes(content)
-    assert reason in fault(path, whole=False)
-    assert reason in fault(path, whole=True)
+    assert reason in check_header(path).fault
+    assert reason in examine(path, 8)[1].fault
     with pytest.raises(InputError, match=f"image cannot be read .*{reason}"):
         read_image(path, 4)
 
@@ -246,7 +254,7 @@ def test_what_cannot_be_used_is_refused_by_its_header(tmp_path, content, reason)
 def test_negative_values_are_refused(tmp_path):
     path = tmp_path / "image.tiff"
     path.write_bytes(_tiff(GREY.astype(np.int16) - 1, sample_format=2))
-    assert fault(path, whole=True) == "its values are -1 to 254, not 0 to 65535"
+    assert examine(path, 8)[1].fault == "its values are -1 to 254, not 0 to 65535"
     with pytest.raises(InputError, match="-1 to 254"):
         read_image(path, 4)
 
@@ -269,20 +277,24 @@ def test_oddities_of_a_usable_file_are_not_told(tmp_path):
     path.write_bytes(TIFFS["8"][: at + 4] + struct.pack("<I", 2) + TIFFS["8"][at + 8 :])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fault(path, whole=False)
+        assert check_header(path).fault == ""
     assert caught == []
+
+
+def _check(path, whole):
+    return examine(path, 8)[1] if whole else check_header(path)
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_faults_have_a_reason_each(tmp_path, whole):
     path = tmp_path / "image.png"
-    assert fault(path, whole) == "absent"
+    assert _check(path, whole).fault == "absent"
     path.write_bytes(b"")
-    assert fault(path, whole) == "empty"
+    assert _check(path, whole).fault == "empty"
     path.write_bytes(_png())
-    assert fault(path, whole) == ""
+    assert _check(path, whole).fault == ""
     path.write_bytes(_png()[:1000])
-    assert bool(fault(path, whole)) == whole
+    assert bool(_check(path, whole).fault) == whole
 
 
 def test_lungs_are_darker_than_the_mediastinum_in_real_images(fullsize_dir):
@@ -302,3 +314,145 @@ def test_real_images_are_what_pillow_gives(fullsize_dir):
         with Image.open(path) as stored:
             square = stored.convert("L").resize((224, 224), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(read_image(path, 224)[..., 0], np.asarray(square))
+
+
+# A chest that is not symmetric, in 12 bits.
+TWELVE = (np.add.outer(np.arange(64) * 40, np.arange(64) * 17) % 3646).astype(np.uint16)
+AS_8_BITS = np.rint(TWELVE * (255 / 4095))
+
+
+def _save_12_bits(path, container="png", marked=False):
+    stored = TWELVE.copy()
+    if marked:  # letters burnt in by another program
+        stored[:3, :20] = 65_535
+    if container == "8":
+        Image.fromarray((stored >> 8).astype(np.uint8)).save(path, "PNG")
+    else:
+        Image.fromarray(stored).save(path, container.upper())
+    return path
+
+
+@pytest.mark.parametrize("container", ["png", "tiff", "8"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_values_that_use_a_sliver_of_their_container_are_measured(tmp_path, container, marked):
+    marked &= container != "8"
+    _, check = examine(_save_12_bits(tmp_path / "image", container, marked), 64)
+    assert check.fault == ""
+    assert 0.02 < check.sliver.used <= 1 / 16
+    assert check.sliver.white == (15 if container == "8" else 4095)
+    assert "--config.data.value_range=" in check.sliver.advice
+
+
+def test_values_at_the_top_of_their_container_are_a_sliver_too(tmp_path):
+    Image.fromarray(61_000 + TWELVE).save(tmp_path / "image.png")
+    assert examine(tmp_path / "image.png", 8)[1].sliver.used <= 1 / 16
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_ordinary_and_constant_images_are_no_slivers(tmp_path, bits):
+    ordinary = (AS_8_BITS * (257 if bits == 16 else 1)).astype(f"u{bits // 8}")
+    for stored in (ordinary, np.full_like(ordinary, 90)):
+        Image.fromarray(stored).save(tmp_path / "image.png")
+        assert examine(tmp_path / "image.png", 8)[1].sliver is None
+
+
+def test_no_real_image_is_a_sliver(nih_dir):
+    for path in sorted(nih_dir.glob("images/*.png"))[::5]:
+        assert decode(path).sliver() is None
+
+
+@pytest.mark.parametrize("container", ["png", "tiff"])
+def test_a_stated_value_is_white(tmp_path, container):
+    path = _save_12_bits(tmp_path / "image", container)
+    np.testing.assert_array_equal(read_image(path, 64, "4095")[..., 0], AS_8_BITS)
+    assert decode(path, "4095").sliver() is None
+
+
+def test_a_stated_value_changes_no_image_that_has_fewer(tmp_path):
+    Image.fromarray(AS_8_BITS.astype(np.uint8)).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 64, "4095")[..., 0], AS_8_BITS)
+
+
+def test_the_range_of_each_image_may_be_shown(tmp_path):
+    image = read_image(_save_12_bits(tmp_path / "image"), 64, "image")[..., 0]
+    assert (image.min(), image.max()) == (0, 255)
+    Image.new("L", (9, 9), 70).save(tmp_path / "flat.png")
+    assert (read_image(tmp_path / "flat.png", 4, "image") == 70).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [("container", True), ("image", True), ("4095", True), ("0", False), ("65536", False)]
+    + [(text, False) for text in ("", "12 bit", "-1", "1e3", "\u0663")],
+)
+def test_a_value_range_is_a_word_or_a_number(text, valid):
+    assert valid_value_range(text) == valid
+
+
+UPRIGHT = AS_8_BITS.astype(np.uint8)
+_STORED = {  # what a camera stores for each EXIF orientation
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.T,
+    6: np.rot90(UPRIGHT),
+    7: UPRIGHT[::-1, ::-1].T,
+    8: np.rot90(UPRIGHT, -1),
+    9: UPRIGHT,
+}
+
+
+@pytest.mark.parametrize("orientation", _STORED)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_an_image_is_turned_upright(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation]))
+    stored.save(tmp_path / "image", kind, exif=exif, quality=100)
+    image = read_image(tmp_path / "image", 64)[..., 0]
+    assert abs(image.astype(int) - UPRIGHT).max() <= (4 if kind == "JPEG" else 0)
+
+
+def test_16_bits_are_turned_upright_too(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.rot90(TWELVE).copy()).save(tmp_path / "image.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 64, "4095")[..., 0], AS_8_BITS)
+
+
+@pytest.mark.parametrize("exif", [b"no exif at all", b"II*\0\x08\0\0\0\x05\0"])
+def test_damaged_exif_is_ignored(tmp_path, exif):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"eXIf", exif)
+    Image.fromarray(UPRIGHT).save(tmp_path / "image.png", pnginfo=info)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 64)[..., 0], UPRIGHT)
+
+
+def _pipe(path):
+    os.mkfifo(path)
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # the full path may be too long
+
+
+NO_FILES = {
+    "folder": (lambda path: path.mkdir(), "it is a folder"),
+    "pipe": (_pipe, "it is a named pipe"),
+    "socket": (_socket, "it is a socket"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "it is a device"),
+    "dangling link": (lambda path: path.symlink_to("gone"), "a link to a file that does not exist"),
+    "link to itself": (lambda path: path.symlink_to(path.name), "too many levels"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, make, reason):
+    make(tmp_path / "image.png")
+    for check in (check_header(tmp_path / "image.png"), examine(tmp_path / "image.png", 8)[1]):
+        assert reason in check.fault
+        assert str(tmp_path) not in check.fault
+    with pytest.raises(InputError, match=reason):
+        read_image(tmp_path / "image.png", 8)

@@ -1,7 +1,12 @@
+import warnings
+
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import RAMP, TWELVE, make_dicom, make_table
+from dicom_files import RAMP, TWELVE, make_dicom, make_table, save
+
+from data_pipelines.images import dicom
+from data_pipelines.images.decode import decode, read_image
 
 
 def test_monochrome1_is_the_negative(grey):
@@ -132,3 +137,132 @@ def test_many_entries_are_counted_right_for_signed_values(grey):
     image = grey(make_dicom(stored, VOILUTSequence=[table]))
     expected = np.clip(stored.astype(int) + 20_000, 0, 39_999) / 65_535
     np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted", "contradict"),
+    [
+        ("MONOCHROME2", "IDENTITY", False, False),
+        ("MONOCHROME2", "INVERSE", True, True),
+        ("MONOCHROME1", "INVERSE", True, False),
+        ("MONOCHROME1", "IDENTITY", False, True),
+        ("MONOCHROME1", "", True, False),
+        ("MONOCHROME1", "LIN OD", True, False),
+    ],
+)
+def test_the_presentation_shape_goes_before_the_photometric_interpretation(
+    grey, tmp_path, photometric, shape, inverted, contradict
+):
+    dataset = make_dicom(PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    expected = 1 - RAMP / np.float32(255) if inverted else RAMP / np.float32(255)
+    np.testing.assert_allclose(grey(dataset), expected, atol=1e-6)
+    remarks = " ".join(dicom.read_grey(tmp_path / "image").remarks)
+    assert (f"{shape} contradicts {photometric}" in remarks) == contradict
+    assert ("LINOD is not usable" in remarks) == (shape == "LIN OD")
+
+
+SIGNED = TWELVE.astype(np.int16) - 2048
+_TABLES = {
+    # pixels, bits, first value as the table should read it, tags
+    "signed pixels": (SIGNED, 12, -2048, {}),
+    "rescale below zero": (TWELVE, 12, -1024, {"RescaleSlope": 1, "RescaleIntercept": -1024}),
+    "unsigned and large": (TWELVE + 40_000, 16, 40_000, {}),
+    "signed pixels, positive start": (SIGNED, 12, 100, {}),
+}
+
+
+@pytest.mark.parametrize(("stored", "bits", "first", "tags"), _TABLES.values(), ids=_TABLES)
+@pytest.mark.parametrize("vr", ["US", "SS"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_the_first_mapped_value_has_the_sign_of_the_tables_input(
+    grey, stored, bits, first, tags, vr, sequence
+):
+    if sequence == "ModalityLUTSequence" and tags:
+        pytest.skip("a modality table takes the place of the rescale")
+    table = make_table(0, list(range(4096)), 12)
+    del table.LUTDescriptor
+    raw = first % 2**16
+    written = raw - 2**16 if vr == "SS" and raw >= 2**15 else raw
+    table.add_new("LUTDescriptor", vr, [4096, written, 12])
+    image = grey(make_dicom(stored, bits, **{sequence: [table]}, **tags))
+    values = stored.astype(int) + int(tags.get("RescaleIntercept", 0))
+    np.testing.assert_allclose(image, np.clip(values - first, 0, 4095) / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("vr", ["US", "SS"])
+def test_65536_entries_begin_at_the_lowest_signed_value(grey, vr):
+    stored = np.linspace(-32_768, 32_767, 1024).astype(np.int16).reshape(32, 32)
+    table = make_table(0, list(range(65_536)), 16)
+    del table.LUTDescriptor
+    table.add_new("LUTDescriptor", vr, [0, -32_768 if vr == "SS" else 32_768, 16])
+    image = grey(make_dicom(stored, VOILUTSequence=[table]))
+    np.testing.assert_allclose(image, (stored.astype(int) + 32_768) / 65_535, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "holds"), [(16, 12), (16, 14), (16, 10), (12, 8), (8, 12)])
+def test_a_table_that_holds_other_bits_than_it_says_is_white_at_its_maximum(
+    grey, tmp_path, bits, holds
+):
+    top = 2**holds - 1
+    entries = np.linspace(0, top, 4096).astype(int)
+    table = make_table(0, entries.tolist(), bits)
+    image = grey(make_dicom(TWELVE, 12, VOILUTSequence=[table]))
+    np.testing.assert_allclose(image, entries[TWELVE] / top, atol=1e-6)
+    (remark,) = dicom.read_grey(tmp_path / "image").remarks
+    assert remark.startswith(f"VOILUTSequence says {bits} bits and has entries up to {top}")
+
+
+def test_a_table_that_is_dark_but_uses_its_bits_stays_dark(grey, tmp_path):
+    table = make_table(0, np.linspace(0, 30_000, 4096).astype(int).tolist(), 16)
+    assert grey(make_dicom(TWELVE, 12, VOILUTSequence=[table])).max() < 0.5
+    assert dicom.read_grey(tmp_path / "image").remarks == ()
+
+
+def test_12_bits_stored_as_16_without_a_window_are_a_sliver(tmp_path):
+    path = save(make_dicom(TWELVE, 16), tmp_path / "image")
+    sliver = decode(path).sliver()
+    assert 0.05 < sliver.used <= 1 / 16
+    assert sliver.white == 4095
+    expected = np.rint(TWELVE * (255 / 4095))
+    assert abs(read_image(path, 32, "4095")[..., 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": 32_768, "WindowWidth": 65_536},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"RescaleSlope": 3, "RescaleIntercept": -1024},
+    ],
+)
+def test_a_sliver_is_seen_after_every_step(tmp_path, tags):
+    path = save(make_dicom(TWELVE, 16, **tags), tmp_path / "image")
+    sliver = decode(path).sliver()
+    assert sliver.used <= 1 / 16
+    assert sliver.white == (None if "WindowWidth" in tags else 4095)
+    assert decode(path, str(sliver.white or "image")).sliver() is None
+
+
+def test_a_window_decides_whatever_value_range_says(grey, tmp_path):
+    image = grey(make_dicom(TWELVE, 16, WindowCenter=2048, WindowWidth=4096))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "image", 32, "1023"), read_image(tmp_path / "image", 32)
+    )
+    assert image.max() == 1
+
+
+@pytest.mark.parametrize("text", ["linear exact", "LINEAR-EXACT", "Linear_Exact"])
+def test_a_function_is_known_by_its_letters(grey, text):
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = make_dicom(TWELVE, 12, VOILUTFunction=text, **window)
+    spelt = grey(dataset)
+    plain = grey(make_dicom(TWELVE, 12, VOILUTFunction="LINEAR_EXACT", **window))
+    np.testing.assert_array_equal(spelt, plain)
+
+
+def test_the_first_usable_window_counts(grey):
+    both = make_dicom(TWELVE, 12, WindowCenter=[9, 1000], WindowWidth=[0, 500])
+    one = make_dicom(TWELVE, 12, WindowCenter=1000, WindowWidth=500)
+    np.testing.assert_array_equal(grey(both), grey(one))

@@ -26,4 +26,15 @@ def test_images_in_memory_are_resized_as_files_are(tmp_path):
 def test_no_image_in_memory_is_absent_or_damaged():
     store = ImageArray(_images())
     assert store.present.tolist() == [True] * 3
-    assert [store.fault(number, whole=True) for number in range(3)] == [""] * 3
+    for number in range(3):
+        image, check = store.examine(number, 16)
+        np.testing.assert_array_equal(image, store.read(np.array([number]), 16)[0])
+        assert (check.fault, check.sliver, store.check_header(number).fault) == ("", None, "")
+
+
+def test_images_in_memory_that_use_a_sliver_are_measured_and_stretched():
+    dark = _images() // 17
+    (_, check) = ImageArray(dark).examine(0, 16)
+    assert check.sliver.white == 15
+    (bright,) = ImageArray(dark, "15").read(np.array([0]), 40)
+    np.testing.assert_array_equal(bright[..., 0], dark[0] * 17)

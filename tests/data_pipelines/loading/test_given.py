@@ -63,19 +63,19 @@ def test_every_file_is_read_once_and_a_bad_one_stops_no_other(tmp_path, n):
     paths = [picture(tmp_path / f"{i}.png", value=10 * i, side=9 + i) for i in range(n)]
     paths[n // 2].write_bytes(b"no image")
     seen, faults = [], []
-    for images, reasons in given_images.batches(paths, image_size=6, batch_size=4):
+    for images, checks in given_images.batches(paths, image_size=6, batch_size=4):
         assert images.shape == (4, 6, 6, 1)
-        assert not images[len(reasons) :].any()
-        seen += images[: len(reasons), 0, 0, 0].tolist()
-        faults += reasons
+        assert not images[len(checks) :].any()
+        seen += images[: len(checks), 0, 0, 0].tolist()
+        faults += [check.fault for check in checks]
     expected = [0 if i == n // 2 else 10 * i for i in range(n)]
     assert seen == expected
     assert [bool(fault) for fault in faults] == [i == n // 2 for i in range(n)]
 
 
 def test_a_missing_file_is_absent_and_no_path_is_repeated(tmp_path):
-    ((_, faults),) = given_images.batches([tmp_path / "x.png"], image_size=6, batch_size=1)
-    assert faults == ["absent"]
+    ((_, (check,)),) = given_images.batches([tmp_path / "x.png"], image_size=6, batch_size=1)
+    assert check.fault == "absent"
 
 
 @pytest.mark.parametrize("folder", [".", "images"])

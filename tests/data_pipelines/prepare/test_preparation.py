@@ -171,10 +171,10 @@ def _spoil(nih, i):
 def test_unreadable_images_are_listed_and_left_out(nih, out, processes):
     _spoil(nih, 4)
     nih.file(nih.names[9]).write_text("<html>")
-    refused = prepare_nih(nih, out, max_share=0.2, processes=processes)
+    refused = prepare_nih(nih, out, max_unreadable=0.2, processes=processes)
     assert [name for name, _ in refused] == [nih.names[4], nih.names[9]]
     store = sources.load(SOURCE, nih.path).store
-    assert [reason for _, reason in refused] == [store.fault(i, whole=True) for i in (4, 9)]
+    assert [reason for _, reason in refused] == [store.examine(i, 4)[1].fault for i in (4, 9)]
     with (out / "quarantine.csv").open(newline="") as file:
         assert [tuple(row) for row in csv.reader(file)] == [("image", "reason"), *refused]
     summary, names, _, _ = content(out)
@@ -195,7 +195,7 @@ def test_an_image_that_is_fetched_again_is_taken(nih, tmp_path):
     sound = path.read_bytes()
     _spoil(nih, 4)
     out = tmp_path / "out"
-    assert len(prepare_nih(nih, out, max_share=0.2)) == 1
+    assert len(prepare_nih(nih, out, max_unreadable=0.2)) == 1
     path.write_bytes(sound)
     assert prepare_nih(nih, out) == []
     prepare_nih(nih, tmp_path / "whole")
@@ -209,7 +209,7 @@ def test_absent_images_need_a_word(nih, out):
     ):
         prepare_nih(nih, out)
     assert not out.exists()
-    assert prepare_nih(nih, out, max_share=0.1) == [(nih.names[4], "absent")]
+    assert prepare_nih(nih, out, max_unreadable=0.1) == [(nih.names[4], "absent")]
     assert nih.names[4] in (out / "quarantine.csv").read_text()
 
 

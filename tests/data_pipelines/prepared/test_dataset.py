@@ -85,10 +85,10 @@ def _batches(table, rule):
     """All that a training run would read, with the split hashes."""
     split = splits.make_split(table, rule, RECIPE, split_seed=0)
     if rule == "official":  # all files are read whole, which takes a while
-        split, entries = quarantine.apply_policy(table, split, "skip")
+        split, checks = quarantine.apply_policy(table, split, "skip")
+        seen = [len(checks.bad)]
     else:
-        split, entries = splits.keep_rows(table, split, table.present), []
-    seen = [len(entries)]
+        split, seen = splits.keep_rows(table, split, table.present), []
     for stage, parts in split.stages.items():
         seen += [splits.part_summary(table, rows) for rows in parts.values()]
         case_ids = loader.case_id_batches(
@@ -241,9 +241,9 @@ def _flip(shard):
 def test_a_flipped_byte_is_found_when_it_is_read(out):
     _flip(_shards(out)[0])
     store = load(out, SOURCE).store
-    assert store.fault(1, whole=False) == ""
-    assert store.fault(0, whole=True) == ""
-    assert _shards(out)[0].name in store.fault(1, whole=True)
+    assert store.check_header(1).fault == ""
+    assert store.examine(0, 4)[1].fault == ""
+    assert _shards(out)[0].name in store.examine(1, 4)[1].fault
     with pytest.raises(InputError, match=rf"{_shards(out)[0].name} cannot be read"):
         store.read(np.array([1]), 8)
 
