@@ -73,11 +73,14 @@ def main(argv: list[str]) -> int:
         model = loaded.load_run(run, values.checkpoint, values.memory)
     match = model.match_cases(data.table)
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
+    out = files.find_folder(model, data, config.raw["data"], rows, values.split)
     other = None
     if values.compare:  # read before anything is evaluated
         compared = runs.find_evaluated(Path(config.runs_dir), values.compare)
-        other = files.read_other(compared, values.split, data.table, rows)
+        other = files.read_other(compared, out.name, values.split, data.table, rows)
     say(f"Evaluating {model.description}.")
+    if run is not None and out.name != values.split:
+        say(f"These are not the run's own {values.split} images and settings: writing to {out}.")
     outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
     cases = data.table
     evaluated = EvalSet(outputs["logits"], cases.labels[rows], cases.patients[rows], cases.findings)
@@ -108,9 +111,11 @@ def main(argv: list[str]) -> int:
             on_these_images=bool(fitted.fitted_on(model, calibrated, cases)[rows].any()),
         )
     result = _result(config, data, rows, values.split, model, match, scores, source, comparison)
-    out = model.folder / "eval" / values.split
+    replaced = files.describe_replaced(out, result)
     files.write(out, result, cases, rows, outputs, model)
     print(table(result))
+    if replaced:
+        say(replaced)
     say(f"Written to {out}.")
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")

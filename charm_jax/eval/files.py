@@ -1,8 +1,11 @@
 """Write the files of an evaluation, and read those of another run."""
 
 import csv
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +14,62 @@ from scipy.special import expit
 
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics.result import EvaluationResult
+from charm_jax.runs.data import Data
 from charm_jax.runs.folder import read_json, write_json
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
+
+
+def find_folder(
+    model: LoadedModel, data: Data, raw: Mapping[str, Any], rows: Int[np.ndarray, " n"], split: str
+) -> Path:
+    """Return the folder of an evaluation: ``eval/<split>`` for the run's own images alone.
+
+    Other images, or the same ones with other labels or read otherwise, have a folder that is named
+    after their source and a digest. A weight file has no images of its own.
+
+    Args:
+        model: evaluated model.
+        data: data that hold the images.
+        raw: settings that they were loaded with, ``config.raw["data"]``.
+        rows: evaluated rows of the table.
+        split: evaluated split.
+    """
+    table, folder = data.table, model.folder / "eval"
+    sha256 = splits.part_summary(table, rows)["sha256"]
+    if model.run is not None:
+        stage = model.trained["stages"][model.settings.stage_names[-1]]
+        known = (model.trained["source"], model.trained["simulated"], stage.get(split, {}))
+        same = known[:2] == (table.source, table.simulated) and known[2].get("sha256") == sha256
+        if same and _reading(raw) == _reading(model.settings.raw["data"]):
+            return folder / split
+    patients = [table.patient_name(number) for number in table.patients[rows]]
+    content = [table.source, sha256, patients, table.labels[rows].tolist(), _reading(raw)]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    return folder / f"{split}-{table.source}-{digest}"
+
+
+def _reading(raw: Mapping[str, Any]) -> list[Any]:
+    """Return the settings that say which files are read, and how."""
+    places = [str(Path(raw[key]).resolve()) if raw[key] else "" for key in ("dir", "csv")]
+    others = [raw[key] for key in ("source", "split", "split_seed", "image_size")]
+    return [*places, *others, raw.get(raw["source"])]
+
+
+def describe_replaced(out: Path, result: EvaluationResult) -> str | None:
+    """Return what an evaluation of another model or other images replaces; None for nothing."""
+    if not (out / "metrics.json").exists():
+        return None
+    before, now = read_json(out / "metrics.json"), result.to_json()
+    keys = ("checkpoint", "source", "split_sha256", "data")
+    if all(before.get(key) == now[key] for key in keys):
+        return None
+    return (
+        f"Replaced in {out}: the evaluation of checkpoint {before.get('checkpoint')} on "
+        f"{before.get('n_images')} images of {before.get('source')}."
+    )
 
 
 def write(
@@ -28,12 +82,13 @@ def write(
 ) -> None:
     """Write ``predictions.csv``, ``retrieval.csv`` for a model with a bank, and ``metrics.json``.
 
-    The last is missing until all are whole: without it the others do not count.
+    The last is missing until all are whole: without it the others do not count. Files of an earlier
+    model are deleted first.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").unlink(missing_ok=True)
+    for name in ("metrics.json", "report.html", "retrieval.csv"):
+        (out / name).unlink(missing_ok=True)
     write_predictions(out / "predictions.csv", table, rows, outputs["logits"])
-    (out / "retrieval.csv").unlink(missing_ok=True)  # an earlier network may have had a bank
     if "slots" in outputs:
         write_retrieval(
             out / "retrieval.csv",
@@ -108,12 +163,13 @@ def write_retrieval(
 
 
 def read_other(
-    folder: Path, split: str, table: CaseTable, rows: Int[np.ndarray, " images"]
+    folder: Path, name: str, split: str, table: CaseTable, rows: Int[np.ndarray, " images"]
 ) -> tuple[EvaluationResult, Float[np.ndarray, "images findings"]]:
     """Read another run's result and logits of the same images.
 
     Args:
         folder: folder of that run.
+        name: name of this evaluation's folder, where the other is sought first.
         split: evaluated split.
         table: table of the images.
         rows: evaluated rows of it.
@@ -121,26 +177,25 @@ def read_other(
     Raises:
         InputError: the run was not evaluated on that split, or on other images or findings.
     """
-    path = folder / "eval" / split / "metrics.json"
-    again = f"python -m charm_jax.eval --run {folder} --split {split}"
-    if not path.is_file():
+    again = f"charm-jax eval --run {folder} --split {split}"
+    others = sorted(path.name for path in (folder / "eval").glob(f"{split}-*"))
+    paths = [folder / "eval" / one / "metrics.json" for one in (name, split, *others)]
+    results = {path: _read_result(path, again) for path in paths if path.is_file()}
+    if not results:
         raise InputError(
             f"The run {folder} is not evaluated on the split {split!r}: evaluate it with {again} "
             "before you compare with it."
         )
-    try:
-        result = EvaluationResult.from_json(read_json(path))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not readable by this version ({error}): evaluate it again with {again}."
-        ) from None
+    sha256 = splits.part_summary(table, rows)["sha256"]
+    same = (path for path, result in results.items() if result.split_sha256 == sha256)
+    path = next(same, next(iter(results)))
+    result = results[path]
     if list(result.findings) != list(table.findings):
         raise InputError(
             f"The run {folder} was evaluated on the findings {', '.join(result.findings)} and not "
             f"on {', '.join(table.findings)}: only runs with the same findings in the same order "
             "compare."
         )
-    sha256 = splits.part_summary(table, rows)["sha256"]
     if result.split_sha256 != sha256:
         raise InputError(
             f"The run {folder} was evaluated on other images (its {path} has sha256 "
@@ -148,6 +203,15 @@ def read_other(
             "data and split."
         )
     return result, read_logits(path.parent / "predictions.csv", table.images[rows], table.findings)
+
+
+def _read_result(path: Path, again: str) -> EvaluationResult:
+    try:
+        return EvaluationResult.from_json(read_json(path))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not readable by this version ({error}): evaluate it again with {again}."
+        ) from None
 
 
 def read_logits(

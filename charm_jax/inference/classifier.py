@@ -36,10 +36,12 @@ class Predictions:
         probs: calibrated probabilities, 0 ... 1; bare sigmoids for ``uncalibrated`` findings.
         logits: outputs of the network.
         positive: whether a probability reaches the finding's threshold and the image is not
-            out-of-distribution; never for a finding without a threshold.
-        is_ood: whether an image is unlike those that the model was validated on.
+            out-of-distribution; masked for a finding without a threshold.
+        is_ood: whether an image is unlike those that the model was validated on; masked where
+            nothing can be judged. ``np.ma.filled`` and ``np.ma.getmaskarray`` read the masks.
         evidence: for each image the cases that its prediction read from the memory, the most
-            similar first, with their labels, cosine and contributions to the logits.
+            similar first, with their labels (None where unknown), cosine and contributions to the
+            logits.
         attention: fusion maps, 0 ... 1; None for a network without fusion.
         uncalibrated: findings without a temperature.
         warnings: for each image what was ignored or repaired in its file, or that its values use
@@ -58,9 +60,10 @@ class Predictions:
     warnings: tuple[tuple[str, ...], ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the probabilities as a table with ``is_ood``, a row an image."""
+        """Return the probabilities as a table with ``is_ood`` (NA if masked), a row an image."""
         frame = pd.DataFrame(self.probs, columns=list(self.pathologies))
-        frame.insert(0, "is_ood", self.is_ood)
+        is_ood = pd.array(self.is_ood.tolist(), "boolean")
+        frame.insert(0, "is_ood", is_ood)
         frame.index = pd.Index(self.files, name="image")
         return frame
 
@@ -129,14 +132,17 @@ class Classifier:
         outputs = [small for _, _, small in self._explain(squares, ids)]
         whole = {name: np.concatenate([small[name] for small in outputs]) for name in outputs[0]}
         calibrator, made = self._predictor.calibrator, self._predictor.records(whole, checks)
-        positive = [[name in record["findings"] for name in self.pathologies] for record in made]
+        found = [set(record["findings"] or ()) for record in made]
+        positive = [[name in names for name in self.pathologies] for names in found]
+        undecided = np.isin(self.pathologies, calibrator.undecided())
+        is_ood = [record["unfamiliar"] for record in made]
         return Predictions(
             pathologies=self.pathologies,
             files=names,
             probs=calibrator.scores(whole["logits"]),
             logits=whole["logits"],
-            positive=np.array(positive, bool),
-            is_ood=np.array([record["unfamiliar"] for record in made], bool),
+            positive=np.ma.array(positive, bool, mask=np.tile(undecided, (len(made), 1))),
+            is_ood=np.ma.array(is_ood, bool, mask=[value is None for value in is_ood]),
             evidence=tuple(record.get("evidence", []) for record in made),
             attention=whole.get(ATTENTION),
             uncalibrated=tuple(calibrator.uncalibrated()),
@@ -221,14 +227,13 @@ class Memory:
 
     @property
     def cases(self) -> pd.DataFrame:
-        """The stored cases: ``image``, ``patient`` and ``labels`` by case id."""
+        """The stored cases: ``image``, ``patient`` and ``labels`` (None if unknown) by case id."""
         bank = self.model.state.memory
         stored = records.stored_cases(bank, self.model.bank_cases())
         ids = sorted(stored.labels)
         frame = stored.cases.reindex(ids)[["image", "patient"]].copy()
         frame["labels"] = [
-            [n for n, v in zip(self.model.pathologies, stored.labels[i], strict=True) if v == 1]
-            for i in ids
+            records.named_labels(self.model.pathologies, stored.labels[i]) for i in ids
         ]
         return frame
 

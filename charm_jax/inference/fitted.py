@@ -56,6 +56,10 @@ class Calibrator:
             return np.full(len(self.findings), np.nan)
         return calibration.thresholds(self.calibration)
 
+    def undecided(self) -> list[str]:
+        """Return the findings without a threshold, which are never reported."""
+        return [n for n, t in zip(self.findings, self.thresholds(), strict=True) if np.isnan(t)]
+
     def uncalibrated(self) -> list[str]:
         """Return the findings whose scores are bare sigmoids."""
         if self.calibration is None:

@@ -57,7 +57,7 @@ class Predictor:
                     (row, findings.index(name))
                     for row, record in enumerate(made)
                     if not checks[row].fault
-                    for name in record["findings"]
+                    for name in record["findings"] or []
                 ]
                 for row in range(len(made)):
                     if ATTENTION in outputs:

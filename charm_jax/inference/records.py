@@ -42,12 +42,13 @@ def records(
 ) -> list[Record]:
     """Turn the outputs of a batch into a record for each image.
 
-    An image that is unfamiliar keeps its scores, but no finding is reported of it.
+    An out-of-distribution image keeps its scores, but no finding is reported. ``findings`` is None
+    where no finding has a threshold, and ``unfamiliar`` where nothing can be judged.
 
     Args:
         outputs: of ``explain_step``, on the host, without padding.
-        calibrator: of the run.
-        bank: None for a plain network.
+        calibrator: calibration and out-of-distribution reference.
+        bank: None for a baseline.
         checks: what was found out about the files.
 
     Returns:
@@ -55,14 +56,14 @@ def records(
     """
     scores, thresholds = calibrator.scores(outputs["logits"]), calibrator.thresholds()
     without = calibrator.scores(outputs["without_memory"]) if "without_memory" in outputs else None
-    familiar = _familiar(outputs, calibrator, checks)
+    judged = _judged(outputs, calibrator, checks)
     made = []
     for row, score in enumerate(scores):
         above = np.flatnonzero(score >= thresholds)  # never so for NaN
-        reported = [] if familiar[row]["unfamiliar"] else above.tolist()
+        found = None if np.isnan(thresholds).all() else [calibrator.findings[i] for i in above]
         record = {
-            "findings": [calibrator.findings[i] for i in reported],
-            **familiar[row],
+            "findings": [] if judged[row]["unfamiliar"] else found,
+            **judged[row],
             "scores": _named(calibrator.findings, score),
             "logits": _named(calibrator.findings, outputs["logits"][row]),
         }
@@ -73,10 +74,10 @@ def records(
     return made
 
 
-def _familiar(
+def _judged(
     outputs: Mapping[str, np.ndarray], calibrator: Calibrator, checks: Sequence[Check]
 ) -> list[Record]:
-    """Novelty and disagreement with their percentiles, and what follows from them."""
+    """Return the measures with their percentiles, and whether an image is unfamiliar."""
     values, thumbnails = ood.measures(outputs), outputs["thumbnail"]
     sd = thumbnails.std(axis=(1, 2))
     percentiles = {}
@@ -90,8 +91,11 @@ def _familiar(
         if check.sliver:
             reasons.append("range")
             warnings.insert(0, check.sliver.advice)
-        entry: Record = {"unfamiliar": bool(reasons), "unfamiliar_in": reasons}
-        entry["warnings"] = warnings
+        entry: Record = {
+            "unfamiliar": bool(reasons) if reasons or mine else None,
+            "unfamiliar_in": reasons,
+            "warnings": warnings,
+        }
         for name in ("novelty", "disagreement", "appearance"):
             if name in values:
                 entry[name] = round(float(values[name][row]), 6)
@@ -112,16 +116,25 @@ def _evidence(
         if case in entries:
             entries[case]["times"] += 1
             continue
-        labels = bank.labels[case]
+        labels = named_labels(findings, bank.labels[case])
         entries[case] = {
             "case": str(bank.cases["image"].get(case, case)),
             "patient": str(bank.cases["patient"].get(case, "")),
-            "labels": [name for name, label in zip(findings, labels, strict=True) if label == 1],
+            "labels": labels,
             "cosine": round(float(outputs["similarities"][row, rank]), 6),
             "times": 1,
             "contributions": _named(findings, outputs["contributions"][row, rank]),
         }
     return list(entries.values())
+
+
+def named_labels(
+    findings: Sequence[str], labels: Int8[np.ndarray, " findings"]
+) -> list[str] | None:
+    """Return the findings whose label is 1; None where no label is known."""
+    if (labels < 0).all():
+        return None
+    return [name for name, label in zip(findings, labels, strict=True) if label == 1]
 
 
 def _named(findings: Sequence[str], values: np.ndarray) -> dict[str, float]:

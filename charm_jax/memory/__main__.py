@@ -69,7 +69,8 @@ class _Opened:
 
     def labels(self, case: int) -> str:
         """Return the findings of a stored case as text."""
-        return "; ".join(self.cases.loc[case, "labels"]) or "no finding"
+        labels = self.cases.loc[case, "labels"]
+        return "labels unknown" if labels is None else "; ".join(labels) or "no finding"
 
     def load_data(self) -> run_data.Data:
         """Load the data, which must have the run's findings."""

@@ -80,6 +80,7 @@ def _origin(predictor: Predictor) -> Record:
         "memory": model.provenance.get("memory", own),
         "trained_on_simulated": model.provenance["trained_on_simulated"],
         "uncalibrated": predictor.calibrator.uncalibrated(),
+        "undecided": predictor.calibrator.undecided(),
         "note": DISCLAIMER,
     }
 
@@ -125,11 +126,11 @@ def _print_all(predictor: Predictor, images: GivenImages, values: flags.FlagValu
 
 
 def _announce(predictor: Predictor) -> None:
-    model, uncalibrated = predictor.model, predictor.calibrator.uncalibrated()
+    model, undecided = predictor.model, predictor.calibrator.undecided()
     simulated = ", trained on SIMULATED images" if model.trained["simulated"] else ""
     say(f"Predicting with {model.description}{simulated}. {DISCLAIMER}")
-    if uncalibrated:
-        say(f"Not calibrated, and never reported: {', '.join(uncalibrated)}.")
+    if undecided:
+        say(f"Without a threshold, and never reported: {', '.join(undecided)}.")
 
 
 def _check_out(out: Path, given: list[str]) -> None:

@@ -27,12 +27,16 @@ def _verdict(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) 
             f"{UNFAMILIAR} ({', '.join(record['unfamiliar_in'])}): no finding is reported; highest "
             f"scores {_highest(scores)}"
         )
+    if record["findings"] is None:
+        return f"no threshold is known, so no finding is decided; highest scores {_highest(scores)}"
     if record["findings"]:
         found = sorted(record["findings"], key=scores.get, reverse=True)
         return ", ".join(
             f"{name} {scores[name]:.3f} (from {thresholds[name]:.3f})" for name in found
         )
-    return f"no finding reaches its threshold; highest scores {_highest(scores)}"
+    undecided = [name for name, threshold in thresholds.items() if threshold is None]
+    without = f" (not decided: {', '.join(undecided)})" if undecided else ""
+    return f"no finding reaches its threshold{without}; highest scores {_highest(scores)}"
 
 
 def _highest(values: Mapping[str, float]) -> str:
@@ -43,7 +47,8 @@ def _highest(values: Mapping[str, float]) -> str:
 def _evidence(record: Mapping[str, Any]) -> list[str]:
     lines = []
     for entry in record.get("evidence", []):
-        labels = ", ".join(entry["labels"]) or "no finding"
+        known = entry["labels"]
+        labels = "labels unknown" if known is None else ", ".join(known) or "no finding"
         shares = entry["contributions"]
         largest = sorted(shares, key=lambda name: -abs(shares[name]))[:_SHOWN]
         moved = ", ".join(f"{name} {shares[name]:+.2f}" for name in largest)
@@ -64,4 +69,4 @@ def _familiar(record: Mapping[str, Any]) -> str:
         for name in ("novelty", "disagreement", "appearance")
         if f"{name}_percentile" in record
     ]
-    return "; ".join(parts) or "not compared with validation, which is missing"
+    return "; ".join(parts) or f"not judged whether it is {UNFAMILIAR}"

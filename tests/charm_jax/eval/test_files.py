@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import re
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,8 @@ from hypothesis import strategies as st
 from tables import small_table
 
 from charm_jax.eval import files
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.runs.data import Data
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
 
@@ -42,7 +47,8 @@ def sha256(n=3):
 
 def read(folder, n=3, findings=FINDINGS, rows=None):
     given = dataclasses.replace(table(n), findings=findings)
-    return files.read_other(folder, "test", given, np.arange(n) if rows is None else rows)
+    rows = np.arange(n) if rows is None else rows
+    return files.read_other(folder, "test", "test", given, rows)
 
 
 LOGITS = np.array([[0.1, -3], [2.5, 1e-7], [40, -90]], np.float32)
@@ -145,3 +151,99 @@ def test_a_bank_that_is_never_read_leaves_a_header(tmp_path):
         path, np.array(["a.png"]), cases, none.astype(np.int32), none, none.astype(bool)
     )
     assert path.read_text().splitlines() == ["image,rank,case,patient,similarity"]
+
+
+DATA = {
+    "source": "test",
+    "dir": "here",
+    "csv": "",
+    "split": "official",
+    "split_seed": 0,
+    "image_size": 64,
+    "missing": "error",
+    "test": {"seed": 0},
+}
+ROWS = np.arange(3)
+
+
+def place(changes=None, cases=None, rows=ROWS, run=Path("runs/demo"), trained=None):
+    """The folder's name, for a run that was tested on the three images of `table()`."""
+    own = {
+        "source": "test",
+        "simulated": False,
+        "stages": {"focal": {"test": {"sha256": sha256()}}},
+    }
+    model = Mock(
+        spec=LoadedModel,
+        folder=Path("runs/demo"),
+        run=run,
+        trained=own | (trained or {}),
+        settings=Mock(stage_names=["bce", "focal"], raw={"data": DATA}),
+    )
+    data = Mock(spec=Data, table=cases or table())
+    out = files.find_folder(model, data, DATA | (changes or {}), rows, "test")
+    assert out.parent == Path("runs/demo/eval")
+    return out.name
+
+
+def test_the_runs_own_images_have_the_split_s_folder_wherever_they_are_named_from():
+    assert place() == "test"
+    assert place({"missing": "skip"}) == "test"
+    assert place({"dir": str(Path("here").resolve())}) == "test"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"changes": {"dir": "elsewhere"}},
+        {"changes": {"csv": "relabelled.csv"}},
+        {"changes": {"split": "patient"}},
+        {"changes": {"split_seed": 1}},
+        {"changes": {"image_size": 128}},
+        {"changes": {"test": {"seed": 1}}},
+        {"rows": ROWS[:2]},  # the rest is missing and skipped
+        {"run": None},  # a weight file
+        {"trained": {"simulated": True}},
+        {"trained": {"source": "another"}},
+    ],
+    ids=str,
+)
+def test_anything_else_has_a_folder_of_its_own_that_names_it(other):
+    name = place(**other)
+    assert re.fullmatch(r"test-test-[0-9a-f]{8}", name)
+    assert name == place(**other)
+
+
+def test_images_of_equal_names_share_no_folder():
+    """Two hospitals number their images alike; only labels, patients or folders differ."""
+    elsewhere = {"dir": "elsewhere"}
+    labels = 1 - table().labels
+    others = [
+        place(elsewhere),
+        place({"dir": "third"}),
+        place(elsewhere, small_table(3, findings=FINDINGS, labels=labels, images=table().images)),
+        place(elsewhere, dataclasses.replace(table(), patients=np.array([0, 0, 1], np.int32))),
+    ]
+    assert len({"test", *others}) == 5
+
+
+def test_what_is_replaced_is_said_unless_it_is_the_same_evaluation(tmp_path):
+    evaluated = report_data.evaluated(n=9, findings=FINDINGS)
+    result = report_data.result(evaluated)
+    assert files.describe_replaced(tmp_path, result) is None
+    (tmp_path / "metrics.json").write_text(json.dumps(result.to_json()))
+    assert files.describe_replaced(tmp_path, result) is None
+    for change in ({"checkpoint": "bce/1"}, {"split_sha256": "00"}, {"data": {"dir": "x"}}):
+        other = dataclasses.replace(result, **change)
+        said = files.describe_replaced(tmp_path, other)
+        assert "the evaluation of checkpoint focal/123 on 9 images of nih_chest_xray14" in said
+
+
+def test_a_comparison_finds_the_same_images_wherever_the_other_run_has_them(tmp_path):
+    """They are the other run's own, or in a folder with a digest."""
+    out = write(tmp_path, LOGITS).parent
+    out.rename(out.parent / "test-csv_folder-01234567")
+    write(tmp_path, -LOGITS, split_sha256="0" * 64)  # its own images, which are others
+    result, logits = read(tmp_path)
+    assert result.split_sha256 == sha256()
+    np.testing.assert_array_equal(logits, LOGITS)

@@ -9,6 +9,7 @@ import pytest
 from charm_jax.inference import records
 from charm_jax.inference.fitted import Calibrator
 from charm_jax.predict.text import describe
+from data_pipelines.images.decode import Check
 
 FINDINGS = ("Mass", "Rib fracture")
 CALIBRATION = {
@@ -24,6 +25,7 @@ FAMILIAR = {
 CASES = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["P1", "P2"]})
 LABELS = {0: np.array([1, -1], np.int8), 1: np.array([0, 1], np.int8)}
 BANK = records.StoredCases(CASES, LABELS)
+CLEAN = [Check()]
 
 
 def outputs(similarity=0.8):
@@ -41,7 +43,7 @@ def outputs(similarity=0.8):
 
 def said(scale=None, **changes):
     scale = scale or Calibrator(FINDINGS, CALIBRATION, FAMILIAR)
-    (record,) = records.records(outputs(**changes), scale, BANK)
+    (record,) = records.records(outputs(**changes), scale, BANK, CLEAN)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     return record
 
@@ -55,10 +57,46 @@ def test_scores_are_calibrated_where_they_can_be():
     assert Calibrator(FINDINGS, CALIBRATION, None).uncalibrated() == ["Rib fracture"]
 
 
-def test_without_calibration_nothing_is_reported():
+def test_without_a_threshold_nothing_is_decided():
     record = said(Calibrator(FINDINGS, None, FAMILIAR))
     assert record["scores"]["Mass"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
-    assert record["findings"] == []
+    assert record["findings"] is None
+    shown = describe({"file": "x.png", **record}, dict.fromkeys(FINDINGS))
+    assert "no threshold is known, so no finding is decided; highest scores Mass" in shown
+    assert "reaches" not in shown
+
+
+def test_findings_without_a_threshold_are_named_beside_an_empty_verdict():
+    shown = describe({"file": "x.png", **said(), "findings": []}, {"Mass": 0.6, FINDINGS[1]: None})
+    assert "no finding reaches its threshold (not decided: Rib fracture)" in shown
+
+
+NO_MEASURE = {"n_images": 5, "percentiles": {}}  # a small validation split, and no memory
+
+
+@pytest.mark.parametrize("reference", [None, NO_MEASURE])
+def test_without_a_reference_no_image_is_judged(reference):
+    record = said(Calibrator(FINDINGS, CALIBRATION, reference))
+    assert record["unfamiliar"] is None
+    assert record["unfamiliar_in"] == []
+    assert record["findings"] == ["Mass"]
+    shown = describe({"file": "x.png", **record}, {"Mass": 0.6, FINDINGS[1]: None})
+    assert "not judged whether it is unlike the images that it was trained on" in shown
+
+
+def test_a_blank_image_is_unfamiliar_without_a_reference():
+    blank = outputs() | {"thumbnail": np.full((1, 32, 32), 7.0)}
+    (record,) = records.records(blank, Calibrator(FINDINGS, CALIBRATION, None), BANK, CLEAN)
+    assert record["unfamiliar"] is True
+
+
+def test_a_stored_case_with_unknown_labels_is_not_one_without_findings():
+    unknown = records.StoredCases(CASES, LABELS | {0: np.array([-1, -1], np.int8)})
+    scale = Calibrator(FINDINGS, CALIBRATION, FAMILIAR)
+    (record,) = records.records(outputs(), scale, unknown, CLEAN)
+    assert record["evidence"][0]["labels"] is None
+    shown = describe({"file": "x.png", **record}, {"Mass": 0.6, FINDINGS[1]: None})
+    assert "leaned on a.png (labels unknown)" in shown
 
 
 def test_evidence_has_an_entry_a_case():
@@ -82,7 +120,7 @@ def test_an_unfamiliar_image_keeps_its_scores_and_has_no_finding():
 def test_a_network_without_memory_has_no_evidence():
     plain = {"logits": outputs()["logits"], "thumbnail": outputs()["thumbnail"]}
     scale = Calibrator(FINDINGS, CALIBRATION, FAMILIAR)
-    (record,) = records.records(plain, scale, None)
+    (record,) = records.records(plain, scale, None, CLEAN)
     assert not {"evidence", "without_memory", "novelty", "disagreement"} & set(record)
     assert record["findings"] == ["Mass"]
 
