@@ -37,7 +37,12 @@ def with_other_images(folder):
     if not other.exists():
         shutil.copytree(folder / "data/phantom", other)
         next(iter(sorted((other / "images").iterdir()))).unlink()
-    return ["--config.data.dir=other", "--config.data.missing=skip", "--config.resume=force"]
+    return [
+        "--config=demo",
+        "--config.data.dir=other",
+        "--config.data.missing=skip",
+        "--config.resume=force",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from weight_states import NANO
@@ -28,7 +29,9 @@ def trained_on(data, input_range, channels):
     [batch] = input_check.loader.evaluation_batches(
         data.table, np.arange(100, 164), image_size=32, batch_size=64
     )
-    images = input_check.augment.evaluation_images(batch["image"], channels, input_range)
+    images = input_check.augment.evaluation_images(
+        jnp.asarray(batch["image"]), channels, input_range
+    )
     trunk = {"params": state.params["trunk"], "batch_stats": state.batch_stats["trunk"]}
     path, x, _ = input_check._first_batch_norm(network.trunk, trunk, images)
     node = state.batch_stats["trunk"]

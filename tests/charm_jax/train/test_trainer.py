@@ -58,6 +58,6 @@ def test_the_hint_after_training_finds_the_run(runs_dir, tmp_path, monkeypatch):
         (tmp_path / folder / "x" / "config.json").touch()
     program, command, *given = shlex.split(trainer.evaluation_command(trained))
     assert (program, command) == ("charm-jax", "eval")
-    parsed = cli.parse(cli.Command("", arguments.define_run_flags, ("runs_dir",)), given)
+    parsed = cli.parse(cli.Command("", arguments.RUN, ("runs_dir",)), given)
     assert arguments.find_run(parsed) == trained.directory
     assert given == ["--run", "x"] or runs_dir != "runs"  # no flag that is not needed
