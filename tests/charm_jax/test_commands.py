@@ -276,6 +276,7 @@ def test_ci_has_the_real_data():
     assert os.environ.get("CHARM_TEST_DATA") or not os.environ.get("CI")
 
 
+@pytest.mark.daily
 def test_images_on_the_device_train_the_same_network(finished, tmp_path):
     copy_data(finished, tmp_path)
     result = train("--config.data.resident", cwd=tmp_path)

@@ -86,6 +86,7 @@ def test_a_leak_shows_beside_what_is_not_known(finished):
     assert "The run began from a.pth; it is not known here what that was trained on." in shown
 
 
+@pytest.mark.daily
 def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refused):
     copy_data(finished, tmp_path)
     plain = ["--config.model.charm=False", "--config.stages.focal.epochs=0"]

@@ -109,6 +109,7 @@ def interval_losses(folder):
     return {(e["stage"], e["step"]): e["loss"] for e in entries if e["kind"] == "interval"}
 
 
+@pytest.mark.daily
 def test_two_processes_end_together_and_one_goes_on_alone(finished, tmp_path):
     """SIGTERM to the one that does not write; the losses are those of a run without any break."""
     copy_data(finished, tmp_path)
