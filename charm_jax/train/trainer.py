@@ -220,7 +220,8 @@ class Training:
     ) -> dict[str, Any]:
         """Return what changes in the progress of a finished phase that got more epochs."""
         plan = self.plans[phase]
-        before = config["stages"][plan.stage]["frozen_epochs" if plan.freeze_trunk else "epochs"]
+        _, frozen = self.settings.phases[phase]
+        before = config["stages"][plan.stage]["frozen_epochs" if frozen else "epochs"]
         if not progress["finished"] or plan.epochs <= before:
             return {}
         say(f"Stage {phase} goes on to {plan.epochs} epochs, with the schedule of so many.")
@@ -238,10 +239,11 @@ class Training:
 
         def like(meta: dict[str, Any]) -> TrainState:
             trained_on.update(meta["split"])
-            return new.replace(average=None)
+            weights = {"params": new.params, "batch_stats": new.batch_stats}
+            return new.replace(average=weights if meta["config"]["model"]["average"] else None)
 
         state, checkpoint = folder.restore(run, checkpoint or "best", like)
-        state = state.replace(average=new.average, rng=new.rng)
+        state = averaged(state).replace(average=new.average, rng=new.rng)
         if trained_on["findings"] != self.split["findings"]:
             folder.check_findings(run, trained_on["findings"], self.experiment.data.table)
         if trained_on["sha256"] != self.split["sha256"]:

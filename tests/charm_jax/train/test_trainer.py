@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import experiment_of
 
 from charm_jax.config import cli, recipe, settings
+from charm_jax.models.state import TrainState
 from charm_jax.runs import arguments
-from charm_jax.train import trainer
-from charm_jax.train.trainer import traced
+from charm_jax.runs.checkpoints import Checkpoints
+from charm_jax.train import setup, trainer
+from charm_jax.train.trainer import Training, traced
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(10, False), (11, True), (12, True), (30, True)])
@@ -61,3 +64,54 @@ def test_the_hint_after_training_finds_the_run(runs_dir, tmp_path, monkeypatch):
     parsed = cli.parse(cli.Command("", arguments.RUN, ("runs_dir",)), given)
     assert arguments.find_run(parsed) == trained.directory
     assert given == ["--run", "x"] or runs_dir != "runs"  # no flag that is not needed
+
+
+def training_of(config):
+    """A training that was not begun, on images that are not there."""
+    training = object.__new__(Training)
+    training.experiment = experiment_of(config, {"bce": 640, "focal": 1280})
+    training.settings = training.experiment.settings
+    training.directory = training.settings.directory
+    phases = training.settings.phases
+    training.plans = {phase: setup.plan(training.experiment, phase) for phase in phases}
+    return training
+
+
+@pytest.mark.parametrize("freeze_trunk", [True, False])
+def test_frozen_epochs_that_freeze_nothing_can_be_extended(freeze_trunk):
+    config = recipe.defaults()
+    config.name, config.stages.bce.freeze_trunk = "x", freeze_trunk
+    earlier = config.to_dict()
+    config.stages.bce.frozen_epochs = 5
+    training, done = training_of(config), {"finished": True}
+    assert training._extension("bce_frozen", earlier, done)["finished"] is False
+    assert training._extension("bce", earlier, done) == {}
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_run_begins_from_the_averaged_weights_of_another(average, tmp_path):
+    config = recipe.defaults()
+    config.update(name="x", runs_dir=str(tmp_path))
+    training = training_of(config)
+    training.split = {"findings": [], "sha256": {}, "cases": ""}
+
+    def state_of(value, average=None):
+        params = {"head": {"bias": jnp.full(2, value)}}
+        return TrainState(
+            jnp.int32(0), params, {}, None, None, (), jax.random.key(0), average=average
+        )
+
+    weights = {"params": state_of(3.0).params, "batch_stats": {}}
+    other = tmp_path / "other"
+    checkpoints = Checkpoints(other / "checkpoints", ("bce",), keep=1)
+    meta = {
+        "progress": {"best_step": 8},
+        "split": training.split,
+        "config": {"model": {"average": average}},
+    }
+    checkpoints.save("bce", state_of(2.0, weights if average else None), meta, 8)
+    checkpoints.close()
+    (other / "config.json").write_text("{}")
+    state, _ = training._from_run("other:last", state_of(1.0))
+    assert state.params["head"]["bias"].tolist() == [3.0 if average else 2.0] * 2
+    assert state.average is None
