@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from data_pipelines.atomic_files import whole_path
+from data_pipelines.figures import Figure
 
 _TRAIN, _VALIDATION, _BEST = "#0072B2", "#D55E00", "#000000"  # distinct for the colour-blind
 

@@ -9,12 +9,13 @@ from functools import wraps
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import expit, logit
 from sklearn.decomposition import PCA
 from sklearn.metrics import precision_recall_curve, roc_curve
 from sklearn.preprocessing import normalize
+
+from data_pipelines.figures import Figure
 
 FIRST, SECOND, NEUTRAL = "#0072b2", "#d55e00", "#b0b0b0"  # distinct for the colour-blind
 _POINTS = 160  # of a curve; more would not show

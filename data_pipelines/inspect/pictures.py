@@ -206,7 +206,7 @@ def draw_image_statistics(path: Path, statistics: ImageStatistics, *, simulated:
 
 def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """Make a figure, in inches, without a display or global state."""
-    from matplotlib.figure import Figure
+    from data_pipelines.figures import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 

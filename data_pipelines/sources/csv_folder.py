@@ -9,9 +9,13 @@
 | ``split`` (optional) | ``train``, ``val`` or ``test``: the split under the rule ``official`` |
 | ``view``, ``sex``, ``age`` (optional) | for subgroups: ``PA`` ..., ``F`` or ``M``, years |
 | any other | a finding: 1 present, 0 absent, empty or -1 unknown |
+
+Names of these columns and splits are read without case, and ``_`` and ``-`` as spaces. A column "No
+finding" is no finding: it may only confirm that the others are 0.
 """
 
 import os
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,12 +23,24 @@ import pandas as pd
 
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.images.store import ImageFiles
-from data_pipelines.sources.csv_tables import READ_ERRORS, given_file, whole_years
+from data_pipelines.sources.csv_tables import (
+    READ_ERRORS,
+    check_fields,
+    given_file,
+    merge_patients,
+    whole_years,
+)
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
-from data_pipelines.tables.findings import NO_FINDING
+from data_pipelines.tables.findings import is_no_finding, plain
 
 TABLE = "labels.csv"
 PARTS = ("train", "val", "test")
+_SPLITS = {name: name for name in PARTS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 _RESERVED = ("image", "patient", "split", "view", "sex", "age")
 # pandas writes a column of integers with gaps as floats.
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1, "": -1, "nan": -1, "NaN": -1}
@@ -50,27 +66,37 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     """
     directory = Path(directory)
     path = _table_path(directory, csv)
-    rows = _sorted_by_image(_read(path), path)
+    rows = _sorted_by_image(_read(path), directory, path)
     images = rows["image"].to_numpy(str)
-    findings = tuple(name for name in rows.columns if name not in _RESERVED)
-    patients, names = _patients(rows, path)
+    findings = tuple(
+        name for name in rows.columns if name not in _RESERVED and not is_no_finding(name)
+    )
+    labels = _labels(rows, findings, path)
+    _check_no_finding(rows, labels, path)
+    patients, names, alike = _patients(rows, path)
     known = bool(names)
+    files, renamed = _files(directory, images)
     return CaseTable(
         source="csv_folder",
         findings=findings,
         images=images,
         patients=patients,
-        labels=_labels(rows, findings, path),
+        labels=labels,
         official_part=_parts(rows, path),
         views=_column(rows, "view").to_numpy(str),
         sexes=_column(rows, "sex").str.lower().map(_SEXES).fillna("").to_numpy(str),
         ages=whole_years(_column(rows, "age")),
-        store=ImageFiles(images, _files(directory, images)),
+        store=ImageFiles(images, files),
         simulated=(directory / SIMULATED_MARKER).exists(),
         official_known="split" in rows.columns,
         patients_known=known,
         patient_names=names,
-        warnings=() if known else (_no_patients(path),),
+        warnings=(
+            *(() if known else (_no_patients(path),)),
+            *alike,
+            *renamed,
+            *_complements(findings, labels, path),
+        ),
     )
 
 
@@ -117,9 +143,11 @@ def _read(path: Path) -> pd.DataFrame:
             f"The table {path} cannot be read as a csv file ({str(error).strip()}): save it as "
             "comma-separated text in UTF-8, with the same number of commas in every line."
         ) from error
-    cells = cells.fillna("").apply(lambda column: column.str.strip())
     cells.index += 1
-    header = cells.iloc[0].tolist()
+    check_fields(path)
+    cells = cells.fillna("").apply(lambda column: column.str.strip())
+    reserved = {name: name for name in _RESERVED}
+    header = [reserved.get(plain(name), name) for name in cells.iloc[0]]
     _check_header(header, path)
     rows = cells.iloc[1:].set_axis(header, axis="columns")
     rows = rows[(rows != "").any(axis="columns")]
@@ -140,24 +168,27 @@ def _check_header(header: list[str], path: Path) -> None:
                 f"The table {path}, column {header.index(name) + 1}, has no name in the first "
                 "line: name it, or remove it (pandas writes no index with index=False)."
             )
-        if header.count(name) > 1:
+        if [plain(other) for other in header].count(plain(name)) > 1:
             raise InputError(f"The table {path} has two columns {name!r}: remove or rename one.")
-        if name not in _RESERVED and name.lower() in _RESERVED:
-            raise InputError(f"The table {path} has a column {name!r}: write it {name.lower()!r}.")
-        if name == NO_FINDING:
-            raise InputError(
-                f"The table {path} has a column {name!r}, which is not a finding: remove it, as an "
-                "image with 0 in every column is one without findings."
-            )
-    if not set(header) - set(_RESERVED):
+    if not any(name not in _RESERVED and not is_no_finding(name) for name in header):
         raise InputError(
             f"The table {path} has no column for a finding: add one with 0, 1 or nothing in each "
             "line."
         )
 
 
-def _sorted_by_image(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Sort the rows by image name, with ``./a//b.png`` written ``a/b.png``."""
+def _sorted_by_image(rows: pd.DataFrame, directory: Path, path: Path) -> pd.DataFrame:
+    """Sort the rows by image name, with ``./a//b.png`` written ``a/b.png``.
+
+    Backslashes separate folders where that finds the file.
+    """
+
+    def slashed(name: str) -> str:
+        other = name.replace("\\", "/")
+        there = other != name and not os.path.isfile(directory / name)
+        return other if there and os.path.isfile(directory / other) else name
+
+    rows = rows.assign(image=rows["image"].map(slashed))
     for line, name in rows["image"].items():
         place = PurePosixPath(name)
         if not place.parts or len(name.splitlines()) != 1:
@@ -185,10 +216,12 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series:
     return rows[name] if name in rows else pd.Series("", index=rows.index, dtype=str)
 
 
-def _patients(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Assign each patient a number, ``[n]`` int32; no names without the column."""
+def _patients(
+    rows: pd.DataFrame, path: Path
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """Return each patient's number, ``[n]`` int32, names (none without the column) and warnings."""
     if "patient" not in rows:
-        return np.arange(len(rows), dtype=np.int32), ()
+        return np.arange(len(rows), dtype=np.int32), (), ()
     empty = rows["patient"] == ""
     if empty.any():
         line = rows.index[empty].min()
@@ -196,17 +229,19 @@ def _patients(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ..
             f"The table {path}, line {line} ({rows.at[line, 'image']}), names no patient: fill the "
             "column 'patient' in every line, or remove it."
         )
-    names, numbers = np.unique(rows["patient"].to_numpy(str), return_inverse=True)
-    return numbers.astype(np.int32), tuple(names.tolist())
+    written, warnings = merge_patients(rows["patient"].to_numpy(str), path)
+    names, numbers = np.unique(written, return_inverse=True)
+    return numbers.astype(np.int32), tuple(names.tolist()), warnings
 
 
 def _parts(rows: pd.DataFrame, path: Path) -> np.ndarray:
     """Return the split column, ``[n]`` strings; the split rule checks empty ones."""
-    parts = _column(rows, "split")
-    wrong = ~parts.isin(("", *PARTS))
+    words = _column(rows, "split")
+    parts = words.map(lambda word: _SPLITS.get(plain(word), "") if word else "")
+    wrong = (parts == "") & (words != "")
     if wrong.any():
         line = rows.index[wrong].min()
-        word = parts[line]
+        word = words[line]
         raise InputError(
             f"The table {path}, line {line} ({rows.at[line, 'image']}), has {word!r} in the column "
             f"'split': {did_you_mean(word, PARTS)}"
@@ -236,6 +271,59 @@ def _labels(rows: pd.DataFrame, findings: tuple[str, ...], path: Path) -> np.nda
     return labels
 
 
-def _files(directory: Path, images: np.ndarray) -> dict[int, Path]:
-    paths = ((row, directory / name) for row, name in enumerate(images.tolist()))
-    return {row: path for row, path in paths if os.path.isfile(path)}
+def _check_no_finding(rows: pd.DataFrame, labels: np.ndarray, path: Path) -> None:
+    """Check that no line has both a finding and none.
+
+    Raises:
+        InputError: one has.
+    """
+    for name in filter(is_no_finding, rows.columns):
+        both = (_labels(rows, (name,), path)[:, 0] == 1) & (labels == 1).any(axis=1)
+        if both.any():
+            line = rows.index[both].min()
+            raise InputError(
+                f"The table {path}, line {line} ({rows.at[line, 'image']}), has 1 in the column "
+                f"{name!r} and in that of a finding: correct one of the two."
+            )
+
+
+def _complements(findings: tuple[str, ...], labels: np.ndarray, path: Path) -> list[str]:
+    """Return a warning of each column that is 1 exactly where all others are 0."""
+    found = []
+    for column, name in enumerate(findings):
+        others = np.delete(labels, column, axis=1)
+        if others.shape[1] and ((labels[:, column] == 1) == (others == 0).all(axis=1)).all():
+            found.append(
+                f"The column {name!r} of the table {path} is 1 exactly where all others are 0: if "
+                "it means that nothing was found, remove it, as every image counts as abnormal."
+            )
+    return found
+
+
+def _files(directory: Path, images: np.ndarray) -> tuple[dict[int, Path], list[str]]:
+    """Return the files of the images, and a warning of those whose names are spelt otherwise."""
+    paths = {row: directory / name for row, name in enumerate(images.tolist())}
+    found = {row: path for row, path in paths.items() if os.path.isfile(path)}
+    if len(found) == len(paths):
+        return found, []
+    # Unicode has two forms of an accented letter, and other systems ignore case.
+    twins: dict[str, list[Path]] = {}
+    for folder, _, names in os.walk(directory, followlinks=False):
+        for path in (Path(folder, name) for name in names):
+            twins.setdefault(_spelling(path.relative_to(directory).as_posix()), []).append(path)
+    renamed = {}
+    for row in paths.keys() - found.keys():
+        same = twins.get(_spelling(str(images[row])), [])
+        if len(same) == 1 and os.path.isfile(same[0]):
+            renamed[row] = same[0]
+    if not renamed:
+        return found, []
+    row = min(renamed)
+    return found | renamed, [
+        f"{len(renamed):,} images are found under another spelling, such as {renamed[row]} for "
+        f"{images[row]!r}."
+    ]
+
+
+def _spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

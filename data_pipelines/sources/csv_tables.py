@@ -1,5 +1,8 @@
 """Find and parse the tables of sources: helpers of their loaders."""
 
+import csv
+import gzip
+import re
 import zlib
 from pathlib import Path
 
@@ -8,9 +11,11 @@ import pandas as pd
 from jaxtyping import Int16
 
 from data_pipelines.errors import InputError
+from data_pipelines.tables.findings import plain
 
 # Errors of gzip, csv and text have no common base class.
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
+_PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 _OLDEST = 120  # years; larger ones, 148 and above, are typing errors
 
 
@@ -32,7 +37,68 @@ def given_file(csv: str, directory: Path, kind: str, remedy: str) -> Path:
     raise InputError(f"The {kind} {csv} (config.data.csv) does not exist: {remedy}.")
 
 
+def check_fields(path: Path, last: str | None = None) -> None:
+    """Check that no line is too short, which pandas fills with empty fields.
+
+    Args:
+        path: a csv file, compressed if it ends in ``.gz``.
+        last: column up to which a line must reach; the last one if None.
+
+    Raises:
+        InputError: a line is too short.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, skipinitialspace=True)
+        header = next(lines)
+        needed = len(header) if last is None else header.index(last) + 1
+        for fields in lines:
+            if 0 < len(fields) < needed:
+                raise InputError(
+                    f"The table {path}, line {lines.line_num}, has {len(fields)} fields where "
+                    f"{needed} are expected: add the missing commas, as an empty field means "
+                    "unknown."
+                )
+
+
 def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:
-    """Parse ages such as '58' in years; -1 if unknown."""
-    years = pd.to_numeric(ages, errors="coerce")
+    """Parse ages in whole years, such as '58' or DICOM's '058Y', '018M', '030W'; -1 if unknown."""
+    parts = ages.astype(str).str.strip().str.upper().str.extract(r"^(\d+(?:\.\d*)?)\s*([YMWD]?)$")
+    years = pd.to_numeric(parts[0], errors="coerce") / parts[1].map(_PER_YEAR)
     return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)
+
+
+def merge_patients(names: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Write patients that a spreadsheet turned into numbers as they were: '12.0' as '12'.
+
+    Args:
+        names: ``[n]`` strings.
+        path: path of the table, for the warning.
+
+    Returns:
+        The names, and a warning where different ones may be the same patient: equal as numbers, or
+        but for case and separators.
+    """
+    distinct, rank = np.unique(names, return_inverse=True)
+    written = [re.sub(r"^(\d+)\.0+$", r"\1", name) for name in distinct]
+    alike: dict[str, str] = {}
+    pairs = []
+    for name in sorted(set(written)):
+        other = alike.setdefault(_patient_key(name), name)
+        if other != name:
+            pairs.append((other, name))
+    warning = (
+        f"The table {path} has patients that differ only in spelling, such as {pairs[0][0]!r} and "
+        f"{pairs[0][1]!r} ({len(pairs):,} pairs): they count as different, so write them alike if "
+        "they are the same, or splits may share patients."
+        if pairs
+        else ""
+    )
+    return np.array(written)[rank.reshape(-1)], (warning,) if warning else ()
+
+
+def _patient_key(name: str) -> str:
+    try:
+        return repr(float(name))
+    except ValueError:
+        return re.sub(r"\d+", lambda digits: str(int(digits[0])), plain(name)).replace(" ", "")

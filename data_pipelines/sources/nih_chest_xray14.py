@@ -19,9 +19,9 @@ import pandas as pd
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageFiles
-from data_pipelines.sources.csv_tables import READ_ERRORS, given_file, whole_years
+from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_file, whole_years
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
-from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
+from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING, is_no_finding, plain
 
 DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
@@ -67,7 +67,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         official_part=_official_part(directory, images),
         views=rows["View Position"].to_numpy(str),
         sexes=rows["Patient Gender"].to_numpy(str),
-        ages=_ages(rows),
+        ages=whole_years(rows["Patient Age"]),
         store=ImageFiles(images, _find_files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
     )
@@ -95,12 +95,13 @@ def _table_path(directory: Path, csv: str) -> Path:
 
 def _read_rows(path: Path) -> pd.DataFrame:
     """Read the columns as text, sorted by image, indexed by line."""
+    known = {plain(column): column for column in (*_COLUMNS, *_OPTIONAL)}
     # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
     # the needed columns are read, by name.
     try:
         rows = pd.read_csv(
             path,
-            usecols=lambda column: column in (*_COLUMNS, *_OPTIONAL),
+            usecols=lambda column: plain(column) in known,
             dtype=str,
             keep_default_na=False,
             index_col=False,
@@ -110,6 +111,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
         raise InputError(
             f"The table {path} cannot be read as a csv file ({error}): download it again."
         ) from error
+    check_fields(path, rows.columns[-1] if len(rows.columns) else None)
+    rows = rows.rename(columns=lambda column: known[plain(column)])
     absent = [column for column in _COLUMNS if column not in rows.columns]
     if absent:
         raise InputError(
@@ -145,26 +148,21 @@ def _patients(rows: pd.DataFrame, path: Path) -> np.ndarray:
     return numbers.to_numpy(np.int32)
 
 
-def _ages(rows: pd.DataFrame) -> np.ndarray:
-    """Parse ages such as '58' or '058Y' in years; -1 if unknown."""
-    return whole_years(rows["Patient Age"].str.removesuffix("Y"))
-
-
 def _labels(rows: pd.DataFrame, path: Path) -> np.ndarray:
     """Parse '|'-separated names, ``[n, 14]`` int8; each combination once."""
     codes, combinations = pd.factorize(rows["Finding Labels"])
-    column = {name: i for i, name in enumerate(NIH_FINDINGS)}
+    column = {plain(name): i for i, name in enumerate(NIH_FINDINGS)}
     labels = np.zeros((len(combinations), len(NIH_FINDINGS)), np.int8)
     for code, text in enumerate(combinations):
-        for name in () if text == NO_FINDING else text.split("|"):
-            if name not in column:
+        for name in () if is_no_finding(text) else text.split("|"):
+            if plain(name) not in column:
                 line = rows.index[codes == code][0]
                 raise InputError(
                     f"The table {path}, line {line} ({rows.at[line, 'Image Index']}), has the "
                     f"finding {name!r} in {text!r}: it must be {NO_FINDING!r} alone, or names "
                     f"joined by '|' out of {', '.join(NIH_FINDINGS)}."
                 )
-            labels[code, column[name]] = 1
+            labels[code, column[plain(name)]] = 1
     return labels[codes]
 
 

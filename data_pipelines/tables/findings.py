@@ -1,5 +1,6 @@
 """List the findings of ChestX-ray14 in the order of all label columns, and match names."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,9 +30,16 @@ def columns_of(wanted: Sequence[str], known: Sequence[str]) -> Int[np.ndarray, "
 
     Names are compared without case, and ``_`` and ``-`` count as spaces.
     """
-    columns = {_plain(name): column for column, name in enumerate(known)}
-    return np.array([columns.get(_plain(name), -1) for name in wanted], int)
+    columns = {plain(name): column for column, name in enumerate(known)}
+    return np.array([columns.get(plain(name), -1) for name in wanted], int)
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+def is_no_finding(name: str) -> bool:
+    """Whether a name says that nothing was found, in any spelling."""
+    return plain(name).replace(" ", "") in ("nofinding", "nofindings")
+
+
+def plain(name: str) -> str:
+    """Return a name as it is compared: without case, separators counted as one space."""
+    name = unicodedata.normalize("NFC", name).casefold()
+    return " ".join(name.replace("_", " ").replace("-", " ").split())

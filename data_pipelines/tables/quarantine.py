@@ -64,7 +64,8 @@ def verify_files(table: CaseTable, rows: np.ndarray) -> FileChecks:
     whole = set(present.tolist())
     if len(present) > FULL_CHECK_ROWS:
         generator = np.random.Generator(np.random.PCG64(0))
-        whole = set(generator.choice(present, _MEASURED_ROWS, replace=False).tolist())
+        measured = min(_MEASURED_ROWS, len(present))
+        whole = set(generator.choice(present, measured, replace=False).tolist())
     checks = dict.fromkeys(rows.tolist(), Check(ABSENT))
 
     def check(row: int) -> Check:

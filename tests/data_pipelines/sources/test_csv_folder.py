@@ -52,7 +52,8 @@ def test_patients_are_ranks_of_the_sorted_texts(write):
     assert table.patients.tolist() == [2, 0, 1]
     assert table.patients.dtype == np.int32
     assert table.patients_known
-    assert table.warnings == ()
+    (warning,) = table.warnings
+    assert "'007' and '7'" in warning
 
 
 def test_without_patients_each_image_is_one_with_a_warning(write):
@@ -69,7 +70,6 @@ def test_images_of_any_kind_anywhere_below_are_found_as_written(write):
     grey = Image.fromarray(np.full((8, 6), 70, np.uint8))
     grey.save(folder / "sub dir/b.PNG")
     grey.save(folder / "c.tif")
-    grey.save(folder / "A.png")
     table = csv_folder.load(folder)
     assert table.present.tolist() == [False, True, True]
     np.testing.assert_array_equal(table.store.read(np.array([2, 1]), 4), 70)
@@ -150,12 +150,16 @@ def test_what_pandas_writes_comes_back(tmp_path, labels: list, as_float: bool):
         ("", ["cannot be read", "comma-separated"]),
         ("image,Mass\n", ["no lines below its header"]),
         ("image;Mass\na.png;1\n", ["no column 'image'", "commas"]),
-        ("Image,Mass\na.png,1\n", ["no column 'image'"]),
+        ("Picture,Mass\na.png,1\n", ["no column 'image'"]),
+        ("image,Image,Mass\na.png,b.png,1\n", ["two columns 'image'"]),
+        ("image,Mass,mass\na.png,1,0\n", ["two columns 'Mass'"]),
+        ("image,No_Finding\na.png,1\n", ["no column for a finding"]),
+        ("image,NO FINDING,Mass\na.png,0,1\nb.png,1,1\n", ["line 3", "'NO FINDING'"]),
+        ("image,Mass,Edema\na.png,1,0\nb.png,1\n", ["line 3", "2 fields where 3"]),
+        ("image,patient,Mass\na.png\n", ["line 2", "1 fields where 3"]),
         ("image,patient\na.png,1\n", ["no column for a finding"]),
         (",image,Mass\n0,a.png,1\n", ["column 1", "index=False"]),
         ("image,Mass,Mass\na.png,1,0\n", ["two columns 'Mass'"]),
-        ("image,Patient,Mass\na.png,1,0\n", ["column 'Patient'", "'patient'"]),
-        ("image,No Finding,Mass\na.png,1,0\n", ["'No Finding'", "remove it"]),
         ("image,Mass\na.png,1,0\n", ["cannot be read", "line 2"]),
         ("image,Mass\na.png,1\n,0\n", ["line 3", "''", "below the folder"]),
         ("image,Mass\n.,1\n", ["line 2", "'.'"]),
@@ -251,3 +255,76 @@ def test_too_few_patients_get_a_sentence(write, patients):
     split = splits.make_split(table, "patient", BOTH, 0)
     with pytest.raises(InputError, match="'train' of stage 'focal' holds no images"):
         split.rows("focal", "train")
+
+
+@pytest.mark.parametrize("name", ["No finding", "No_Finding", "no-findings", "NOFINDING"])
+def test_a_column_of_no_finding_is_no_finding(write, name):
+    table = csv_folder.load(write(f"image,Mass,{name}\na.png,0,1\nb.png,1,0\nc.png,0,0\n"))
+    assert table.findings == ("Mass",)
+    assert table.labels[:, 0].tolist() == [0, 1, 0]
+    assert not any("Mass" in warning for warning in table.warnings)
+
+
+def test_a_column_that_complements_all_others_draws_a_warning(write):
+    table = csv_folder.load(write("image,Mass,Edema,Normal\na.png,0,0,1\nb.png,1,0,0\n"))
+    assert "'Normal'" in table.warnings[-1]
+    assert "exactly where all others are 0" in table.warnings[-1]
+
+
+def test_column_and_split_names_are_read_in_any_spelling(write):
+    table = csv_folder.load(
+        write(
+            "Image,PATIENT, Split ,Mass\na.png,1,Train,1\nb.png,2,VALIDATION,0\nc.png,3,test ,0\n"
+        )
+    )
+    assert table.official_part.tolist() == ["train", "val", "test"]
+    assert table.patient_names == ("1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("patients", "numbers", "words"),
+    [
+        (["12", "12.0", "13.00"], [0, 0, 1], ""),
+        (["A12.0", "A12", "B"], [1, 0, 2], ""),
+        (["7", "007", "8"], [1, 0, 2], "'007' and '7'"),
+        (["P-07", "p7", "q"], [0, 1, 2], "'P-07' and 'p7'"),
+        (["1e3", "1000", "5"], [1, 0, 2], "'1000' and '1e3'"),
+    ],
+)
+def test_one_patient_in_two_spellings_is_merged_or_warned_of(write, patients, numbers, words):
+    lines = "".join(f"{i}.png,{patient},{i % 2}\n" for i, patient in enumerate(patients))
+    table = csv_folder.load(write("image,patient,Mass\n" + lines))
+    assert table.patients.tolist() == numbers
+    if words:
+        assert words in table.warnings[0]
+    else:
+        assert table.warnings == ()
+
+
+def test_files_under_another_spelling_are_found(write):
+    folder = write(
+        "image,patient,Mass\nsub\\a.png,1,0\nsub/Caf\u00e9.png,2,1\nsub/B.PNG,3,0\nx.png,4,0\n"
+    )
+    (folder / "sub").mkdir()
+    grey = Image.fromarray(np.full((8, 6), 70, np.uint8))
+    for name in ("a.png", "Cafe\u0301.png", "b.png"):
+        grey.save(folder / "sub" / name)
+    table = csv_folder.load(folder)
+    assert table.images.tolist() == ["sub/B.PNG", "sub/Caf\u00e9.png", "sub/a.png", "x.png"]
+    assert table.present.tolist() == [True, True, True, False]
+    assert "2 images are found under another spelling" in table.warnings[-1]
+    np.testing.assert_array_equal(table.store.read(np.array([1]), 4), 70)
+
+
+def test_two_files_that_differ_in_case_alone_are_not_guessed_between(write):
+    folder = write("image,patient,Mass\nA.png,1,0\n")
+    for name in ("a.png", "a.PNG"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / name)
+    assert csv_folder.load(folder).present.tolist() == [False]
+
+
+def test_ages_are_read_as_dicom_writes_them(write):
+    ages = ["045Y", "18M", "030W", "400D", "58", "58.0", "", "Y", "045X", "200Y"]
+    lines = "".join(f"{i}.png,{i},{age},{i % 2}\n" for i, age in enumerate(ages))
+    table = csv_folder.load(write("image,patient,age,Mass\n" + lines))
+    assert table.ages.tolist() == [45, 1, 0, 1, 58, 58, -1, -1, -1, -1]

@@ -1,7 +1,6 @@
 import gzip
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -16,9 +15,7 @@ def _findings(table, row):
 
 
 def test_full_table_has_the_published_counts(nih_dir):
-    start = time.perf_counter()
     table = load(nih_dir)
-    assert time.perf_counter() - start < 10  # about 0.4 s on an idle machine
     assert len(table.images) == 112_120
     assert len(np.unique(table.patients)) == 30_805
     assert int((~table.abnormal).sum()) == 60_361
