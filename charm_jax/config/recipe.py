@@ -91,7 +91,7 @@ _STAGE_KEYS = {
     "images": (("abnormal", "all"), "images to train on", IMAGES, None),
     "loss": (("bce", "focal"), "loss function", LOSSES, None),
     "epochs": ((20, 10), "maximum number of epochs after the frozen ones", (), _at_least(0)),
-    "frozen_epochs": ((3, 0), "epochs with a frozen trunk, at first", (), _at_least(0)),
+    "frozen_epochs": ((3, 0), "initial epochs with the trunk frozen", (), _at_least(0)),
     "freeze_trunk": ((True, True), "False trains the trunk in frozen_epochs, too", (), None),
     "schedule": (
         ("one_cycle", "one_cycle"),
@@ -198,7 +198,9 @@ KEYS: dict[str, Key] = {
         valid=("3 or 1", lambda value: value in (1, 3)),
     ),
     "model.stochastic_depth": Key(
-        0.2, "drop rate of the last block, rising linearly from 0", valid=_BELOW_ONE
+        0.2,
+        "drop rate d: block i of n (from 0) is dropped with probability d · i / n",
+        valid=_BELOW_ONE,
     ),
     "model.fusion": Key(True, "multi-scale attention; False takes the mean over space"),
     "model.momentum_branch": Key(True, "False takes the main branch's features alone"),

@@ -2,26 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
+from charm_jax.metrics.classification import METRICS
 from charm_jax.metrics.intervals import RANKED
 from charm_jax.metrics.result import Comparison, EvaluationResult, FindingResult, Interval
 from charm_jax.report import contents, provenance
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.banks import TRAINED
 
-_SHORT = {
-    "auroc": "AUROC",
-    "average_precision": "AP",
-    "f1": "F1",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "brier": "Brier",
-    "ece_equal_width": "ECE (equal width)",
-    "ece_equal_mass": "ECE (equal mass)",
-}
-_AT_THRESHOLD = ("f1", "sensitivity", "specificity", "ppv", "npv")
-_OF_PROBABILITY = ("brier", "ece_equal_width", "ece_equal_mass")
 _METHODS = {
     "bootstrap": "95 % of {unit} bootstraps",
     "delong": "95 % by DeLong, assuming independent images",
@@ -90,7 +77,9 @@ def _means(result: EvaluationResult) -> list[str]:
         how = _METHODS[method].format(unit=_unit(result))
         ends = _interval(entry.interval, " to ")
         interval = "" if ends == "-" else f" ({how}: {ends})"
-        lines.append(f"macro {_SHORT[metric]} {value} over {entry.findings} {noun}{interval}")
+        lines.append(
+            f"macro {METRICS[metric].label} {value} over {entry.findings} {noun}{interval}"
+        )
     if result.undefined:
         lines.append(f"without both classes, left out: {', '.join(result.undefined)}")
     return lines
@@ -101,18 +90,18 @@ def _calibrated(result: EvaluationResult) -> list[str]:
     fitted = result.calibration
     if fitted is None:
         return ["no thresholds and temperatures: F1, Brier score and calibration are undefined"]
-    shown = {}
+    shown: dict[str, list[str]] = {}
     for metric, entry in result.macro.items():
         over = f" (over {entry.findings})" if entry.undefined else ""
-        shown[metric] = f"{_SHORT[metric]} {_number(entry.value)}{over}"
+        text = f"{METRICS[metric].label} {_number(entry.value)}{over}"
+        shown.setdefault(METRICS[metric].needs, []).append(text)
     if fitted.on_these_images:
         where = "THESE IMAGES: threshold metrics are optimistic"
     else:
         where = f"{provenance.validation(result)}, sha256 {fitted.split_sha256[:12]}"
     lines = [
-        f"macro {', '.join(shown[metric] for metric in _AT_THRESHOLD)}",
-        f"macro {', '.join(shown[metric] for metric in _OF_PROBABILITY)}, of calibrated "
-        "probabilities",
+        f"macro {', '.join(shown['threshold'])}",
+        f"macro {', '.join(shown['probabilities'])}, of calibrated probabilities",
         f"thresholds (Youden) and temperatures were fitted on {where}",
     ]
     for key in ("temperature", "threshold"):

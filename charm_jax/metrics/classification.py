@@ -4,7 +4,7 @@ An undefined value is None and left out of means, which name and count what they
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -12,11 +12,32 @@ from jaxtyping import Float, Int, Num
 from charm_jax.metrics.result import AtThreshold, FindingResult, GroupResult, Mean
 
 ECE_BINS = 15
-# Metrics that have a mean over the findings.
-METRICS = (
-    *("auroc", "average_precision", "f1", "sensitivity", "specificity", "ppv", "npv"),
-    *("brier", "ece_equal_width", "ece_equal_mass"),
-)
+
+
+class Metric(NamedTuple):
+    """Describe a field of ``FindingResult`` that has a mean over the findings.
+
+    Attributes:
+        label: short name for people.
+        needs: ``order`` of the scores alone, a ``threshold``, or calibrated ``probabilities``.
+    """
+
+    label: str
+    needs: str
+
+
+METRICS = {
+    "auroc": Metric("AUROC", "order"),
+    "average_precision": Metric("AP", "order"),
+    "f1": Metric("F1", "threshold"),
+    "sensitivity": Metric("sensitivity", "threshold"),
+    "specificity": Metric("specificity", "threshold"),
+    "ppv": Metric("PPV", "threshold"),
+    "npv": Metric("NPV", "threshold"),
+    "brier": Metric("Brier", "probabilities"),
+    "ece_equal_width": Metric("ECE (equal width)", "probabilities"),
+    "ece_equal_mass": Metric("ECE (equal mass)", "probabilities"),
+}
 # Lowest prevalence in training of each group; `rare_finding` selects cases of the tail.
 GROUPS = {"head": 0.05, "medium": 0.02, "tail": 0.0}
 

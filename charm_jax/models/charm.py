@@ -1,4 +1,17 @@
-"""Define CHARM's forward pass."""
+"""Define CHARM's forward pass.
+
+| symbol | name in the code | computed by |
+| --- | --- | --- |
+| t | ``trunk`` output | ``backbones/`` |
+| f | ``main`` | ``backbones/``: the expansion block with θ |
+| f̄ | ``momentum_features`` | ``momentum.py``: the expansion block with θ̄ |
+| a | ``attention`` | ``attention.py`` |
+| q | ``fused`` | ``Charm.__call__`` |
+| r | ``retrieved.features`` | ``memory_bank.py`` |
+| h | ``enhanced`` | ``Charm.__call__`` |
+
+``selection.py`` chooses the rows of q that ``memory_bank.write`` stores.
+"""
 
 import typing
 from collections.abc import Callable

@@ -43,7 +43,7 @@ def create_network(
         retrieval_k: cases that a query reads; 0 never reads the bank.
         rarity: rule that selects what is written to the bank.
         rarity_threshold: of the rule; -1 for the rule's default.
-        stochastic_depth: drop rate of the last block, rising linearly from 0.
+        stochastic_depth: drop rate d; block i of n (from 0) is dropped with probability d · i / n.
         dtype: of activations.
     """
     parts = BACKBONES[backbone]

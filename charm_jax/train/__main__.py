@@ -214,7 +214,7 @@ def _random_and_frozen(settings: Settings, source: str) -> list[str]:
 def _long_average(experiment: Experiment) -> list[str]:
     """Return a warning where weights would be averaged over more steps than the run has."""
     decay, phases = experiment.settings.model.average, experiment.settings.phases
-    steps = sum(setup.plan(experiment, phase).steps for phase in phases)
+    steps = sum(setup.make_plan(experiment, phase).steps for phase in phases)
     if steps * (1 - decay) >= 1:
         return []
     return [

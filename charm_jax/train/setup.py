@@ -93,7 +93,7 @@ def first_weights(experiment: Experiment, new: TrainState) -> tuple[TrainState, 
     return state, file
 
 
-def plan(experiment: Experiment, phase: str) -> Plan:
+def make_plan(experiment: Experiment, phase: str) -> Plan:
     """Return the plan of a phase."""
     settings = experiment.settings
     stage, frozen = settings.phases[phase]
@@ -104,7 +104,7 @@ def plan(experiment: Experiment, phase: str) -> Plan:
     findings = len(experiment.data.table.findings)
     summed = keys.monitor == "loss" and keys.loss in SUMMED
     phases = list(settings.phases)
-    before = [plan(experiment, other) for other in phases[: phases.index(phase)]]
+    before = [make_plan(experiment, other) for other in phases[: phases.index(phase)]]
     return Plan(
         phase=phase,
         stage=stage,
@@ -123,7 +123,9 @@ def plan(experiment: Experiment, phase: str) -> Plan:
     )
 
 
-def optimizer(experiment: Experiment, plan: Plan, peak_lr: float) -> optax.GradientTransformation:
+def make_optimizer(
+    experiment: Experiment, plan: Plan, peak_lr: float
+) -> optax.GradientTransformation:
     """Return AdamW with one cycle over all epochs of a phase.
 
     Args:
@@ -139,7 +141,7 @@ def optimizer(experiment: Experiment, plan: Plan, peak_lr: float) -> optax.Gradi
     )
 
 
-def train_step(
+def compile_train_step(
     experiment: Experiment, plan: Plan, optimizer: optax.GradientTransformation
 ) -> CompiledStep:
     """Compile the training step of a phase."""
@@ -161,7 +163,7 @@ def train_step(
     )
 
 
-def eval_step(experiment: Experiment) -> CompiledStep:
+def compile_eval_step(experiment: Experiment) -> CompiledStep:
     """Compile the evaluation step that validation runs."""
     keys = experiment.settings.model
     prepare = partial(

@@ -55,9 +55,9 @@ class Training:
         """Prepare a run; ``description`` is the content of ``split.json``."""
         self.experiment, self.settings = experiment, experiment.settings
         self.directory = experiment.directory
-        self.plans = {phase: setup.plan(experiment, phase) for phase in self.settings.phases}
+        self.plans = {phase: setup.make_plan(experiment, phase) for phase in self.settings.phases}
         self.phases = list(self.plans)
-        self.eval_step = setup.eval_step(experiment)
+        self.eval_step = setup.compile_eval_step(experiment)
         self.checkpoints = Checkpoints(
             self.directory / "checkpoints", self.phases, self.settings.checkpoint.keep
         )
@@ -150,8 +150,8 @@ class Training:
         plan = self.plans[progress.phase]
         state = mesh.replicated(state, mesh.mesh())
         peak = lr_finder.peak_rate(self.experiment, plan, state)
-        optimizer = setup.optimizer(self.experiment, plan, peak)
-        step = setup.train_step(self.experiment, plan, optimizer)
+        optimizer = setup.make_optimizer(self.experiment, plan, peak)
+        step = setup.compile_train_step(self.experiment, plan, optimizer)
         traces = self.settings.log.trace_steps if processes.is_first() else 0
         batches = setup.training_batches(self.experiment, plan, int(state.step))
         with (
@@ -305,7 +305,7 @@ class Training:
         plan = self.plans[phase]
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 1 + PHASES.index(phase))
         peak = self.settings.stages[plan.stage].peak_lr
-        optimizer = setup.optimizer(self.experiment, plan, peak)
+        optimizer = setup.make_optimizer(self.experiment, plan, peak)
         return begin_stage(state, optimizer, key, freeze_trunk=plan.freeze_trunk)
 
     def _save(self, state: TrainState, progress: Progress) -> None:

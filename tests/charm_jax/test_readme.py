@@ -7,6 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _read(path):
+    return path.read_text(encoding="utf-8")
+
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -28,3 +34,11 @@ def test_links_lead_to_files(page):
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
+
+
+def test_no_command_shown_trains_a_frozen_trunk_of_random_weights():
+    """Training warns of it, so the pages must not tell users to do so."""
+    shown = re.findall(r"^charm-jax train .*--config effv2s.*$", "\n".join(map(_read, PAGES)), re.M)
+    assert shown
+    for line in shown:
+        assert "--config.model.init_from=" in line, line

@@ -39,7 +39,7 @@ def test_the_two_cycles_of_fine_tune_share_a_range_test(schedule, expected, tmp_
         return {"peak_lr": 1e-3 * len(tests), "rates": [1e-4, 1e-3], "losses": [1.0, 0.5]}
 
     monkeypatch.setattr(lr_finder, "_range_test", range_test)
-    plans = [setup.plan(experiment, phase) for phase in ("bce_frozen", "bce")]
+    plans = [setup.make_plan(experiment, phase) for phase in ("bce_frozen", "bce")]
     peaks = [lr_finder.peak_rate(experiment, plan, EMPTY) for plan in plans]
     assert tests == expected
     assert peaks == [1e-3, 1e-3 * len(expected)]

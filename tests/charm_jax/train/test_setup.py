@@ -35,9 +35,9 @@ PUBLISHED = {
 
 def hyperparams_of(experiment, phase):
     """Rate and b1 of every step of a phase, and of the groups' shares of the rate."""
-    plan = setup.plan(experiment, phase)
+    plan = setup.make_plan(experiment, phase)
     keys = experiment.settings.stages[plan.stage]
-    optimizer = setup.optimizer(experiment, plan, keys.peak_lr)
+    optimizer = setup.make_optimizer(experiment, plan, keys.peak_lr)
     params = {part: {"kernel": jnp.ones(1)} for part in optim.GROUPS}
 
     def step(state, _):
@@ -64,9 +64,9 @@ def test_the_notebook_preset_has_the_published_rates_at_every_step():
 def test_the_notebook_preset_freezes_nothing_and_begins_from_imagenet():
     experiment = notebook()
     assert experiment.settings.model.init_from == "imagenet"
-    assert not any(setup.plan(experiment, phase).freeze_trunk for phase in PUBLISHED)
+    assert not any(setup.make_plan(experiment, phase).freeze_trunk for phase in PUBLISHED)
     published = experiment_of(recipe.defaults(), {"bce": 64, "focal": 128})
-    frozen = [setup.plan(published, phase).freeze_trunk for phase in published.settings.phases]
+    frozen = [setup.make_plan(published, phase).freeze_trunk for phase in published.settings.phases]
     assert frozen == [True, False, False]
 
 
@@ -80,7 +80,7 @@ PRINTED = {
 
 @pytest.mark.parametrize("phase", PRINTED)
 def test_the_notebook_preset_stops_where_the_published_run_did(phase):
-    plan, progress = setup.plan(notebook(), phase), Progress(phase)
+    plan, progress = setup.make_plan(notebook(), phase), Progress(phase)
     for epoch, loss in enumerate(map(float, PRINTED[phase].split()), start=1):
         assert not progress.finished
         progress = progress.after_validation(plan, epoch, {"loss": loss})
@@ -96,10 +96,10 @@ def test_fine_tune_can_be_chosen_for_a_frozen_trunk_and_depth_groups():
     config = recipe.defaults()
     config.stages.focal.schedule, config.stages.focal.frozen_epochs = "fine_tune", 2
     experiment = experiment_of(config, {"bce": 64, "focal": 256})
-    frozen, rest = (setup.plan(experiment, phase) for phase in ("focal_frozen", "focal"))
+    frozen, rest = (setup.make_plan(experiment, phase) for phase in ("focal_frozen", "focal"))
     assert (frozen.freeze_trunk, rest.freeze_trunk) == (True, False)
     assert (frozen.peak_step, rest.peak_step) == (3, 6)  # 0.99 of 4 steps, 0.3 of 20
-    optimizer = setup.optimizer(experiment, rest, 8e-5)
+    optimizer = setup.make_optimizer(experiment, rest, 8e-5)
     params = {part: {"bias": jnp.ones(1)} for part in optim.GROUPS}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     moved = [-float(updates[part]["bias"][0]) for part in optim.GROUPS]
@@ -116,7 +116,7 @@ def validated(monkeypatch, labels, logits, loss, batch_size=4):
     sizes = {"bce": 64, "focal": 8}
     experiment = experiment_of(config, sizes, findings=labels.shape[1], labels=labels)
     monkeypatch.setattr(setup, "predict_rows", lambda *a, **k: {"logits": logits})
-    plan = setup.plan(experiment, "focal")
+    plan = setup.make_plan(experiment, "focal")
     return setup.validator(experiment, plan, print)(EMPTY), plan
 
 
@@ -157,13 +157,13 @@ def test_the_min_delta_of_an_auroc_is_not_that_of_a_summed_loss():
     config = recipe.defaults()
     config.stages.focal.update(loss="asymmetric", monitor="auroc")
     experiment = experiment_of(config, {"bce": 64, "focal": 128})
-    assert setup.plan(experiment, "focal").min_delta == 1e-4
+    assert setup.make_plan(experiment, "focal").min_delta == 1e-4
 
 
 def test_a_phase_knows_the_steps_planned_before_it():
     config = recipe.defaults()
     config.stages.focal.frozen_epochs = 1
     experiment = experiment_of(config, {"bce": 2 * 64, "focal": 3 * 128})
-    plans = [setup.plan(experiment, phase) for phase in experiment.settings.phases]
+    plans = [setup.make_plan(experiment, phase) for phase in experiment.settings.phases]
     assert [plan.steps_before for plan in plans] == [0, 6, 46, 49]
     assert [plan.steps for plan in plans] == [6, 40, 3, 30]

@@ -73,7 +73,7 @@ def training_of(config):
     training.settings = training.experiment.settings
     training.directory = training.settings.directory
     phases = training.settings.phases
-    training.plans = {phase: setup.plan(training.experiment, phase) for phase in phases}
+    training.plans = {phase: setup.make_plan(training.experiment, phase) for phase in phases}
     return training
 
 
