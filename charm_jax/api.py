@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -70,7 +71,13 @@ def create_model(
     return network, load.initial_weights(state, weights, name)[0]
 
 
-def load_weights(state: TrainState, path: str | Path, *, name: str | None = None) -> TrainState:
+def load_weights(
+    state: TrainState,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    pathologies: Sequence[str] | None = None,
+) -> TrainState:
     """Return a state with the weights of a safetensors or PyTorch file.
 
     A file of a plain network fills trunk and expansion block; one of the reference's CHARM network
@@ -80,14 +87,23 @@ def load_weights(state: TrainState, path: str | Path, *, name: str | None = None
         state: state of a network from ``create_model``.
         path: file with the names of torchvision, timm or the reference.
         name: backbone; by default the one that the parameters of ``state`` belong to.
+        pathologies: names of the outputs of ``state``: a file that tells its own is matched by
+            name. By default outputs are taken in their order.
 
     Raises:
-        InputError: the file is missing, unreadable or does not fit; every fault is listed.
+        InputError: the file is missing, unreadable or does not fit.
     """
-    return load.initial_weights(state, str(path), name or _backbone_of(state))[0]
+    backbone = name or _backbone_of(state)
+    return load.initial_weights(state, str(path), backbone, findings=pathologies)[0]
 
 
-def save_weights(state: TrainState, path: str | Path, *, name: str | None = None) -> None:
+def save_weights(
+    state: TrainState,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    pathologies: Sequence[str] | None = None,
+) -> None:
     """Write the weights of a state as a safetensors or PyTorch file, by its ending.
 
     The names and layouts are the reference's, or torchvision's for a bare backbone.
@@ -96,11 +112,14 @@ def save_weights(state: TrainState, path: str | Path, *, name: str | None = None
         state: state of a network.
         path: new file, ending in ``.safetensors``, ``.pth`` or ``.pt``.
         name: backbone; by default the one that the parameters of ``state`` belong to.
+        pathologies: names of the outputs, kept in the file (beside it for PyTorch's).
 
     Raises:
         InputError: the file cannot be written.
     """
-    files.write(Path(path), load.to_reference(state, BACKBONES[name or _backbone_of(state)]))
+    backbone = name or _backbone_of(state)
+    tensors = load.to_reference(state, BACKBONES[backbone])
+    files.write(Path(path), tensors, load.card(state, backbone, pathologies))
 
 
 def _backbone_of(state: TrainState) -> str:

@@ -17,6 +17,7 @@ from flax.traverse_util import unflatten_dict
 
 from charm_jax.config import cli
 from charm_jax.config.cli import Option, say
+from charm_jax.config.settings import Settings
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
@@ -24,6 +25,7 @@ from charm_jax.models.state import TrainState
 from charm_jax.runs import folder
 from charm_jax.runs.arguments import CHECKPOINT, RUN, find_run, read_settings
 from charm_jax.weights import files, load
+from charm_jax.weights.card import Card
 from data_pipelines.errors import InputError
 
 _OPTIONS = RUN | CHECKPOINT | {"to": Option("safetensors", "kind of file", list(files.SUFFIXES))}
@@ -43,9 +45,22 @@ def main(argv: list[str]) -> int:
         tensors = load.to_reference(state, BACKBONES[config.model.backbone])
     except ValueError as error:
         raise InputError(f"{run} has no such file ({error}): choose another run.") from None
-    files.write(target, tensors)
+    files.write(target, tensors, _card(run, config, state))
     say(f"Wrote {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
     return 0
+
+
+def _card(run: Path, config: Settings, state: TrainState) -> Card:
+    """Return what the file tells of its numbers."""
+    return load.card(
+        state,
+        config.model.backbone,
+        folder.read_json(run / "split.json")["findings"],
+        image_size=config.data.image_size,
+        channels=config.model.channels,
+        input_range=config.model.input_range,
+        retrieval_k=config.model.retrieval_k,
+    )
 
 
 def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:

@@ -69,8 +69,11 @@ def main(argv: list[str]) -> int:
     if run is None:
         model = loaded.load_file(config, data.table.findings)
     else:
-        runs.check_findings(run, runs.read_json(run / "split.json")["findings"], data.table)
         model = loaded.load_run(run, values.checkpoint, values.memory)
+    if model.pathologies != data.table.findings:
+        named = run_data.for_findings(data, model.pathologies, model.description)
+        say(run_data.describe_findings(data, named))
+        data = named
     match = model.match_cases(data.table)
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
     out = files.find_folder(model, data, config.raw["data"], rows, values.split)

@@ -26,8 +26,10 @@ from charm_jax.runs.banks import TRAINED, StoredBank
 from charm_jax.runs.cases import CaseMatch, known_cases, read_cases, unknown_cases
 from charm_jax.runs.data import Data
 from charm_jax.weights import load
+from charm_jax.weights.load import AUTO
 from data_pipelines.errors import InputError
 from data_pipelines.loading import augment
+from data_pipelines.loading.augment import IMAGENET
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 
@@ -203,13 +205,29 @@ def _with_bank(model: LoadedModel, label: str) -> LoadedModel:
 def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
     """Load the weight file ``config.model.init_from``.
 
+    Args:
+        settings: config that names the file.
+        findings: names of the outputs, in their order, if the file does not tell them.
+
     Raises:
         InputError: there is no such file, or it does not hold the whole network.
     """
     keys = settings.model
+    told = load.read(keys.init_from, keys.backbone)[2]
+    findings = told.findings or findings
+    if keys.input_range == AUTO:
+        settings = settings.replace(model_input_range=told.input_range or IMAGENET)
     network = build.build_network(settings, len(findings), (0.0,) * len(findings))
     new = build.new_state(network, settings)
-    state, file = load.initial_weights(new, keys.init_from, keys.backbone, with_classifier=True)
+    state, file = load.initial_weights(
+        new,
+        keys.init_from,
+        keys.backbone,
+        findings=findings,
+        with_classifier=True,
+        values=settings.told_by_weights,
+        key=keys.init_key,
+    )
     _LOG.info(load.describe(file))
     provenance = {
         "checkpoint": file.file,

@@ -37,7 +37,6 @@ from charm_jax.models import memory_bank
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs import banks
 from charm_jax.runs import data as run_data
-from charm_jax.runs import folder as runs
 from charm_jax.runs.arguments import CHECKPOINT, SPLITS, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from data_pipelines.errors import InputError, did_you_mean
@@ -73,10 +72,11 @@ class _Opened:
         return "labels unknown" if labels is None else "; ".join(labels) or "no finding"
 
     def load_data(self) -> run_data.Data:
-        """Load the data, which must have the run's findings."""
+        """Load the data, with the run's findings by name."""
         data = run_data.load_data(self.config)
-        runs.check_findings(self.run, self.model.pathologies, data.table)
-        return data
+        if data.table.findings == self.model.pathologies:
+            return data
+        return run_data.for_findings(data, self.model.pathologies, f"The run {self.run}")
 
     def embed(self, split: str) -> tuple[changes.Embedded, str]:
         """Compute the features of a split, and describe it: ``images of 'val'``."""

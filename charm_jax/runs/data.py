@@ -154,6 +154,24 @@ def for_findings(data: Data, findings: Sequence[str], knower: object) -> Data:
     )
 
 
+def describe_findings(data: Data, named: Data) -> str:
+    """Return a sentence on what ``for_findings`` took of some data."""
+    ours, theirs = named.table.findings, data.table.findings
+    shared = columns_of(ours, theirs) >= 0
+    if shared.all() and len(ours) == len(theirs):
+        return f"The findings of {data.table.source} are matched by name."
+    lacking = listed(name for name, known in zip(ours, shared, strict=True) if not known)
+    extra = listed(
+        name for name, known in zip(theirs, columns_of(theirs, ours) >= 0, strict=True) if not known
+    )
+    return (
+        f"warning: {int(shared.sum())} findings are shared with {data.table.source} and scored"
+        + (f"; unknown there: {lacking}" if lacking else "")
+        + (f"; unknown to the model: {extra}" if extra else "")
+        + "."
+    )
+
+
 def check_batches(config: Settings, data: Data) -> None:
     """Check whether each stage can fill a batch and be validated by the score that it monitors.
 

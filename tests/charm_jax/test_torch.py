@@ -182,11 +182,9 @@ def test_a_plain_network_of_torch_says_the_same_here(tmp_path, name, suffix):
     theirs, network = trained(new_plain, name), plain_network(name)
     save(tmp_path / f"weights{suffix}", theirs.state_dict())
     file = files.read(tmp_path / f"weights{suffix}")
-    loaded, left_out = pretrained.load(
-        random_state(network, None), file, OURS[name], with_classifier=True
-    )
-    assert left_out == []
-    features, logits = in_jax(network, loaded)
+    loaded = pretrained.load(random_state(network, None), file, OURS[name], with_classifier=True)
+    assert loaded.left_out == []
+    features, logits = in_jax(network, loaded.state)
     close(features, in_torch(torch.nn.Sequential(*theirs.halves())))
     close(logits, in_torch(theirs))
 
@@ -214,11 +212,12 @@ def test_the_references_network_says_the_same_here(tmp_path, name, suffix):
 def check_the_references_network(name, path, theirs):
     network = charm_network(name)
     new = random_state(network, new_bank(name))
-    loaded, left_out = pretrained.load(new, files.read(path), OURS[name])
-    assert left_out == []
-    np.testing.assert_array_equal(loaded.memory.features, theirs.memory_bank.memory.numpy())
-    assert int(loaded.memory.cursor) == int(theirs.memory_bank.index) == 12
-    close(in_jax(network, loaded)[1], in_torch(theirs))
+    loaded = pretrained.load(new, files.read(path), OURS[name])
+    assert loaded.left_out == []
+    memory = loaded.state.memory
+    np.testing.assert_array_equal(memory.features, theirs.memory_bank.memory.numpy())
+    assert int(memory.cursor) == int(theirs.memory_bank.index) == 12
+    close(in_jax(network, loaded.state)[1], in_torch(theirs))
 
 
 @for_each_suffix

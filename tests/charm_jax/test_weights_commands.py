@@ -28,7 +28,7 @@ def evaluate(path, *arguments, cwd):
     result = command("eval", *ALONE, f"--config.model.init_from={path}", *arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    out = cwd / "runs" / "weights" / f"{path.stem}-{digest}" / "eval" / "test"
+    (out,) = (cwd / "runs" / "weights" / f"{path.stem}-{digest}" / "eval").glob("test-phantom-*")
     assert f"Written to {out.relative_to(cwd)}." in result.stderr
     return read(out / "metrics.json"), result.stdout
 
@@ -63,6 +63,7 @@ def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "tensors": len(files.read(weights)),
         "left_out": [],
+        "notes": [],
     }
     evaluated = command("eval", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

@@ -105,7 +105,7 @@ def test_help_explains_the_command_its_options_and_its_keys(name, asked, capsys)
         == {
             "train": everything | stages,
             "eval": data | {"runs_dir"},
-            "predict": {"data.dir", "data.csv", "runs_dir"},
+            "predict": {"data.dir", "data.csv", "data.value_range", "runs_dir"},
             "memory": data | {"runs_dir"},
             "convert": {"runs_dir"},
         }[name]

@@ -199,7 +199,7 @@ def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, t
     result = command("predict", image, "--nooverlays", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
-    assert record["findings"] == []
+    assert record["findings"] is None
     assert record["uncalibrated"] == list(NIH_FINDINGS)
     assert "novelty" in record
     assert "novelty_percentile" not in record
