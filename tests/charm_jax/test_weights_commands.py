@@ -1,15 +1,20 @@
 """Weights leave a run, are evaluated alone and begin another run."""
 
 import hashlib
+import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
-from running import SMALL, command, copy_data, read, train
+from running import SMALL, command, command_here, copy_data, read, train
 
 from charm_jax import convert
 from charm_jax.eval import __main__ as eval_command
 from charm_jax.metrics.result import EvaluationResult
 from charm_jax.train import __main__ as train_command
 from charm_jax.weights import files
+from data_pipelines.sources import nih_chest_xray14
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 SELDOM = "--config.checkpoint.every_steps=1000"
 ALONE = ["--config", "demo", *SMALL]
@@ -120,3 +125,38 @@ def test_the_file_of_a_plain_run_keeps_its_classifier(finished, tmp_path, refuse
 )
 def test_what_means_nothing_without_a_run_is_refused(tmp_path, refused, arguments, words):
     refused(eval_command.main, [*ALONE, *arguments], *words, cwd=tmp_path)
+
+
+def as_own_folder(phantoms, folder, findings):
+    """The simulated set as a user's table with some columns, in their order."""
+    table = nih_chest_xray14.load(phantoms)
+    shutil.copytree(phantoms / "images", folder / "images")
+    columns = {
+        name.replace("_", " "): table.labels[:, NIH_FINDINGS.index(name)] for name in findings
+    }
+    split = np.where(table.official_part == "test", "test", "train")
+    images = [f"images/{name}" for name in table.images]
+    frame = pd.DataFrame({"image": images, "patient": table.patients, "split": split} | columns)
+    frame.to_csv(folder / "labels.csv", index=False)
+    (folder / "SIMULATED.txt").touch()
+    return [f"--config.data.dir={folder}", "--config.data.source=csv_folder"]
+
+
+@pytest.mark.parametrize("what", ["file", "run"])
+def test_findings_are_matched_by_name(finished, weights, tmp_path, monkeypatch, what):
+    """Other columns in another order: those in common have the scores that they had."""
+    some = [*reversed(NIH_FINDINGS[3:])]
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    where = as_own_folder(finished[0] / "data/phantom", tmp_path, some)
+    model = [*ALONE, f"--config.model.init_from={weights}"] if what == "file" else ["--run=demo"]
+    result = command_here("eval", *model, *where, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "warning: 11 findings are shared with csv_folder and scored" in result.stderr
+    assert "unknown there: Atelectasis, Consolidation, Infiltration." in result.stderr
+    (path,) = (tmp_path / "runs").glob("**/eval/test-csv_folder-*/metrics.json")
+    scores = read(path)["findings"]
+    expected = read(finished[0] / "runs/demo/eval/test/metrics.json")["findings"]
+    assert list(scores) == list(expected)
+    for name in NIH_FINDINGS:
+        same = expected[name]["auroc"] if name in some else None
+        assert scores[name]["auroc"] == pytest.approx(same, abs=1e-6)
