@@ -49,15 +49,16 @@ def leaf_names(variables: Variables, backbone: Backbone) -> dict[tuple[str, ...]
 
 def _name(path: tuple[str, ...], backbone: Backbone) -> str:
     collection, *layers, leaf = path
-    if collection.startswith("momentum"):
-        stem = backbone.torch_name(("momentum", *layers))
-    elif layers[0] in ("trunk", "expansion"):
-        stem = backbone.torch_name(tuple(layers))
-    elif layers[0] == "classifier":
-        stem = backbone.classifier
-    else:
-        stem = _PARTS[tuple(layers)]
-    return f"{stem}.{_LEAVES[leaf]}"
+    of_momentum = collection.startswith("momentum")
+    part, *names = ["expansion", *layers] if of_momentum else layers
+    names.append(_LEAVES[leaf])
+    if part == "trunk":
+        return ".".join(names)
+    if part == "expansion":
+        name = backbone.expansion_name + ".".join(names)
+        return f"momentum_final_block.{backbone.reference_name(name)}" if of_momentum else name
+    stem = backbone.classifier if part == "classifier" else _PARTS[tuple(layers)]
+    return f"{stem}.{names[-1]}"
 
 
 def from_torch(

@@ -258,7 +258,8 @@ def plain_stages(arch, size):
         def run(module, part, x):
             used = {name: tree[part] for name, tree in network.items() if part in tree}
             y, sown = module.apply(used, x, train=False, mutable=["intermediates"])
-            return y, {name: value for name, (value,) in sown.get("intermediates", {}).items()}
+            stages = sown.get("intermediates", {}).items()
+            return y, {name.removesuffix(".out"): value for name, (value,) in stages}
 
         x, stages = run(backbone.trunk(drop_rate=0.0), "trunk", x)
         x, last = run(backbone.expansion(), "expansion", x)

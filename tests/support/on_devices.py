@@ -92,7 +92,7 @@ def run(count, cases):
         "gathered": shapes,
         "bank": tree_sha256(ids | {"labels": now.memory.labels}),
         "stored": np.asarray(now.memory.features).tolist(),
-        "variances": np.asarray(now.batch_stats["trunk"]["stem"]["norm"]["var"]).tolist(),
+        "variances": np.asarray(now.batch_stats["trunk"]["features.0"]["1"]["var"]).tolist(),
         "logits": np.asarray(output["logits"]).tolist(),
     }
 

@@ -23,8 +23,8 @@ class Backbone:
         expansion: ``expansion(dtype=...)`` creates the last block;
             ``[B, h, w, C] -> [B, h, w, D]``.
         feature_dim: D.
-        torch_names: from a layer's path, such as ``trunk.stem.conv``, to its torchvision name; for
-            the momentum branch, ``momentum.conv``, to its name in the reference.
+        expansion_name: torchvision's prefix of the names in the last block. Otherwise the names of
+            the modules are torchvision's.
         classifier: torchvision's name of the linear classifier.
         duplicates: (prefix, torchvision's prefix) of the second names that the reference's files
             give to trunk and last block.
@@ -36,16 +36,12 @@ class Backbone:
     trunk: Callable[..., nn.Module]
     expansion: Callable[..., nn.Module]
     feature_dim: int
-    torch_names: Renames
+    expansion_name: str
     classifier: str
     duplicates: tuple[tuple[str, str], ...]
     file_names: Renames = ()
     not_in_files: tuple[str, ...] = ()
     final: Callable[[Array], Array] = jax.nn.identity
-
-    def torch_name(self, path: tuple[str, ...]) -> str:
-        """Return torch's name of a layer; ``path`` begins with trunk, expansion or momentum."""
-        return _renamed(".".join(path), self.torch_names)
 
     def torchvision_name(self, name: str) -> str:
         """Return torchvision's name of a tensor under any name that files give it."""

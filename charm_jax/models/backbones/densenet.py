@@ -46,7 +46,7 @@ class DenseBlock(nn.Module):
     def __call__(self, x: Maps, *, train: bool) -> SameSizeMaps:
         """Append ``layers`` times ``growth`` channels."""
         for i in range(1, self.layers + 1):
-            new = DenseLayer(self.growth, self.dtype, name=f"layer{i}")(x, train=train)
+            new = DenseLayer(self.growth, self.dtype, name=f"denselayer{i}")(x, train=train)
             x = jnp.concatenate([x, new], axis=-1)
         return x
 
@@ -82,27 +82,22 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features with a thirty-second of their sides."""
-        x = Conv(2 * self.growth, 7, 2, dtype=self.dtype, name="stem_conv")(images)
-        self.sow("intermediates", "conv0", x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
+        x = Conv(2 * self.growth, 7, 2, dtype=self.dtype, name="features.conv0")(images)
+        self.sow("intermediates", "conv0.out", x)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="features.norm0")(x, train=train))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        self.sow("intermediates", "pool0", x)
+        self.sow("intermediates", "pool0.out", x)
         for i, layers in enumerate(self.layers, start=1):
-            x = DenseBlock(layers, self.growth, self.dtype, name=f"block{i}")(x, train=train)
-            self.sow("intermediates", f"denseblock{i}", x)
+            x = DenseBlock(layers, self.growth, self.dtype, name=f"features.denseblock{i}")(
+                x, train=train
+            )
+            self.sow("intermediates", f"denseblock{i}.out", x)
             if i < len(self.layers):
-                x = Transition(self.dtype, name=f"shrink{i}")(x, train=train)
-                self.sow("intermediates", f"transition{i}", x)
+                x = Transition(self.dtype, name=f"features.transition{i}")(x, train=train)
+                self.sow("intermediates", f"transition{i}.out", x)
         return x
 
 
-_TORCH_NAMES = (
-    (r"^momentum", "momentum_final_block.final_block.0"),
-    (r"^expansion", "features.norm5"),
-    (r"^trunk\.stem_(conv|norm)$", r"features.\g<1>0"),
-    (r"^trunk\.shrink", "features.transition"),
-    (r"^trunk\.block(\d)\.layer", r"features.denseblock\1.denselayer"),
-)
 _CHILDREN = (
     *("conv0", "norm0", "relu0", "pool0", "denseblock1", "transition1", "denseblock2"),
     *("transition2", "denseblock3", "transition3", "denseblock4"),
@@ -123,7 +118,7 @@ MEMBERS = {
         trunk=without_stochastic_depth(partial(Trunk, (6, 12, 24, 16), 32)),
         expansion=BatchNorm,
         feature_dim=1024,
-        torch_names=_TORCH_NAMES,
+        expansion_name="features.norm5.",
         classifier="classifier",
         duplicates=_DUPLICATES,
         file_names=_FILE_NAMES,

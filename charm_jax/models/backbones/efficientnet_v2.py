@@ -57,9 +57,9 @@ class ConvNormAct(nn.Module):
             self.strides,
             self.depthwise,
             dtype=self.dtype,
-            name="conv",
+            name="0",
         )
-        norm = BatchNorm(_EPSILON, silu=self.activate, dtype=self.dtype, name="norm")
+        norm = BatchNorm(_EPSILON, silu=self.activate, dtype=self.dtype, name="1")
         return norm(conv(x), train=train)
 
 
@@ -75,8 +75,8 @@ class SqueezeExcite(nn.Module):
         zeros = nn.initializers.zeros
         conv = partial(Conv, kernel_size=1, use_bias=True, bias_init=zeros, dtype=self.dtype)
         s = x.mean((1, 2), keepdims=True)
-        s = nn.silu(conv(self.squeeze, name="reduce")(s))
-        return x * nn.sigmoid(conv(x.shape[-1], name="expand")(s))
+        s = nn.silu(conv(self.squeeze, name="fc1")(s))
+        return x * nn.sigmoid(conv(x.shape[-1], name="fc2")(s))
 
 
 class Block(nn.Module):
@@ -99,15 +99,15 @@ class Block(nn.Module):
         layer = partial(ConvNormAct, dtype=self.dtype)
         y = x
         if stage.fused and stage.expand == 1:
-            y = layer(stage.features, 3, self.strides, name="fused")(y, train=train)
+            y = layer(stage.features, 3, self.strides, name="block.0")(y, train=train)
         elif stage.fused:
-            y = layer(hidden, 3, self.strides, name="fused")(y, train=train)
-            y = layer(stage.features, 1, activate=False, name="project")(y, train=train)
+            y = layer(hidden, 3, self.strides, name="block.0")(y, train=train)
+            y = layer(stage.features, 1, activate=False, name="block.1")(y, train=train)
         else:
-            y = layer(hidden, 1, name="expand")(y, train=train)
-            y = layer(hidden, 3, self.strides, depthwise=True, name="depthwise")(y, train=train)
-            y = SqueezeExcite(max(1, channels // _SQUEEZE), self.dtype, name="squeeze_excite")(y)
-            y = layer(stage.features, 1, activate=False, name="project")(y, train=train)
+            y = layer(hidden, 1, name="block.0")(y, train=train)
+            y = layer(hidden, 3, self.strides, depthwise=True, name="block.1")(y, train=train)
+            y = SqueezeExcite(max(1, channels // _SQUEEZE), self.dtype, name="block.2")(y)
+            y = layer(stage.features, 1, activate=False, name="block.3")(y, train=train)
         if self.strides == 1 and channels == stage.features:
             if train and self.drop_rate > 0:
                 y = stochastic_depth(self.make_rng("dropout"), y, self.drop_rate)
@@ -142,17 +142,17 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features; each stride of 2 halves the sides."""
-        x = ConvNormAct(self.stem, 3, 2, dtype=self.dtype, name="stem")(images, train=train)
-        self.sow("intermediates", "features.0", x)
+        x = ConvNormAct(self.stem, 3, 2, dtype=self.dtype, name="features.0")(images, train=train)
+        self.sow("intermediates", "features.0.out", x)
         total, done = sum(stage.blocks for stage in self.stages), 0
         for i, stage in enumerate(self.stages, start=1):
             for j in range(stage.blocks):
                 strides = stage.strides if j == 0 else 1
                 rate = self.drop_rate * done / total
-                block = Block(stage, strides, rate, self.dtype, name=f"stage{i}_block{j}")
+                block = Block(stage, strides, rate, self.dtype, name=f"features.{i}.{j}")
                 x = block(x, train=train)
                 done += 1
-            self.sow("intermediates", f"features.{i}", x)
+            self.sow("intermediates", f"features.{i}.out", x)
         return x
 
 
@@ -181,25 +181,6 @@ _NANO = (
     Stage(False, 4, 2, 48, 2),
     Stage(False, 4, 1, 64, 2),
 )
-
-
-def _torch_names(stages: tuple[Stage, ...]) -> Renames:
-    return (
-        (r"^momentum\.", "momentum_final_block.final_block.0."),
-        (r"^expansion\.", f"features.{len(stages) + 1}."),
-        (r"^trunk\.stem\.", "features.0."),
-        (r"^trunk\.stage(\d)_block(\d+)\.", r"features.\1.\2.block."),
-        *(
-            (rf"^(features\.{i}\.\d+\.block)\.project\.", rf"\1.{1 if stage.fused else 3}.")
-            for i, stage in enumerate(stages, start=1)
-        ),
-        (r"\.(fused|expand)\.", ".0."),
-        (r"\.depthwise\.", ".1."),
-        (r"\.squeeze_excite\.reduce$", ".2.fc1"),
-        (r"\.squeeze_excite\.expand$", ".2.fc2"),
-        (r"\.conv$", ".0"),
-        (r"\.norm$", ".1"),
-    )
 
 
 # From timm's layers of each kind of block to torchvision's.
@@ -248,7 +229,7 @@ def _member(stem: int, stages: tuple[Stage, ...], feature_dim: int) -> Backbone:
         trunk=partial(Trunk, stem, stages),
         expansion=partial(ConvNormAct, feature_dim, 1),
         feature_dim=feature_dim,
-        torch_names=_torch_names(stages),
+        expansion_name=f"features.{last}.",
         classifier="classifier.1",
         duplicates=(
             *((f"backbone.{i}.", f"features.{i}.") for i in range(last)),

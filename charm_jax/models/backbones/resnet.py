@@ -35,13 +35,13 @@ class Bottleneck(nn.Module):
         norm = partial(BatchNorm, dtype=self.dtype)
         width = self.features * _EXPANSION
         y = conv(self.features, 1, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y, train=train))
+        y = nn.relu(norm(name="bn1")(y, train=train))
         y = conv(self.features, 3, self.strides, name="conv2")(y)
-        y = nn.relu(norm(name="norm2")(y, train=train))
-        y = norm(name="norm3")(conv(width, 1, name="conv3")(y), train=train)
+        y = nn.relu(norm(name="bn2")(y, train=train))
+        y = norm(name="bn3")(conv(width, 1, name="conv3")(y), train=train)
         if self.strides != 1 or x.shape[-1] != width:
-            x = conv(width, 1, self.strides, name="shortcut_conv")(x)
-            x = norm(name="shortcut_norm")(x, train=train)
+            x = conv(width, 1, self.strides, name="downsample.0")(x)
+            x = norm(name="downsample.1")(x, train=train)
         return nn.relu(x + y)
 
 
@@ -58,7 +58,7 @@ class Layer(nn.Module):
         """Apply the blocks in a row."""
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
-            x = Bottleneck(self.features, strides, self.dtype, name=f"block{i}")(x, train=train)
+            x = Bottleneck(self.features, strides, self.dtype, name=str(i))(x, train=train)
         return x
 
 
@@ -74,28 +74,18 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, images: Maps, *, train: bool) -> NewMaps:
         """Map normalised images to features with a sixteenth of their sides."""
-        x = Conv(64, 7, 2, dtype=self.dtype, name="stem_conv")(images)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
-        self.sow("intermediates", "stem", x)
+        x = Conv(64, 7, 2, dtype=self.dtype, name="conv1")(images)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train))
+        self.sow("intermediates", "stem.out", x)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for i, blocks in enumerate(self.blocks):
             strides = 1 if i == 0 else 2
-            layer = Layer(64 * 2**i, blocks, strides, self.dtype, name=f"stage{i + 1}")
+            layer = Layer(64 * 2**i, blocks, strides, self.dtype, name=f"layer{i + 1}")
             x = layer(x, train=train)
-            self.sow("intermediates", f"layer{i + 1}", x)
+            self.sow("intermediates", f"layer{i + 1}.out", x)
         return x
 
 
-_TORCH_NAMES = (
-    (r"^momentum\.block", "momentum_final_block.final_block."),
-    (r"^expansion\.block", "layer4."),
-    (r"^trunk\.stem_conv$", "conv1"),
-    (r"^trunk\.stem_norm$", "bn1"),
-    (r"^trunk\.stage(\d)\.block", r"layer\1."),
-    (r"\.norm(\d)$", r".bn\1"),
-    (r"\.shortcut_conv$", ".downsample.0"),
-    (r"\.shortcut_norm$", ".downsample.1"),
-)
 # The reference numbers the children of the network; two (ReLU, pooling) hold no tensors.
 _DUPLICATES = (
     ("backbone.0.", "conv1."),
@@ -112,7 +102,7 @@ MEMBERS = {
         trunk=without_stochastic_depth(partial(Trunk, (3, 4, 6))),
         expansion=partial(Layer, 512, 3, 2),
         feature_dim=2048,
-        torch_names=_TORCH_NAMES,
+        expansion_name="layer4.",
         classifier="fc",
         duplicates=_DUPLICATES,
     )

@@ -26,9 +26,9 @@ class Block(nn.Module):
         """Apply the convolutions in a row."""
         zeros = nn.initializers.zeros
         conv = partial(Conv, use_bias=True, bias_init=zeros, dtype=self.dtype)
-        for i in range(1, self.convs + 1):
-            x = conv(self.features, 3, name=f"conv{i}")(x)
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"norm{i}")(x, train=train))
+        for i in range(0, 3 * self.convs, 3):  # torch counts convolution, batch norm and ReLU
+            x = conv(self.features, 3, name=f"{i}")(x)
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"{i + 1}")(x, train=train))
         return x
 
 
@@ -51,9 +51,9 @@ class LargeKernelAttention(nn.Module):
             bias_init=nn.initializers.zeros,
             dtype=self.dtype,
         )
-        y = conv(kernel_size=5, depthwise=True, name="local")(x)
-        y = conv(kernel_size=7, depthwise=True, dilation=3, name="dilated")(y)
-        return x * conv(kernel_size=1, name="pointwise")(y)
+        y = conv(kernel_size=5, depthwise=True, name="dw_conv1")(x)
+        y = conv(kernel_size=7, depthwise=True, dilation=3, name="dw_conv2")(y)
+        return x * conv(kernel_size=1, name="pw_conv")(y)
 
 
 class Trunk(nn.Module):
@@ -73,11 +73,11 @@ class Trunk(nn.Module):
         """Map normalised images to features; each block halves the sides."""
         x = images
         for i, (features, convs) in enumerate(self.blocks, start=1):
-            x = Block(features, convs, self.dtype, name=f"convs{i}")(x, train=train)
-            self.sow("intermediates", f"block{i}", x)
+            x = Block(features, convs, self.dtype, name=f"block{i}")(x, train=train)
+            self.sow("intermediates", f"block{i}.out", x)
             if i >= _FIRST_ATTENDED:
-                x = LargeKernelAttention(self.dtype, name=f"attention{i}")(x)
-                self.sow("intermediates", f"lka{i}", x)
+                x = LargeKernelAttention(self.dtype, name=f"lka{i}")(x)
+                self.sow("intermediates", f"lka{i}.out", x)
             x = nn.max_pool(x, (2, 2), (2, 2))
         return x
 
@@ -90,26 +90,13 @@ class Expansion(nn.Module):
     @nn.compact
     def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Halve the sides and keep the channels."""
-        x = Block(512, 3, self.dtype, name="block")(x, train=train)
-        self.sow("intermediates", "block5", x)
-        x = LargeKernelAttention(self.dtype, name="lka")(x)
-        self.sow("intermediates", "lka5", x)
+        x = Block(512, 3, self.dtype, name="block5")(x, train=train)
+        self.sow("intermediates", "block5.out", x)
+        x = LargeKernelAttention(self.dtype, name="lka5")(x)
+        self.sow("intermediates", "lka5.out", x)
         return nn.max_pool(x, (2, 2), (2, 2))
 
 
-_TORCH_NAMES = (
-    (r"^momentum\.block", "momentum_final_block.final_block.0"),
-    (r"^momentum\.lka", "momentum_final_block.final_block.1"),
-    (r"^expansion\.(block|lka)", r"\g<1>5"),
-    (r"^trunk\.convs", "block"),
-    (r"^trunk\.attention", "lka"),
-    # Torch counts convolution, batch norm and ReLU within a block.
-    *((rf"\.conv{i}$", f".{3 * i - 3}") for i in (1, 2, 3)),
-    *((rf"\.norm{i}$", f".{3 * i - 2}") for i in (1, 2, 3)),
-    (r"\.local$", ".dw_conv1"),
-    (r"\.dilated$", ".dw_conv2"),
-    (r"\.pointwise$", ".pw_conv"),
-)
 # The reference numbers blocks, attentions and poolings in a row.
 _DUPLICATES = (
     ("backbone.0.", "block1."),
@@ -134,7 +121,7 @@ MEMBERS = {
         trunk=without_stochastic_depth(partial(Trunk, ((64, 2), (128, 2), (256, 3), (512, 3)))),
         expansion=Expansion,
         feature_dim=512,
-        torch_names=_TORCH_NAMES,
+        expansion_name="",
         classifier="classifier",
         duplicates=_DUPLICATES,
         file_names=_FILE_NAMES,

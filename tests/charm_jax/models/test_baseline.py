@@ -49,4 +49,4 @@ def test_a_frozen_trunk_keeps_its_statistics(network, variables, images):
     )
     before, after = variables["batch_stats"], updated["batch_stats"]
     chex.assert_trees_all_equal(after["trunk"], before["trunk"])
-    assert float(jnp.abs(after["expansion"]["norm"]["mean"]).max()) > 0
+    assert float(jnp.abs(after["expansion"]["1"]["mean"]).max()) > 0

@@ -77,11 +77,9 @@ def test_the_key_seeds_the_parameters(create, fresh):
         jax.tree.leaves(create(1).params),
         strict=True,
     ):
-        # Norms and squeeze-and-excitation's biases start as constants.
-        constant = path[-2].key == "norm" or [path[-3].key, path[-1].key] == [
-            "squeeze_excite",
-            "bias",
-        ]
+        # Norms start as constants, and in the backbone biases, too.
+        backbone = path[0].key in ("trunk", "expansion")
+        constant = path[-1].key != "kernel" if backbone else path[-2].key == "norm"
         assert np.array_equal(one, other) == constant, jax.tree_util.keystr(path)
 
 

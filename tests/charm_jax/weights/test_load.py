@@ -367,14 +367,14 @@ def vgg16_bn_file():
 def test_vgg16_bn_fills_all_but_the_attention_which_stays_as_it_is():
     arch, file = "vgg16_lka", vgg16_bn_file()
     state = new_state(arch)
-    state.params["trunk"]["attention3"]["local"]["kernel"] += 7
-    state.params["expansion"]["lka"]["pointwise"]["bias"] += 8
+    state.params["trunk"]["lka3"]["dw_conv1"]["kernel"] += 7
+    state.params["expansion"]["lka5"]["pw_conv"]["bias"] += 8
     loaded, left_out = into(state, file, BACKBONES[arch])
     assert left_out == ["classifier.6.weight"]
-    assert (np.asarray(loaded.params["trunk"]["attention3"]["local"]["kernel"]) == 7).all()
-    assert (np.asarray(loaded.momentum.params["lka"]["pointwise"]["bias"]) == 8).all()
+    assert (np.asarray(loaded.params["trunk"]["lka3"]["dw_conv1"]["kernel"]) == 7).all()
+    assert (np.asarray(loaded.momentum.params["lka5"]["pw_conv"]["bias"]) == 8).all()
     np.testing.assert_array_equal(
-        loaded.params["expansion"]["block"]["conv1"]["bias"], file["features.34.bias"]
+        loaded.params["expansion"]["block5"]["0"]["bias"], file["features.34.bias"]
     )
 
 

@@ -37,14 +37,14 @@ def test_kernels_are_turned_from_torchs_layout():
             ours, weights[name].transpose(axes) if axes else weights[name]
         )
 
-    block = params["trunk"]["stage4_block1"]
-    expect(params["trunk"]["stem"]["conv"]["kernel"], "features.0.0.weight", 2, 3, 1, 0)
-    expect(block["depthwise"]["conv"]["kernel"], "features.4.1.block.1.0.weight", 2, 3, 1, 0)
-    expect(block["squeeze_excite"]["reduce"]["bias"], "features.4.1.block.2.fc1.bias")
+    block = params["trunk"]["features.4.1"]
+    expect(params["trunk"]["features.0"]["0"]["kernel"], "features.0.0.weight", 2, 3, 1, 0)
+    expect(block["block.1"]["0"]["kernel"], "features.4.1.block.1.0.weight", 2, 3, 1, 0)
+    expect(block["block.2"]["fc1"]["bias"], "features.4.1.block.2.fc1.bias")
     expect(params["head"]["hidden"]["kernel"], "classifier.1.weight", 1, 0)
     expect(params["fusion"]["merge"]["bias"], "spatial_attention.spatial_att.0.bias")
     name = "momentum_final_block.final_block.0.1.running_var"
-    expect(loaded["momentum_batch_stats"]["norm"]["var"], name)
+    expect(loaded["momentum_batch_stats"]["1"]["var"], name)
 
 
 def test_weights_are_loaded_as_float32():

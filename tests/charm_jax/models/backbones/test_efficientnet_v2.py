@@ -29,7 +29,7 @@ def test_the_medium_member_equals_the_original(size):
 def test_every_member_builds_and_names_each_tensor_once(arch):
     backbone = BACKBONES[arch]
     assert backbone is efficientnet_v2.MEMBERS[arch]
-    norm = shapes(arch)["params"]["expansion"]["norm"]
+    norm = shapes(arch)["params"]["expansion"]["1"]
     assert norm["scale"].shape == (backbone.feature_dim,)
     names = torch_names.leaf_names(shapes(arch), backbone).values()
     assert len(set(names)) == len(names) == len(jax.tree.leaves(shapes(arch)))

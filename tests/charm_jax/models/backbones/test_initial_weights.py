@@ -16,7 +16,7 @@ FANS = {
     "vgg16_lka": "out",
 }
 # Drawn as in the attention's paper, where a depthwise output has as many inputs as outputs.
-ATTENTION = ("local", "dilated", "pointwise")
+ATTENTION = ("dw_conv1", "dw_conv2", "pw_conv")
 
 
 def initial(arch):
