@@ -213,7 +213,8 @@ def check_the_references_network(name, path, theirs):
     network = charm_network(name)
     new = random_state(network, new_bank(name))
     loaded = pretrained.load(new, files.read(path), OURS[name])
-    assert loaded.left_out == []
+    # Fastai saves its optimizer, too.
+    assert all(other.startswith("opt.") for other in loaded.left_out)
     memory = loaded.state.memory
     np.testing.assert_array_equal(memory.features, theirs.memory_bank.memory.numpy())
     assert int(memory.cursor) == int(theirs.memory_bank.index) == 12
