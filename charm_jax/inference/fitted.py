@@ -92,16 +92,19 @@ def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
     return _fit_calibration(model, data, rows, logits)
 
 
-def load_calibrator(model: LoadedModel) -> Calibrator:
+def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator:
     """Load calibration and out-of-distribution reference, fitting both in one pass if needed.
 
     A warning is logged if the validation images are gone or unreadable.
+
+    Args:
+        given: as in ``load_calibration``.
     """
     own = identity(model)
     fitted, reference = (read_stored(model.folder / name, own) for name in (CALIBRATION, REFERENCE))
     if fitted is None or reference is None:
         try:
-            data, rows = validation_rows(model)
+            data, rows = validation_rows(model, given)
             step = model.compile(explain.familiar_step)
             outputs = model.predict_rows(data, rows, "reading validation", step)
         except InputError as error:

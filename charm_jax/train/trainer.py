@@ -16,6 +16,7 @@ from charm_jax.config.cli import say
 from charm_jax.config.recipe import KEYS
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
+from charm_jax.inference import fitted, loaded
 from charm_jax.models.state import TrainState, averaged, begin_stage
 from charm_jax.runs import folder
 from charm_jax.runs.cases import cases_sha256
@@ -373,6 +374,9 @@ class Training:
 
         curves.draw_curves(self.directory, self.experiment.title, self.phases)
         folder.write_json(self.directory / "summary.json", summary)
+        if jax.process_count() == 1:
+            # Now, so that a copy of the run predicts without its data.
+            fitted.load_calibrator(loaded.load_run(self.directory), self.experiment.data)
         say(f"Done in {summary['seconds']:.0f} s. Evaluate it: {evaluation_command(self.settings)}")
 
 

@@ -13,6 +13,7 @@ from charm_jax.runs import folder as runs
 from charm_jax.runs.checkpoints import Checkpoints
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 
 def make_run(folder, state):
@@ -21,6 +22,7 @@ def make_run(folder, state):
     config = recipe.defaults()
     config.model.backbone = NANO
     runs.write_json(run / "config.json", config.to_dict())
+    runs.write_json(run / "split.json", {"findings": list(NIH_FINDINGS)})
     checkpoints = Checkpoints(run / "checkpoints", PHASES, keep=2)
     checkpoints.save("bce", state, {"progress": {"best_step": 0}}, 0)
     checkpoints.close()

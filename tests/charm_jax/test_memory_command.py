@@ -251,7 +251,7 @@ def test_a_site_with_other_findings_is_refused(folder, tmp_path, refused):
     (site / "labels.csv").write_text("\n".join(["image,patient,Rib fracture", *lines]))
     arguments = ["demo", "refill", "--label", "x", "--config.data.source=csv_folder"]
     arguments += [f"--config.data.dir={site}"]
-    refused(memory.main, arguments, "has the findings", "Rib fracture", cwd=folder)
+    refused(memory.main, arguments, "knows the findings", "Rib fracture", cwd=folder)
     assert not (folder / "runs/demo/memory/x").exists()
 
 

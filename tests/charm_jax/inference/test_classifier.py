@@ -1,6 +1,7 @@
 """A trained run, used from Python as a reader of the README would."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -38,8 +39,16 @@ def test_predictions_equal_those_of_the_command(finished, out, images):
         np.testing.assert_allclose(out.logits[row], list(record["logits"].values()), atol=1e-6)
         found = [n for n, yes in zip(out.pathologies, out.positive[row], strict=True) if yes]
         assert found == (record["findings"] or [])
-        assert out.is_ood.tolist()[row] == record["unfamiliar"]
+        assert out.is_ood.tolist()[row] is record["unfamiliar"]
         assert out.evidence[row] == record["evidence"]
+
+
+def test_a_copy_of_a_run_predicts_without_its_data(finished, images, tmp_path):
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs/demo/eval")
+    moved = charm_jax.load(tmp_path / "runs/demo").predict(images[:2])
+    assert not np.ma.getmaskarray(moved.is_ood).any()
+    assert len(moved.uncalibrated) < len(moved.pathologies)
 
 
 def test_shapes_and_ranges(model, out):
