@@ -8,11 +8,11 @@ import pytest
 from html_check import Page
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from charm_jax.report import figures
+from data_pipelines.figures import Figure
 
 
 def scores(n=300, seed=0):
