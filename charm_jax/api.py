@@ -19,6 +19,7 @@ from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, load_or_draw
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.sources import SOURCES
 
 
 def list_models() -> list[str]:
@@ -156,10 +157,9 @@ def load_dataset(
     """Load a data set: its table, its splits and where its images are.
 
     Args:
-        source: ``nih_chest_xray14``, ``csv_folder``, ``chestmnist``, ``pneumoniamnist`` or
-            ``phantom``.
+        source: value of ``config.data.source``, such as ``csv_folder``.
         root: folder of the data, raw or prepared; ``phantom`` draws its images if it is absent.
-        split_rule: ``official``, ``patient`` or ``notebook``.
+        split_rule: value of ``config.data.split``.
         split_seed: seed of random splits.
         csv: file to read in place of the source's own table.
         image_size: side of the images in pixels.
@@ -173,6 +173,8 @@ def load_dataset(
     Raises:
         InputError: an unknown source, or the first fault of the data.
     """
+    if source not in SOURCES:
+        raise InputError(f"There is no source {source!r}: {did_you_mean(source, SOURCES)}")
     raw = recipe.defaults().to_dict()
     raw["data"] |= {
         "source": source,

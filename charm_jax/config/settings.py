@@ -148,10 +148,8 @@ class Settings:
 
 def from_dict(raw: Mapping[str, Any]) -> Settings:
     """Return the settings that a nested dict of all keys holds."""
-    data = dict(raw["data"])
-    options = data.get(data["source"])
-    fields = {field.name for field in dataclasses.fields(DataSettings)} - {"options"}
-    data = {key: value for key, value in data.items() if key in fields}
+    data, options = raw["data"], raw["data"].get(raw["data"]["source"], {})
+    data = {key: value for key, value in data.items() if not isinstance(value, Mapping)}
     return Settings(
         **{key: value for key, value in raw.items() if not isinstance(value, Mapping)},
         data=DataSettings(**data, options=options if isinstance(options, Mapping) else {}),

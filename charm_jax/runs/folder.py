@@ -145,24 +145,20 @@ def locked(directory: Path) -> Iterator[None]:
                 shutil.rmtree(directory)
 
 
-def check_config(directory: Path, config: Settings, *, force: bool) -> None:
-    """Check that a config equals that of a begun run; ``force`` accepts any difference.
+def has_begun(directory: Path) -> bool:
+    """Whether a run has a config and a checkpoint."""
+    trained = (directory / "summary.json").exists() or any(_complete(directory))
+    return trained and (directory / "config.json").exists()
 
-    A run begins with its first checkpoint.
+
+def check_config(directory: Path, began: Settings, config: Settings) -> None:
+    """Check that a config equals the one that a run began with.
 
     Raises:
         InputError: a key differs that changes the results; with both values.
     """
-    path = directory / "config.json"
-    begun = (directory / "summary.json").exists() or any(_complete(directory))
-    if force or not begun or not path.exists():
-        return
-    old, new = _binding(read_json(path)), binding_keys(config)
-    changed = [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    old, new = binding_keys(began), binding_keys(config)
+    changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if old[key] != new[key]]
     if changed:
         raise InputError(
             f"The run {directory} began with another config ({listed(changed, '; ')}): choose "
@@ -197,11 +193,7 @@ def is_finished(directory: Path, config: Settings) -> bool:
 
 def binding_keys(config: Settings) -> dict[str, Any]:
     """Return the keys that change the results, ``a.b.c``, with their values."""
-    return _binding(config.raw)
-
-
-def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in _flat(config).items() if not k.startswith(_FREE_KEYS)}
+    return {k: v for k, v in _flat(config.raw).items() if not k.startswith(_FREE_KEYS)}
 
 
 def find(runs_dir: Path, run: str) -> Path:

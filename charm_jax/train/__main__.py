@@ -148,8 +148,10 @@ def _input_range(settings: Settings) -> str:
 
 
 def _is_finished(settings: Settings) -> bool:
-    folder.check_config(settings.directory, settings, force=settings.resume == "force")
-    return folder.is_finished(settings.directory, settings)
+    directory = settings.directory
+    if settings.resume != "force" and folder.has_begun(directory):
+        folder.check_config(directory, read_settings(directory), settings)
+    return folder.is_finished(directory, settings)
 
 
 def _prepare(settings: Settings, *, dry_run: bool) -> tuple[Experiment, dict[str, Any]]:

@@ -72,7 +72,8 @@ def test_a_data_set_is_loaded_with_its_splits(tmp_path):
     [
         (lambda: charm_jax.create_model("efficientnet"), "did you mean 'efficientnet_v2_"),
         (lambda: charm_jax.create_model(**NANO, weights="none.pth"), "none.pth"),
-        (lambda: charm_jax.load_dataset("nih", "folder"), "not a known source"),
+        (lambda: charm_jax.load_dataset("nih", "folder"), "no source 'nih': did you mean 'nih_"),
+        (lambda: charm_jax.load_dataset("csv", "folder"), "no source 'csv': did you mean 'csv_"),
         (lambda: charm_jax.load_dataset("csv_folder", "nowhere"), "nowhere"),
     ],
 )

@@ -191,6 +191,20 @@ def test_a_finished_run_goes_on_with_more_epochs(finished, tmp_path, refused):
     refused(train_command.main, [*SMALL, *earlier], "config.stages.bce", "--from", cwd=folder)
 
 
+def test_a_run_from_before_a_key_existed_goes_on(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    copy_run(finished, folder, dropped=1)
+    path = folder / "runs/demo/config.json"
+    config = read(path)
+    for group, key in (("model", "average"), ("model", "input_range"), ("data", "value_range")):
+        del config[group][key]
+    path.write_text(json.dumps(config))
+    result = train_here("--dry_run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    words = "model.average: 0.0 -> 0.5"
+    refused(train_command.main, [*SMALL, "--config.model.average=0.5"], words, cwd=folder)
+
+
 def test_another_optimizer_goes_on_from_the_same_network(finished, tmp_path):
     folder = tmp_path / "copy"
     copy_run(finished, folder, dropped=1)
