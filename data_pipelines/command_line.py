@@ -83,7 +83,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def _set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Hide progress, or print debug messages to standard error."""
-    # Progress bars and lines ask this logger whether they are welcome.
+    # Progress bars and lines follow this logger's level.
     progress = logging.getLogger("data_pipelines.progress")
     progress.setLevel(logging.ERROR if quiet else logging.NOTSET)
     _LOG.setLevel(logging.DEBUG if verbose else logging.NOTSET)

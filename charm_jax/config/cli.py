@@ -120,7 +120,7 @@ def _set_verbosity(*, quiet: bool, verbose: bool) -> None:
     for handler in logger.handlers:
         if isinstance(handler, _ToStderr):
             handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
-    # Progress bars and lines ask this logger whether they are welcome.
+    # Progress bars and lines follow this logger's level.
     level = logging.ERROR if quiet else logging.NOTSET
     logging.getLogger("data_pipelines.progress").setLevel(level)
 

@@ -78,14 +78,6 @@ def _or_zero(meaning: str) -> tuple[str, Callable[[float], bool]]:
     return f"a number above 0, or 0 for {meaning}", lambda value: 0 <= value < math.inf
 
 
-def _is_range(value: str) -> bool:
-    try:
-        augment.bounds("unit" if value == "auto" else value)
-    except ValueError:
-        return False
-    return True
-
-
 # Values of the stages "bce" and "focal", then the explanation.
 _STAGE_KEYS = {
     "images": (("abnormal", "all"), "images to train on", IMAGES, None),
@@ -189,7 +181,10 @@ KEYS: dict[str, Key] = {
         "auto",
         "grey levels as the network reads them: imagenet, unit (0 to 1), xrv (-1024 to 1024), or "
         "the numbers of black and white; auto for those of the initial weights",
-        valid=("auto, imagenet, unit, xrv or two numbers such as -1,1", _is_range),
+        valid=(
+            "auto, imagenet, unit, xrv or two numbers such as -1,1",
+            lambda value: value == "auto" or augment.is_input_range(value),
+        ),
     ),
     "model.charm": Key(True, "False trains the backbone with a linear classifier as a baseline"),
     "model.channels": Key(

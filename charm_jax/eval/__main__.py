@@ -70,10 +70,9 @@ def main(argv: list[str]) -> int:
         model = loaded.load_file(config, data.table.findings)
     else:
         model = loaded.load_run(run, values.checkpoint, values.memory)
-    if model.pathologies != data.table.findings:
-        named = run_data.for_findings(data, model.pathologies, model.description)
-        say(run_data.describe_findings(data, named))
-        data = named
+    given, data = data, run_data.for_findings(data, model.pathologies, model.description)
+    if data is not given:
+        say(run_data.describe_findings(given, data))
     match = model.match_cases(data.table)
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
     out = files.find_folder(model, data, config.raw["data"], rows, values.split)

@@ -186,8 +186,7 @@ def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data
         return given, given.split.rows(last, "val")
     if given is None or not _has_split(model, given, last):
         given = run_data.load_data(model.settings)
-        if given.table.findings != model.pathologies:
-            given = run_data.for_findings(given, model.pathologies, f"The run {model.run}")
+        given = run_data.for_findings(given, model.pathologies, f"The run {model.run}")
     rows = given.split.rows(last, "val")
     if not _has_split(model, given, last):
         data = model.settings.data

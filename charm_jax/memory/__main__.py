@@ -74,8 +74,6 @@ class _Opened:
     def load_data(self) -> run_data.Data:
         """Load the data, with the run's findings by name."""
         data = run_data.load_data(self.config)
-        if data.table.findings == self.model.pathologies:
-            return data
         return run_data.for_findings(data, self.model.pathologies, f"The run {self.run}")
 
     def embed(self, split: str) -> tuple[changes.Embedded, str]:

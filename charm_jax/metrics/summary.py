@@ -18,7 +18,7 @@ _OLDEST = 120  # beyond it a number of years is a mistake of the table
 
 
 def age_bands(ages: Int[np.ndarray, " images"]) -> Shaped[np.ndarray, " images"]:
-    """Names of the bands of age; "unknown" below 0 and above 120 years."""
+    """Return the age band of each image; "unknown" below 0 and above 120 years."""
     bands = np.array([UNKNOWN, *AGE_BANDS.values()])
     known = np.where(ages > _OLDEST, -1, ages)
     return bands[np.searchsorted(list(AGE_BANDS), known, side="right")]

@@ -97,21 +97,19 @@ def make_plan(experiment: Experiment, phase: str) -> Plan:
     """Return the plan of a phase."""
     settings = experiment.settings
     stage, frozen = settings.phases[phase]
-    keys, epochs = settings.stages[stage], settings.epochs(stage, frozen)
-    images = len(experiment.data.split.rows(stage, "train"))
-    steps = loader.steps_per_epoch(images, keys.batch_size)
+    keys, (epochs, steps) = settings.stages[stage], _length(experiment, phase)
     cycle = optim.SCHEDULES[keys.schedule][0 if frozen else 1]
     findings = len(experiment.data.table.findings)
     summed = keys.monitor == "loss" and keys.loss in SUMMED
     phases = list(settings.phases)
-    before = [make_plan(experiment, other) for other in phases[: phases.index(phase)]]
+    before = phases[: phases.index(phase)]
     return Plan(
         phase=phase,
         stage=stage,
         freeze_trunk=frozen and keys.freeze_trunk,
         epochs=epochs,
         steps_per_epoch=steps,
-        steps_before=sum(other.steps for other in before),
+        steps_before=sum(math.prod(_length(experiment, other)) for other in before),
         batch_size=keys.batch_size,
         cycle=cycle,
         peak_step=optim.peak_step(epochs * steps, cycle),
@@ -121,6 +119,15 @@ def make_plan(experiment: Experiment, phase: str) -> Plan:
         save_every=settings.checkpoint.every_steps,
         save_seconds=60 * settings.checkpoint.every_minutes,
     )
+
+
+def _length(experiment: Experiment, phase: str) -> tuple[int, int]:
+    """Return the epochs of a phase and the steps of each."""
+    settings = experiment.settings
+    stage, frozen = settings.phases[phase]
+    images = len(experiment.data.split.rows(stage, "train"))
+    steps = loader.steps_per_epoch(images, settings.stages[stage].batch_size)
+    return settings.epochs(stage, frozen), steps
 
 
 def make_optimizer(

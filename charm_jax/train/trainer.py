@@ -115,10 +115,12 @@ class Training:
         try:
             state = self._train_phases(beginning.state, beginning.progress)
         except NonFiniteLoss as error:
-            say(f"error: {error}. {self._last_good()} {self._remedy(error.phase)}")
+            last = self._newest_saved()
+            say(f"error: {error}. {self._last_good(last)} {self._remedy(error.phase, last)}")
             return 3
         except Interrupted:
-            say(f"Asked to stop: {self._last_good()} The same command continues from there.")
+            last = self._last_good(self._newest_saved())
+            say(f"Asked to stop: {last} The same command continues from there.")
             return 128 + (self.signal or signal.SIGTERM)
         else:
             processes.broadcast_from_first(lambda: self._summarise(state))
@@ -327,15 +329,14 @@ class Training:
 
         return processes.broadcast_from_first(newest)
 
-    def _last_good(self) -> str:
-        last = self._newest_saved()
+    def _last_good(self, last: tuple[str, int] | None) -> str:
         if last is None:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.directory}/checkpoints/{last[0]}/{last[1]}."
 
-    def _remedy(self, phase: str) -> str:
+    def _remedy(self, phase: str, last: tuple[str, int] | None) -> str:
         """Return what can be done where a loss is not finite; the same command would repeat it."""
-        stage, name, last = self.plans[phase].stage, self.settings.name, self._newest_saved()
+        stage, name = self.plans[phase].stage, self.settings.name
         key = f"--config.stages.{stage}"
         limit = f"limit the gradients ({key}.clip_norm=1"
         lower = f"{key}.peak_lr={self.settings.stages[stage].peak_lr / 3:.2g}"

@@ -113,11 +113,7 @@ def _checked(path: Path, entries: Mapping[str, Any]) -> Card:
 
 
 def _is_range(value: Any) -> bool:
-    try:
-        augment.bounds(value)
-    except (ValueError, AttributeError):
-        return False
-    return True
+    return isinstance(value, str) and augment.is_input_range(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -55,6 +55,15 @@ def bounds(input_range: str) -> tuple[float, float] | None:
     return black, white
 
 
+def is_input_range(text: str) -> bool:
+    """Whether ``bounds`` accepts a text."""
+    try:
+        bounds(text)
+    except ValueError:
+        return False
+    return True
+
+
 def normalise(
     images: Grey, channels: int = 3, input_range: str = IMAGENET
 ) -> Float[Array, "batch height width channels"]:

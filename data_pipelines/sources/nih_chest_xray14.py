@@ -11,13 +11,13 @@ Thorax Diseases", CVPR 2017.
 Download: https://nihcc.app.box.com/v/ChestXray-NIHCC
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines.errors import InputError
+from data_pipelines.images.search import walk_folders
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_file, whole_years
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
@@ -197,15 +197,7 @@ def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
     """Find each image's PNG by row; the first of equal names counts."""
     row = {name: i for i, name in enumerate(images.tolist())}
     places: dict[str, str] = {}
-    visited: set[tuple[int, int]] = set()
-    # Image folders are often links to another disk; a link back up must not loop forever.
-    for folder, subfolders, names in os.walk(directory, followlinks=True):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in visited:
-            subfolders.clear()
-            continue
-        visited.add((stat.st_dev, stat.st_ino))
-        subfolders.sort()
+    for folder, names in walk_folders(directory):
         for name in row.keys() & names:
             if name.endswith(".png"):
                 places[name] = min(folder, places.get(name, folder))

@@ -1,4 +1,4 @@
-"""Experiments without images, to ask what a config makes of its stages."""
+"""Build experiments without images, to test the plans that a config leads to."""
 
 from types import SimpleNamespace
 
@@ -9,9 +9,9 @@ from charm_jax.train.setup import Experiment
 
 
 def experiment_of(config, images, findings=14, labels=None):
-    """An experiment with as many training images as a stage is said to have, and no pixels.
+    """Return an experiment without pixels, with the given number of training images a stage.
 
-    All rows of ``labels`` are validated on.
+    Validation uses all rows of ``labels``.
     """
     table = SimpleNamespace(
         findings=tuple(map(str, range(findings))), source="x", simulated=False, labels=labels

@@ -18,7 +18,7 @@ FOREIGN = 2**30  # ids of a bank that came from a file are beyond those of any t
 
 @pytest.fixture
 def collect():
-    """Collects the contents for a table of five images, a to e, of which two are evaluated."""
+    """Collect the contents for a table of five images, a to e; the first two are evaluated."""
     table = Mock(
         findings=("Mass",),
         images=np.array(list("abcde")),

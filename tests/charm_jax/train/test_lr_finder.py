@@ -89,7 +89,7 @@ def test_the_rate_found_before_the_loss_runs_away_is_fastais(bad, expected):
 
 
 def plainly_found(losses):
-    """The same by the plainest means: all falls, longest first, then the earliest end."""
+    """Find the rate from a list of all falls: the longest, among equals the one that ends first."""
     smooth, points = 0.0, []
     for step, loss in enumerate(losses):
         smooth = 0.98 * smooth + 0.02 * float(loss)
