@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,17 +55,44 @@ def test_a_killed_run_is_continued_to_the_same_records(many, tmp_path, shards):
         process,
         lambda: len(list(progress.glob("*.json"))) >= shards and list(progress.glob("*.draft")),
     )
+    started = _workers(process)
     process.kill()
     process.wait()
     assert not is_prepared(out)
+    # A worker may begin another shard before it follows its parent.
+    _wait_until_gone(started)
     finished = {path: path.stat().st_mtime_ns for path in progress.glob("*.json")}
     assert len(finished) >= shards
-    _wait_until_unlocked(progress)
     prepare_nih(many, out, size=300)
     assert {path: path.stat().st_mtime_ns for path in finished}.items() >= finished.items()
     assert leftovers(out) == []
     prepare_nih(many, tmp_path / "whole", size=300)
     assert content(out) == content(tmp_path / "whole")
+
+
+def _workers(process):
+    """Return the process ids of the workers that a process has started."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    children = " ".join((task / "children").read_text() for task in tasks).split()
+    return [int(i) for i in children if "spawn_main" in Path(f"/proc/{i}/cmdline").read_text()]
+
+
+def _wait_until_gone(numbers):
+    deadline = time.monotonic() + 60
+    for number in numbers:
+        while _runs(number):
+            assert time.monotonic() < deadline, "a worker outlived its parent"
+            time.sleep(0.01)
+
+
+def _runs(number):
+    process = Path(f"/proc/{number}")
+    try:
+        # Its first thread may be dead while another one still holds files.
+        threads = len(list((process / "task").iterdir()))
+        return threads > 1 or ") Z " not in (process / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _wait_until_unlocked(progress):
@@ -106,13 +134,8 @@ def test_a_killed_worker_is_one_sentence(many, tmp_path):
     out = tmp_path / "out"
     process = _start(many, out, stderr=subprocess.PIPE)
     _wait_for(process, lambda: list((out / "progress").glob("*.draft")))
-    tasks = f"/proc/{process.pid}/task"
-    for task in os.listdir(tasks):
-        with open(f"{tasks}/{task}/children") as file:
-            for child in map(int, file.read().split()):
-                with open(f"/proc/{child}/cmdline") as command:
-                    if "spawn_main" in command.read():
-                        os.kill(child, signal.SIGKILL)
+    for worker in _workers(process):
+        os.kill(worker, signal.SIGKILL)
     assert b"was killed, perhaps for lack of memory" in process.communicate()[1]
     assert process.returncode == 1
     assert not is_prepared(out)
