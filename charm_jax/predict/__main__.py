@@ -11,6 +11,7 @@ JSON object for each image. exit codes: 0 done; 1 done, with some images unread;
 import dataclasses
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def _check_out(out: Path, given: list[str]) -> None:
         InputError: the output lies in one of them.
     """
     for folder in given:
-        if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
+        if os.path.isdir(folder) and out.resolve().is_relative_to(Path(folder).resolve()):
             raise InputError(
                 f"The pictures would be written to {out}, inside the image folder {folder}: choose "
                 "another folder with --out."

@@ -74,7 +74,7 @@ class Sliver:
     Attributes:
         used: share of the range, above 0 and at most ``SLIVER``.
         white: value for ``config.data.value_range`` that would show the image in full; None where
-            tags of its own give the range.
+            only the range of each image does: tags give the scale, or no value is near 0.
     """
 
     used: float
@@ -135,7 +135,7 @@ class Decoded:
         used = float(last - first)
         if not 0 < used <= SLIVER:
             return None
-        if self.stored_top is None:
+        if self.stored_top is None or last > SLIVER:
             return Sliver(used, None)
         most = float(shares.max())
         highest = (most if most <= SLIVER else float(last)) * (high - low) + low
@@ -336,6 +336,8 @@ def _check_regular(path: Path) -> None:
             raise ValueError("it is a link to a file that does not exist") from None
         raise
     if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(mode):
+            os.scandir(path).close()  # a folder that cannot be read has that error
         kind = next((name for test, name in _KINDS if test(mode)), "device")
         raise ValueError(f"it is a {kind}, not a file")
 

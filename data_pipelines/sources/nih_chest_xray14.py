@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.search import walk_folders
+from data_pipelines.images.search import walk
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_file, whole_years
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
@@ -194,11 +194,13 @@ def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
-    """Find each image's PNG by row; the first of equal names counts."""
-    row = {name: i for i, name in enumerate(images.tolist())}
-    places: dict[str, str] = {}
-    for folder, names in walk_folders(directory):
-        for name in row.keys() & names:
-            if name.endswith(".png"):
-                places[name] = min(folder, places.get(name, folder))
-    return {row[name]: Path(places[name], name) for name in sorted(places)}
+    """Find each image's file by row; another case counts last, and of equal names the first."""
+    rows = {name: row for row, name in enumerate(images.tolist())}
+    folded = {name.casefold(): row for name, row in rows.items()}
+    found: dict[int, tuple[bool, Path]] = {}
+    for path in walk(directory):
+        row = rows.get(path.name, folded.get(path.name.casefold()))
+        if row is not None:
+            rank = (path.name not in rows, path)
+            found[row] = min(found.get(row, rank), rank)
+    return {row: found[row][1] for row in sorted(found)}

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from data_pipelines.images.decode import Sliver
 
 _NAMED = 3
+_WHITE = 0.95  # share of those images that the proposed key shows without clipping
 _WHOLE_SET = 0.5  # share of the images from which on a key for all of them helps
 
 
@@ -32,17 +35,18 @@ def warnings_of(
 
 def _sliver_warning(slivers: Mapping[str, Sliver], measured: int) -> str:
     most = max(sliver.used for sliver in slivers.values())
-    whites = {sliver.white for sliver in slivers.values()}
+    whites = [sliver.white for sliver in slivers.values() if sliver.white is not None]
     text = (
         f"{len(slivers):,} of {measured:,} images use at most {most:.1%} of the range of values "
         f"that their format allows, so the network sees next to nothing ({_named(slivers)}): "
     )
     if len(slivers) < _WHOLE_SET * measured:
         return text + "convert them to the full range, or leave them out."
-    if None in whites:
+    if len(whites) < len(slivers) / 2:
         return text + "set --config.data.value_range=image to show the range of each image."
+    white = int(np.quantile(whites, _WHITE, method="higher"))
     return text + (
-        f"set --config.data.value_range={max(whites)}, the value that is then white, or image for "
+        f"set --config.data.value_range={white}, the value that is then white, or image for "
         "the range of each image."
     )
 

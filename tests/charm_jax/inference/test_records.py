@@ -9,7 +9,7 @@ import pytest
 from charm_jax.inference import records
 from charm_jax.inference.fitted import Calibrator
 from charm_jax.predict.text import describe
-from data_pipelines.images.decode import Check
+from data_pipelines.images.decode import Check, Sliver
 
 FINDINGS = ("Mass", "Rib fracture")
 CALIBRATION = {
@@ -115,6 +115,24 @@ def test_an_unfamiliar_image_keeps_its_scores_and_has_no_finding():
     assert record["findings"] == []
     assert record["scores"] == said()["scores"]
     assert said()["unfamiliar"] is False
+
+
+@pytest.mark.parametrize("white", [4095, None])
+def test_an_image_that_uses_little_of_its_range_is_flagged(white):
+    check = Check(remarks=("WindowWidth 0 is ignored",), sliver=Sliver(1 / 16, white))
+    for reference in (FAMILIAR, None):
+        scale = Calibrator(FINDINGS, CALIBRATION, reference)
+        (record,) = records.records(outputs(), scale, BANK, [check])
+        assert (record["unfamiliar"], record["unfamiliar_in"]) == (True, ["range"])
+        assert record["findings"] == []
+        assert "its values use 6.2% of the range" in record["warnings"][0]
+        assert (
+            f"value_range={'image' if white is None else '4095 or image'}" in record["warnings"][0]
+        )
+        assert record["warnings"][1:] == ["WindowWidth 0 is ignored"]
+        shown = describe({"file": "x.png", **record}, {"Mass": 0.6, FINDINGS[1]: None})
+        assert "(range): no finding is reported" in shown
+        assert "warning: its values use" in shown
 
 
 def test_a_network_without_memory_has_no_evidence():

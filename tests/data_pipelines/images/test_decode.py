@@ -345,7 +345,9 @@ def test_values_that_use_a_sliver_of_their_container_are_measured(tmp_path, cont
 
 def test_values_at_the_top_of_their_container_are_a_sliver_too(tmp_path):
     Image.fromarray(61_000 + TWELVE).save(tmp_path / "image.png")
-    assert examine(tmp_path / "image.png", 8)[1].sliver.used <= 1 / 16
+    sliver = examine(tmp_path / "image.png", 8)[1].sliver
+    assert sliver.used <= 1 / 16
+    assert sliver.advice.endswith("value_range=image")
 
 
 @pytest.mark.parametrize("bits", [8, 16])

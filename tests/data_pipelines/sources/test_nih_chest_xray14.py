@@ -97,6 +97,15 @@ def test_absent_and_unlisted_files(nih):
     assert set(table.store.paths) == set(range(12)) - {4}
 
 
+def test_a_file_in_another_case_counts_where_none_has_the_name(nih):
+    for row in (0, 1):
+        path = nih.file(nih.names[row])
+        shutil.copy(path, path.with_suffix(".PNG"))
+    nih.file(nih.names[0]).unlink()
+    paths = load(nih.path).store.paths
+    assert [paths[0].suffix, paths[1].suffix] == [".PNG", ".png"]
+
+
 def test_of_two_files_with_one_name_the_first_in_sorted_order_counts(nih):
     for folder in ("a_copy", "z_copy"):
         os.makedirs(nih.path / folder)
