@@ -10,18 +10,19 @@
 | ``view``, ``sex``, ``age`` (optional) | for subgroups: ``PA`` ..., ``F`` or ``M``, years |
 | any other | a finding: 1 present, 0 absent, empty or -1 unknown |
 
-Names of these columns and splits are read without case, and ``_`` and ``-`` as spaces. A column "No
-finding" is no finding: it may only confirm that the others are 0.
+Names of these columns and splits are read without case, spaces, ``_``, ``-`` and ``.``, and such as
+"Patient ID", "filename" or "gender" stand for them where they are absent. A column "No finding" is
+no finding: it may only confirm that the others are 0.
 """
 
 import os
-import unicodedata
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.images.search import match_names
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.csv_tables import (
     READ_ERRORS,
@@ -41,7 +42,15 @@ _SPLITS = {name: name for name in PARTS} | {
     "validation": "val",
     "testing": "test",
 }
-_RESERVED = ("image", "patient", "split", "view", "sex", "age")
+# Columns that are no findings, each with the other names that it may have.
+_RESERVED = {
+    "image": ("image id", "image index", "image path", "image name", "file", "filename", "path"),
+    "patient": ("patient id", "patient name", "subject", "subject id"),
+    "split": (),
+    "view": ("view position",),
+    "sex": ("gender", "patient sex", "patient gender"),
+    "age": ("patient age",),
+}
 # pandas writes a column of integers with gaps as floats.
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1, "": -1, "nan": -1, "NaN": -1}
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
@@ -146,14 +155,23 @@ def _read(path: Path) -> pd.DataFrame:
     cells.index += 1
     check_fields(path)
     cells = cells.fillna("").apply(lambda column: column.str.strip())
-    reserved = {name: name for name in _RESERVED}
-    header = [reserved.get(plain(name), name) for name in cells.iloc[0]]
+    header = _reserved_names(cells.iloc[0].tolist())
     _check_header(header, path)
     rows = cells.iloc[1:].set_axis(header, axis="columns")
     rows = rows[(rows != "").any(axis="columns")]
     if rows.empty:
         raise InputError(f"The table {path} has no lines below its header: add one for each image.")
     return rows
+
+
+def _reserved_names(header: list[str]) -> list[str]:
+    """Write reserved names as they are known, of several for one column the first."""
+    compared = [plain(name).replace(" ", "") for name in header]
+    known = {}
+    for name, others in _RESERVED.items():
+        spelt = (other.replace(" ", "") for other in (name, *others))
+        known[next((text for text in spelt if text in compared), name)] = name
+    return [known.get(text, name) for text, name in zip(compared, header, strict=True)]
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -185,7 +203,7 @@ def _sorted_by_image(rows: pd.DataFrame, directory: Path, path: Path) -> pd.Data
 
     def slashed(name: str) -> str:
         other = name.replace("\\", "/")
-        there = other != name and not os.path.isfile(directory / name)
+        there = other != name and not os.path.exists(directory / name)
         return other if there and os.path.isfile(directory / other) else name
 
     rows = rows.assign(image=rows["image"].map(slashed))
@@ -237,7 +255,7 @@ def _patients(
 def _parts(rows: pd.DataFrame, path: Path) -> np.ndarray:
     """Return the split column, ``[n]`` strings; the split rule checks empty ones."""
     words = _column(rows, "split")
-    parts = words.map(lambda word: _SPLITS.get(plain(word), "") if word else "")
+    parts = words.map(lambda word: _SPLITS.get(plain(word).replace(" ", ""), "") if word else "")
     wrong = (parts == "") & (words != "")
     if wrong.any():
         line = rows.index[wrong].min()
@@ -292,7 +310,8 @@ def _complements(findings: tuple[str, ...], labels: np.ndarray, path: Path) -> l
     found = []
     for column, name in enumerate(findings):
         others = np.delete(labels, column, axis=1)
-        if others.shape[1] and ((labels[:, column] == 1) == (others == 0).all(axis=1)).all():
+        mine, alone = labels[:, column] == 1, (others == 0).all(axis=1)
+        if others.shape[1] and alone.any() and (mine == alone).all():
             found.append(
                 f"The column {name!r} of the table {path} is 1 exactly where all others are 0: if "
                 "it means that nothing was found, remove it, as every image counts as abnormal."
@@ -302,28 +321,12 @@ def _complements(findings: tuple[str, ...], labels: np.ndarray, path: Path) -> l
 
 def _files(directory: Path, images: np.ndarray) -> tuple[dict[int, Path], list[str]]:
     """Return the files of the images, and a warning of those whose names are spelt otherwise."""
-    paths = {row: directory / name for row, name in enumerate(images.tolist())}
-    found = {row: path for row, path in paths.items() if os.path.isfile(path)}
-    if len(found) == len(paths):
+    files, twins = match_names(directory, images.tolist())
+    found = {row: files[name] for row, name in enumerate(images.tolist()) if name in files}
+    if not twins:
         return found, []
-    # Unicode has two forms of an accented letter, and other systems ignore case.
-    twins: dict[str, list[Path]] = {}
-    for folder, _, names in os.walk(directory, followlinks=False):
-        for path in (Path(folder, name) for name in names):
-            twins.setdefault(_spelling(path.relative_to(directory).as_posix()), []).append(path)
-    renamed = {}
-    for row in paths.keys() - found.keys():
-        same = twins.get(_spelling(str(images[row])), [])
-        if len(same) == 1 and os.path.isfile(same[0]):
-            renamed[row] = same[0]
-    if not renamed:
-        return found, []
-    row = min(renamed)
-    return found | renamed, [
-        f"{len(renamed):,} images are found under another spelling, such as {renamed[row]} for "
-        f"{images[row]!r}."
+    name = min(twins)
+    return found, [
+        f"{len(twins):,} images are found under another spelling, such as {twins[name]} for "
+        f"{name!r}."
     ]
-
-
-def _spelling(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()

@@ -4,6 +4,7 @@ import csv
 import gzip
 import re
 import zlib
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ def merge_patients(names: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
 
 def _patient_key(name: str) -> str:
     try:
-        return repr(float(name))
-    except ValueError:
-        return re.sub(r"\d+", lambda digits: str(int(digits[0])), plain(name)).replace(" ", "")
+        return str(Decimal(name).normalize())
+    except ArithmeticError:
+        name = re.sub(r"[0-9]+", lambda digits: digits[0].lstrip("0") or "0", plain(name))
+        return re.sub(r"(?<![0-9]) | (?![0-9])", "", name)

@@ -1,5 +1,6 @@
 """List the findings of ChestX-ray14 in the order of all label columns, and match names."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ NO_FINDING = "No Finding"
 def columns_of(wanted: Sequence[str], known: Sequence[str]) -> Int[np.ndarray, " wanted"]:
     """Return the column of each wanted finding among the known ones; -1 where it is absent.
 
-    Names are compared without case, and ``_`` and ``-`` count as spaces.
+    Names are compared without case, and ``_``, ``-`` and ``.`` count as spaces.
     """
     columns = {plain(name): column for column, name in enumerate(known)}
     return np.array([columns.get(plain(name), -1) for name in wanted], int)
@@ -41,5 +42,5 @@ def is_no_finding(name: str) -> bool:
 
 def plain(name: str) -> str:
     """Return a name as it is compared: without case, separators counted as one space."""
-    name = unicodedata.normalize("NFC", name).casefold()
-    return " ".join(name.replace("_", " ").replace("-", " ").split())
+    name = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(re.sub(r"[_.-]", " ", name).split())

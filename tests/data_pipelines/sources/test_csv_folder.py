@@ -1,5 +1,6 @@
 import csv
 import gzip
+import os
 
 import numpy as np
 import pandas as pd
@@ -257,7 +258,7 @@ def test_too_few_patients_get_a_sentence(write, patients):
         split.rows("focal", "train")
 
 
-@pytest.mark.parametrize("name", ["No finding", "No_Finding", "no-findings", "NOFINDING"])
+@pytest.mark.parametrize("name", ["No finding", "No_Finding", "no.finding", "NOFINDINGS"])
 def test_a_column_of_no_finding_is_no_finding(write, name):
     table = csv_folder.load(write(f"image,Mass,{name}\na.png,0,1\nb.png,1,0\nc.png,0,0\n"))
     assert table.findings == ("Mass",)
@@ -269,6 +270,37 @@ def test_a_column_that_complements_all_others_draws_a_warning(write):
     table = csv_folder.load(write("image,Mass,Edema,Normal\na.png,0,0,1\nb.png,1,0,0\n"))
     assert "'Normal'" in table.warnings[-1]
     assert "exactly where all others are 0" in table.warnings[-1]
+
+
+def test_a_column_of_absent_findings_complements_nothing(write):
+    lines = "a.png,1,1,1,0\nb.png,2,1,0,0\nc.png,3,0,1,0\n"
+    table = csv_folder.load(write("image,patient,Mass,Edema,Rib\n" + lines))
+    assert table.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Image Index,Patient ID,View Position,Patient Gender,Patient Age,Mass",
+        "filename,PatientID,view_position,GENDER,patient-age,Mass",
+        "path,subject.id,View,Sex,Age,Mass",
+    ],
+)
+def test_usual_names_of_columns_are_known(write, header):
+    table = csv_folder.load(write(header + "\na.png,P1,PA,F,40,1\nb.png,P2,AP,M,50,0\n"))
+    assert table.findings == ("Mass",)
+    assert table.images.tolist() == ["a.png", "b.png"]
+    assert table.patient_names == ("P1", "P2")
+    assert (table.views.tolist(), table.sexes.tolist(), table.ages.tolist()) == (
+        ["PA", "AP"],
+        ["F", "M"],
+        [40, 50],
+    )
+
+
+def test_another_name_stands_for_an_absent_column_only(write):
+    with pytest.raises(InputError, match="'p1' in the column 'Patient ID'"):
+        csv_folder.load(write("image,patient,Patient ID,Mass\na.png,1,p1,0\n"))
 
 
 def test_column_and_split_names_are_read_in_any_spelling(write):
@@ -289,6 +321,8 @@ def test_column_and_split_names_are_read_in_any_spelling(write):
         (["7", "007", "8"], [1, 0, 2], "'007' and '7'"),
         (["P-07", "p7", "q"], [0, 1, 2], "'P-07' and 'p7'"),
         (["1e3", "1000", "5"], [1, 0, 2], "'1000' and '1e3'"),
+        (["1-23", "12-3", "5"], [0, 1, 2], ""),
+        (["12345678901234567890", "12345678901234567891", "5"], [0, 1, 2], ""),
     ],
 )
 def test_one_patient_in_two_spellings_is_merged_or_warned_of(write, patients, numbers, words):
@@ -314,6 +348,14 @@ def test_files_under_another_spelling_are_found(write):
     assert table.present.tolist() == [True, True, True, False]
     assert "2 images are found under another spelling" in table.warnings[-1]
     np.testing.assert_array_equal(table.store.read(np.array([1]), 4), 70)
+
+
+def test_a_pipe_counts_as_present_with_a_fault_of_its_own(write):
+    folder = write("image,patient,Mass\na.png,1,0\n")
+    os.mkfifo(folder / "a.png")
+    table = csv_folder.load(folder)
+    assert table.present.tolist() == [True]
+    assert "named pipe" in table.store.examine(0, 4)[1].fault
 
 
 def test_two_files_that_differ_in_case_alone_are_not_guessed_between(write):
