@@ -208,6 +208,10 @@ def _repair(dataset: "pydicom.Dataset") -> tuple[str, ...]:
         if frames not in (None, ""):
             remarks.append(f"NumberOfFrames {frames} is taken for 1")
         dataset.NumberOfFrames = 1
+    for tag, usual in (("SamplesPerPixel", 1), ("BitsStored", dataset.get("BitsAllocated"))):
+        if dataset.get(tag) in (None, ""):
+            setattr(dataset, tag, usual)
+            remarks.append(f"{tag} is absent and taken for {usual}")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric != photometric.strip().upper():
         dataset.PhotometricInterpretation = photometric.strip().upper()

@@ -51,6 +51,16 @@ def test_a_copy_of_a_run_predicts_without_its_data(finished, images, tmp_path):
     assert len(moved.uncalibrated) < len(moved.pathologies)
 
 
+def test_an_image_that_uses_a_sliver_of_its_range_is_flagged(model, images, tmp_path):
+    twelve = np.asarray(Image.open(images[0]).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(twelve).save(tmp_path / "twelve.png")
+    found = model.predict([tmp_path / "twelve.png", images[0]])
+    assert found.is_ood[0]
+    assert not found.positive[0].any()
+    assert "--config.data.value_range=4095" in found.warnings[0][0]
+    assert found.warnings[1] == ()
+
+
 def test_shapes_and_ranges(model, out):
     n, f = 18, len(model.pathologies)
     assert out.probs.shape == out.logits.shape == out.positive.shape == (n, f)

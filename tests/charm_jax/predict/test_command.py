@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -267,6 +268,46 @@ def test_other_images_are_not_what_the_run_was_validated_on(folder, tmp_path):
     result = command(*asked, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["uncalibrated"] != list(NIH_FINDINGS)
+
+
+def test_each_bad_entry_of_a_folder_has_its_own_error(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    given = tmp_path / "given"
+    given.mkdir()
+    original = next((folder / "in").glob("0*.png"))
+    shutil.copy(original, given / "1.2.840.113619")
+    shutil.copy(original, given / f"{'x' * 250}.png")
+    twelve = np.asarray(Image.open(original).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(twelve).save(given / "twelve.png")
+    os.mkfifo(given / "pipe")
+    (given / "gone.png").symlink_to("nowhere.png")
+    assert guarded(predict.main, [str(given), "--out", str(tmp_path / "out")]) == 1
+    records = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    errors = {Path(r["file"]).name: r["error"] for r in records if "error" in r}
+    assert errors == {
+        "gone.png": "it is a link to a file that does not exist",
+        "pipe": "it is a named pipe, not a file",
+    }
+    done = {Path(r["file"]).name: r for r in records if "error" not in r}
+    assert len(done) == 3
+    assert done["1.2.840.113619"]["logits"] == done[f"{'x' * 250}.png"]["logits"]
+    assert "range" in done["twelve.png"]["unfamiliar_in"]
+    assert done["twelve.png"]["findings"] == []
+    for record in done.values():
+        assert all(Path(path).is_file() for path in record["overlays"].values())
+
+
+def test_a_stated_value_range_shows_12_bits_in_full(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    original = next((folder / "in").glob("0*.png"))
+    twelve = np.asarray(Image.open(original).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(twelve).save(tmp_path / "twelve.png")
+    options = ["--nooverlays", "--config.data.value_range=4080"]
+    assert guarded(predict.main, [str(original), str(tmp_path / "twelve.png"), *options]) == 0
+    first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert "range" not in second["unfamiliar_in"]
+    for name, logit in first["logits"].items():
+        assert second["logits"][name] == pytest.approx(logit, abs=0.02)
 
 
 def test_a_person_gets_text(folder, monkeypatch, capfd):

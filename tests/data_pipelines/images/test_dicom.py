@@ -223,6 +223,18 @@ def test_a_tag_that_is_unusable_is_ignored_and_named(tmp_path, tags, remark):
         assert remark in " ".join(check.remarks)
 
 
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, *LOSSLESS])
+@pytest.mark.parametrize("tag", ["SamplesPerPixel", "BitsStored"])
+def test_an_absent_tag_has_its_usual_value(tmp_path, syntax, tag):
+    stored = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
+    dataset = _nameless(syntax, stored)
+    delattr(dataset, tag)
+    path = save(dataset, tmp_path / "image.dcm")
+    np.testing.assert_array_equal(read_image(path, 40)[..., 0], stored)
+    assert check_header(path).remarks == examine(path, 8)[1].remarks
+    assert check_header(path).remarks[0].startswith(f"{tag} is absent and taken for")
+
+
 def _with_raw(dataset, tags):
     """Set tags, numbers as the text that the file then has."""
     for name, value in tags.items():
