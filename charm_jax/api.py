@@ -152,6 +152,8 @@ def load_dataset(
     csv: str = "",
     image_size: int = 224,
     missing: str = "error",
+    max_unreadable: float = 0.001,
+    value_range: str = "container",
     **options: int,
 ) -> Data:
     """Load a data set: its table, its splits and where its images are.
@@ -164,6 +166,8 @@ def load_dataset(
         csv: file to read in place of the source's own table.
         image_size: side of the images in pixels.
         missing: ``skip`` uses the images that are there.
+        max_unreadable: share of the image files that may be unreadable.
+        value_range: value of ``config.data.value_range``, such as ``"4095"``.
         **options: what this source alone takes, such as ``train_images`` of ``phantom``.
 
     Returns:
@@ -184,6 +188,8 @@ def load_dataset(
         "csv": csv,
         "image_size": image_size,
         "missing": missing,
+        "max_unreadable": max_unreadable,
+        "value_range": value_range,
         source: raw["data"].get(source, {}) | options,
     }
     return load_or_draw(settings.from_dict(raw))

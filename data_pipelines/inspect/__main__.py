@@ -8,6 +8,7 @@ from typing import Any
 from data_pipelines import sources
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.command_line import CommandParser
+from data_pipelines.images.decode import CONTAINER, VALUE_RANGES
 from data_pipelines.inspect.inspection import inspect
 from data_pipelines.inspect.text import summary_text
 from data_pipelines.prepared.dataset import is_prepared, read_identity
@@ -19,7 +20,8 @@ def _parser() -> CommandParser:
         "inspect",
         "Count, measure and picture a data set before training, and report leakage and duplicates.",
         "data/nih --split official --sample 5000 --out inspection/nih",
-        "A prepared folder is read as the source and at the size that it was prepared with.\n\n"
+        "A prepared folder is read as the source, at the size and with the range of values that it "
+        "was prepared with.\n\n"
         "exit codes: 0 done; 1 done, with some images refused (quarantine.csv); 2 bad input",
     )
     add = parser.add_argument
@@ -53,6 +55,12 @@ def _parser() -> CommandParser:
         help="height and width at which images are read, in pixels, at least 16 (default: 64)",
     )
     add(
+        "--value-range",
+        "--config.data.value_range",
+        metavar="RANGE",
+        help=f"values that are black and white: {VALUE_RANGES} (default: {CONTAINER})",
+    )
+    add(
         "--sample",
         type=int,
         metavar="N",
@@ -69,10 +77,10 @@ def _parser() -> CommandParser:
 
 
 def _defaults(directory: Path) -> dict[str, Any]:
-    """Return the source and image size to read a folder with."""
+    """Return the source, image size and value range to read a folder with."""
     if is_prepared(directory):
         return read_identity(directory)
-    return {"source": "nih_chest_xray14", "size": 64}
+    return {"source": "nih_chest_xray14", "size": 64, "value_range": CONTAINER}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,7 +92,8 @@ def _inspect(options: argparse.Namespace) -> int:
     defaults = _defaults(options.dir)
     source, size = options.source or defaults["source"], options.size or defaults["size"]
     out = options.out or Path("inspection", options.dir.resolve().name)
-    table = sources.load(source, options.dir, options.csv)
+    value_range = options.value_range or defaults["value_range"]
+    table = sources.load(source, options.dir, options.csv, value_range)
     table.store.check_size(size)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)

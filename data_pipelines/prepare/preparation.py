@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipelines import sources
 from data_pipelines.errors import InputError
-from data_pipelines.images.decode import CONTAINER, VALUE_RANGES, Sliver, valid_value_range
+from data_pipelines.images.decode import CONTAINER, Sliver
 from data_pipelines.prepare.claim import check_claim, claim, identity, remove_leftovers
 from data_pipelines.prepare.shard_check import finished_shards
 from data_pipelines.prepare.shard_writer import Report, remove_stale_drafts
@@ -64,7 +64,7 @@ def prepare(
             that the source's loader finds.
     """
     directory, out = Path(directory), Path(out)
-    _check_arguments(directory, out, size, processes, value_range)
+    _check_arguments(directory, out, size, processes)
     table = sources.load(source, directory, csv, value_range)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -102,11 +102,7 @@ def prepare(
     return refused
 
 
-def _check_arguments(
-    directory: Path, out: Path, size: int, processes: int, value_range: str
-) -> None:
-    if not valid_value_range(value_range):
-        raise InputError(f"--value-range is {value_range!r}: give {VALUE_RANGES}.")
+def _check_arguments(directory: Path, out: Path, size: int, processes: int) -> None:
     if size < 1 or processes < 1:
         raise InputError(f"--size is {size} and --processes {processes}: both must be at least 1.")
     if dataset.is_prepared(directory):

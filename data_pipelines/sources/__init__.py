@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.errors import InputError, did_you_mean
-from data_pipelines.images.decode import CONTAINER
+from data_pipelines.images.decode import CONTAINER, VALUE_RANGES, valid_value_range
 from data_pipelines.prepared import dataset
 from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14, phantom
 from data_pipelines.tables.case_table import CaseTable
@@ -44,6 +44,8 @@ def load(
             f"The data folder {directory} is a file: name the folder that it is in, "
             f"{Path(directory).parent}."
         )
+    if not valid_value_range(value_range):
+        raise InputError(f"config.data.value_range is {value_range!r}: give {VALUE_RANGES}.")
     if dataset.is_prepared(directory):
         if csv:
             raise InputError(

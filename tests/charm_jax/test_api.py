@@ -75,6 +75,10 @@ def test_a_data_set_is_loaded_with_its_splits(tmp_path):
         (lambda: charm_jax.load_dataset("nih", "folder"), "no source 'nih': did you mean 'nih_"),
         (lambda: charm_jax.load_dataset("csv", "folder"), "no source 'csv': did you mean 'csv_"),
         (lambda: charm_jax.load_dataset("csv_folder", "nowhere"), "nowhere"),
+        (
+            lambda: charm_jax.load_dataset("csv_folder", "x", value_range="12 bits"),
+            "'12 bits': give",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(act, words):

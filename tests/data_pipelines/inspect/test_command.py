@@ -70,3 +70,8 @@ def test_another_size_than_the_prepared_one_is_refused_at_once(films, tmp_path, 
         capsys.readouterr().err.splitlines()[-1].startswith("error: config.data.image_size is 32")
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_read_with_the_range_that_it_was_prepared_with(films, tmp_path):
+    prepare("nih_chest_xray14", films.path, tmp_path / "prepared", size=24, value_range="4095")
+    assert main([str(tmp_path / "prepared"), "--out", str(tmp_path / "out")]) == 0

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines.inspect.__main__ import main
 from data_pipelines.inspect.inspection import choose_examples
@@ -49,6 +50,20 @@ def test_a_double_in_another_part_is_found_by_name(films, tmp_path, capsys):
     assert [row["image"] for row in rows] == [films.names[1], films.names[10]]
     assert rows[0]["focal"] in ("train", "val") and rows[1]["focal"] == "test"
     assert {row["across_parts"] for row in rows} == {"True"}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_images_that_use_little_of_their_range_are_listed(films, tmp_path, capsys):
+    for name in films.names[:7]:
+        film = np.asarray(Image.open(films.file(name))).astype(np.uint16)
+        Image.fromarray(film * 16).save(films.file(name))
+    assert _inspect(films, tmp_path / "out") == 0
+    assert "7 of 12 images use at most" in capsys.readouterr().out
+    oddities = _summary(tmp_path / "out")["oddities"]
+    assert list(oddities["range_used"]) == films.names[:7]
+    assert oddities["range_measured"] == 12
+    assert _inspect(films, tmp_path / "full", "--value-range", "4095") == 0
+    assert _summary(tmp_path / "full")["oddities"]["range_used"] == {}
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -37,6 +37,16 @@ def test_summary_counts_what_was_prepared(nih, out):
         assert list(csv.reader(file)) == [["image", "reason"]]
 
 
+def test_images_that_use_little_of_their_range_are_counted(nih, tmp_path, capsys):
+    for name in nih.names:
+        Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(nih.file(name))
+    for again in (False, True):  # a run that has nothing left to do warns, too
+        prepare_nih(nih, tmp_path / "dark")
+        assert "12 of 12 images use at most 6.0%" in capsys.readouterr().err, again
+    prepare_nih(nih, tmp_path / "full", value_range="4095")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_digest_is_of_pixels_and_labels(nih, tmp_path):
     digests = []
     for change in (lambda: None, lambda: Image.new("L", (8, 8), 3).save(nih.file(nih.names[5]))):

@@ -25,3 +25,19 @@ def test_an_unfinished_preparation_is_named(nih, tmp_path):
     prepare("nih_chest_xray14", nih.path, tmp_path / "out", size=8, part=(0, 1))
     with pytest.raises(InputError, match=r"not finished: run .* once more without --part"):
         sources.load("nih_chest_xray14", tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["whole", "0", "70000", "4095.0", ""])
+def test_a_value_range_is_checked(nih, text):
+    with pytest.raises(
+        InputError, match=r"config\.data\.value_range is .*: give container, image or"
+    ):
+        sources.load("nih_chest_xray14", nih.path, value_range=text)
+
+
+def test_a_prepared_folder_keeps_the_range_that_it_was_made_with(nih, tmp_path):
+    out = tmp_path / "out"
+    prepare("nih_chest_xray14", nih.path, out, size=8, value_range="image")
+    assert sources.load("nih_chest_xray14", out, value_range="image").store.value_range == "image"
+    with pytest.raises(InputError, match=r"prepared with 'image': set --config\.data\.value_range"):
+        sources.load("nih_chest_xray14", out)
