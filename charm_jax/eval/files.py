@@ -21,6 +21,9 @@ from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 
+# Data settings that leave each image that is read as it is.
+_NOT_READING = ("missing", "max_unreadable", "resident", "processes")
+
 
 def find_folder(
     model: LoadedModel, data: Data, raw: Mapping[str, Any], rows: Int[np.ndarray, " n"], split: str
@@ -47,15 +50,19 @@ def find_folder(
             return folder / split
     patients = [table.patient_name(number) for number in table.patients[rows]]
     content = [table.source, sha256, patients, table.labels[rows].tolist(), _reading(raw)]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{split}-{table.source}-{digest}"
 
 
-def _reading(raw: Mapping[str, Any]) -> list[Any]:
+def _reading(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that say which files are read, and how."""
-    places = [str(Path(raw[key]).resolve()) if raw[key] else "" for key in ("dir", "csv")]
-    others = [raw[key] for key in ("source", "split", "split_seed", "image_size")]
-    return [*places, *others, raw.get(raw["source"])]
+    every = {
+        key: value
+        for key, value in raw.items()
+        if key not in _NOT_READING and (not isinstance(value, Mapping) or key == raw["source"])
+    }
+    places = {key: str(Path(raw[key]).resolve()) if raw[key] else "" for key in ("dir", "csv")}
+    return every | places
 
 
 def describe_replaced(out: Path, result: EvaluationResult) -> str | None:

@@ -60,9 +60,9 @@ def records(
     made = []
     for row, score in enumerate(scores):
         above = np.flatnonzero(score >= thresholds)  # never so for NaN
-        found = None if np.isnan(thresholds).all() else [calibrator.findings[i] for i in above]
+        found = [] if judged[row]["unfamiliar"] else [calibrator.findings[i] for i in above]
         record = {
-            "findings": [] if judged[row]["unfamiliar"] else found,
+            "findings": None if np.isnan(thresholds).all() else found,
             **judged[row],
             "scores": _named(calibrator.findings, score),
             "logits": _named(calibrator.findings, outputs["logits"][row]),

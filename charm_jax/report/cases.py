@@ -1,14 +1,13 @@
 """Choose and describe the images of a report: confident errors and cases of the memory bank."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from scipy.special import expit
 
-from charm_jax.metrics.result import FindingResult
 from charm_jax.report import overlays
 from charm_jax.report.contents import Bank, Evaluated, Read, labelled, number, shown
 from charm_jax.report.figures import Picture, bank_map, picture, plane
@@ -129,11 +128,9 @@ def times_read(evaluated: Evaluated, bank: Bank) -> Int[np.ndarray, " slots"]:
     return np.bincount(evaluated.slots[evaluated.valid], minlength=len(bank.filled))
 
 
-def describe_bank(
-    evaluated: Evaluated, bank: Bank, findings: Mapping[str, FindingResult], rarity: str, read: Read
-) -> dict[str, Any]:
+def describe_bank(evaluated: Evaluated, bank: Bank, rarity: str, read: Read) -> dict[str, Any]:
     """Collect what the report shows of a memory bank: cases, reads and features."""
-    rows = _bank_rows(evaluated, bank, findings)
+    rows = _bank_rows(evaluated, bank)
     shares = [row[key] or 0 for row in rows for key in ("share", "here")]
     return {
         "filled": int(bank.filled.sum()),
@@ -148,25 +145,35 @@ def describe_bank(
     }
 
 
-def _bank_rows(
-    evaluated: Evaluated, bank: Bank, findings: Mapping[str, FindingResult]
-) -> list[dict[str, Any]]:
-    """Compare the findings in the bank with their share in the evaluated split."""
-    labels, reads = bank.labels[bank.filled], times_read(evaluated, bank)[bank.filled]
-    healthy = (labels != 1).all(axis=1) & (labels >= 0).any(axis=1)
-    here = [entry.prevalence for entry in findings.values()]
-    here.append(float((evaluated.labels != 1).all(axis=1).mean()))
+def _bank_rows(evaluated: Evaluated, bank: Bank) -> list[dict[str, Any]]:
+    """Compare the findings in the bank with their share in the evaluated split.
+
+    Shares are over known labels; None without any.
+    """
+    reads = times_read(evaluated, bank)[bank.filled]
+    stored, here = _with_healthy(bank.labels[bank.filled]), _with_healthy(evaluated.labels)
     names = [*map(shown, evaluated.findings), "no finding"]
     return [
         {
             "name": name,
-            "stored": int(chosen.sum()),
-            "share": float(chosen.sum()) / max(len(labels), 1),
-            "here": share,
-            "reads": int(reads[chosen].sum()),
+            "stored": int((labels == 1).sum()),
+            "share": _share(labels),
+            "here": _share(others),
+            "reads": int(reads[labels == 1].sum()),
         }
-        for name, chosen, share in zip(names, [*(labels == 1).T, healthy], here, strict=True)
+        for name, labels, others in zip(names, stored.T, here.T, strict=True)
     ]
+
+
+def _with_healthy(labels: Int[np.ndarray, "n findings"]) -> Int[np.ndarray, "n columns"]:
+    """Add a column for images without any finding; unknown where all labels are."""
+    healthy = np.where((labels < 0).all(axis=1), -1, (labels != 1).all(axis=1))
+    return np.column_stack([labels, healthy])
+
+
+def _share(labels: Int[np.ndarray, " n"]) -> float | None:
+    known = labels[labels >= 0]
+    return float((known == 1).mean()) if len(known) else None
 
 
 def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> list[Tile]:

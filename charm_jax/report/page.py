@@ -38,7 +38,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
     described = None
     if bank is not None:
         rarity = contents.config["model"]["rarity"]
-        described = cases.describe_bank(evaluated, bank, findings, rarity, contents.read)
+        described = cases.describe_bank(evaluated, bank, rarity, contents.read)
     training = [
         figure_svg(
             curves.stage_curves(contents.log, [stage]),

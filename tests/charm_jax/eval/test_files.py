@@ -160,8 +160,13 @@ DATA = {
     "split": "official",
     "split_seed": 0,
     "image_size": 64,
+    "value_range": "container",
     "missing": "error",
+    "max_unreadable": 0.001,
+    "resident": False,
+    "processes": 0,
     "test": {"seed": 0},
+    "phantom": {"seed": 0},
 }
 ROWS = np.arange(3)
 
@@ -188,7 +193,8 @@ def place(changes=None, cases=None, rows=ROWS, run=Path("runs/demo"), trained=No
 
 def test_the_runs_own_images_have_the_split_s_folder_wherever_they_are_named_from():
     assert place() == "test"
-    assert place({"missing": "skip"}) == "test"
+    unread = {"missing": "skip", "max_unreadable": 1.0, "resident": True, "processes": 2}
+    assert place(unread | {"phantom": {"seed": 1}}) == "test"
     assert place({"dir": str(Path("here").resolve())}) == "test"
 
 
@@ -200,6 +206,7 @@ def test_the_runs_own_images_have_the_split_s_folder_wherever_they_are_named_fro
         {"changes": {"split": "patient"}},
         {"changes": {"split_seed": 1}},
         {"changes": {"image_size": 128}},
+        {"changes": {"value_range": "image"}},
         {"changes": {"test": {"seed": 1}}},
         {"rows": ROWS[:2]},  # the rest is missing and skipped
         {"run": None},  # a weight file

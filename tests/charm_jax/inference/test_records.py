@@ -64,6 +64,8 @@ def test_without_a_threshold_nothing_is_decided():
     shown = describe({"file": "x.png", **record}, dict.fromkeys(FINDINGS))
     assert "no threshold is known, so no finding is decided; highest scores Mass" in shown
     assert "reaches" not in shown
+    unfamiliar = said(Calibrator(FINDINGS, None, FAMILIAR), similarity=0.4)
+    assert (unfamiliar["unfamiliar"], unfamiliar["findings"]) == (True, None)
 
 
 def test_findings_without_a_threshold_are_named_beside_an_empty_verdict():

@@ -113,13 +113,23 @@ def test_empty_slots_are_in_no_count_and_on_no_map():
     evaluated, bank = report_data.evaluated(n=6), report_data.bank(filled=3)
     bank.labels[:3] = 0
     bank.labels[1, 4] = 1
-    findings = report_data.result(evaluated).findings
-    shown = cases.describe_bank(evaluated, bank, findings, "norm_inlier", report_data.read)
+    shown = cases.describe_bank(evaluated, bank, "norm_inlier", report_data.read)
     assert (shown["filled"], shown["slots"]) == (3, 32)
     *_, healthy = shown["rows"]
     assert (healthy["name"], healthy["stored"]) == ("no finding", 2)
     assert healthy["share"] == pytest.approx(2 / 3)
     assert [tile.title for tile in shown["maps"]] == ["Edema (1)"]
+
+
+def test_shares_are_over_known_labels():
+    evaluated, bank = report_data.evaluated(n=4, findings=("Mass",)), report_data.bank(("Mass",))
+    evaluated.labels[:, 0], bank.labels[:30, 0] = [1, 0, -1, -1], -1
+    bank.labels[:2, 0] = [0, 0]
+    rows = cases.describe_bank(evaluated, bank, "norm_inlier", report_data.read)["rows"]
+    assert [(row["share"], row["here"]) for row in rows] == [(0, 0.5), (1, 0.5)]
+    bank.labels[:], evaluated.labels[:] = -1, -1
+    unknown = cases.describe_bank(evaluated, bank, "norm_inlier", report_data.read)["rows"]
+    assert [(row["share"], row["here"]) for row in unknown] == [(None, None)] * 2
 
 
 def test_labels_in_words():
