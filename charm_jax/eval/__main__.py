@@ -32,7 +32,7 @@ from charm_jax.metrics.result import (
 )
 from charm_jax.report import contents, page
 from charm_jax.runs import data as run_data
-from charm_jax.runs import folder as runs
+from charm_jax.runs import folder
 from charm_jax.runs.arguments import CHECKPOINT, MEMORY, RUN, SPLITS, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.cases import CaseMatch
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     out = files.find_folder(model, data, config.raw["data"], rows, values.split)
     other = None
     if values.compare:  # read before anything is evaluated
-        compared = runs.find_evaluated(Path(config.runs_dir), values.compare)
+        compared = folder.find_evaluated(Path(config.runs_dir), values.compare)
         other = files.read_other(compared, out.name, values.split, data.table, rows)
     say(f"Evaluating {model.description}.")
     if run is not None and out.name != values.split:
@@ -140,7 +140,7 @@ def _result(
 ) -> EvaluationResult:
     """Put the result together: scores, evaluated images, and what the model saw of them."""
     table = data.table
-    part = splits.part_summary(table, rows)
+    described = splits.part_summary(table, rows)
     abnormal = table.abnormal[rows]
     present = int(table.present.sum())
     is_run = model.run is not None
@@ -154,9 +154,9 @@ def _result(
         data=config.raw["data"],
         rule=data.split.rule,
         split=split,
-        split_sha256=part["sha256"],
-        n_images=part["images"],
-        n_patients=part["patients"],
+        split_sha256=described["sha256"],
+        n_images=described["images"],
+        n_patients=described["patients"],
         patients_known=table.patients_known,
         images_present=present,
         images_missing=len(table.images) - present,

@@ -3,8 +3,13 @@
 from collections.abc import Callable, Mapping
 
 from charm_jax.metrics.classification import METRICS
-from charm_jax.metrics.intervals import RANKED
-from charm_jax.metrics.result import Comparison, EvaluationResult, FindingResult, Interval
+from charm_jax.metrics.result import (
+    UNDEFINED,
+    Comparison,
+    EvaluationResult,
+    FindingResult,
+    Interval,
+)
 from charm_jax.report import contents, provenance
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.banks import TRAINED
@@ -70,13 +75,13 @@ def _findings(findings: Mapping[str, FindingResult]) -> list[str]:
 
 def _means(result: EvaluationResult) -> list[str]:
     lines = []
-    for metric in RANKED:
-        entry, method = result.macro[metric], result.interval_method[metric]
+    for metric in (name for name in result.macro if METRICS[name].needs == "order"):
+        entry, interval = result.macro[metric], ""
         value = "undefined" if entry.value is None else _number(entry.value)
         noun = "finding" if entry.findings == 1 else "findings"
-        how = _METHODS[method].format(unit=_unit(result))
-        ends = _interval(entry.interval, " to ")
-        interval = "" if ends == "-" else f" ({how}: {ends})"
+        if entry.interval != UNDEFINED:
+            how = _METHODS[result.interval_method[metric]].format(unit=_unit(result))
+            interval = f" ({how}: {_interval(entry.interval, ' to ')})"
         lines.append(
             f"macro {METRICS[metric].label} {value} over {entry.findings} {noun}{interval}"
         )

@@ -3,7 +3,8 @@
 An undefined value is None and left out of means, which name and count what they lack.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,30 +15,112 @@ from charm_jax.metrics.result import AtThreshold, FindingResult, GroupResult, Me
 ECE_BINS = 15
 
 
-class Metric(NamedTuple):
-    """Describe a field of ``FindingResult`` that has a mean over the findings.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Known:
+    """One finding over the images whose label is known.
 
     Attributes:
-        label: short name for people.
-        needs: ``order`` of the scores alone, a ``threshold``, or calibrated ``probabilities``.
+        truth: 1 or 0.
+        logits: their order gives AUROC and average precision: float32 sigmoids tie near 0 and 1.
+        probability: calibrated, 0 ... 1; NaN throughout for none.
+        at: decisions at a threshold on the probability.
     """
 
+    truth: Int[np.ndarray, " images"]
+    logits: Num[np.ndarray, " images"]
+    probability: Float[np.ndarray, " images"]
+    at: AtThreshold = dataclasses.field(default_factory=AtThreshold)
+
+    def gives(self, needs: str) -> bool:
+        """Whether a metric with these needs is defined."""
+        if needs == "order":
+            return bool(0 < np.sum(self.truth == 1) < len(self.truth))
+        if needs == "threshold":
+            return self.at.threshold is not None
+        return len(self.truth) > 0 and not bool(np.isnan(self.probability).any())
+
+
+def _auroc(known: Known) -> float:
+    from sklearn.metrics import roc_auc_score  # over a second, which a first step need not wait
+
+    return float(roc_auc_score(known.truth, known.logits))
+
+
+def _average_precision(known: Known) -> float:
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(known.truth, known.logits))
+
+
+def brier(known: Known) -> float:
+    """Compute the Brier score, the mean of (probability - truth)²."""
+    return float(np.mean((known.probability - known.truth) ** 2))
+
+
+def ece_equal_width(known: Known) -> float:
+    """Compute the expected calibration error over 15 bins of equal width, 0 ... 1.
+
+    It is Σ (share of the images in a bin) · abs(frequency of positives - mean probability), cut as
+    in scikit-learn's `calibration_curve`. At low prevalence nearly all images are in the first bin.
+    """
+    return _ece(known, np.linspace(0, 1, ECE_BINS + 1))
+
+
+def ece_equal_mass(known: Known) -> float:
+    """Compute the expected calibration error over 15 quantiles; equal probabilities stay together.
+
+    The formula is that of `ece_equal_width`.
+    """
+    return _ece(known, np.quantile(known.probability, np.linspace(0, 1, ECE_BINS + 1)))
+
+
+def _ece(known: Known, edges: np.ndarray) -> float:
+    bins = np.searchsorted(edges[1:-1], known.probability)
+    gaps = np.bincount(bins, weights=known.truth - known.probability, minlength=len(edges) - 1)
+    return float(np.sum(np.abs(gaps)) / len(known.truth))
+
+
+class Metric(NamedTuple):
+    """Describe a metric of one finding, which has a mean over the findings.
+
+    Attributes:
+        compute: is called where `needs` are met; None for undefined.
+        label: short name for people.
+        needs: ``order`` of the scores of both classes, a ``threshold``, or calibrated
+            ``probabilities``.
+        has_interval: whether `bootstrap` resamples it, into a field of ``FindingResult``.
+    """
+
+    compute: Callable[[Known], float | None]
     label: str
     needs: str
+    has_interval: bool = False
 
 
+# In the order of texts and tables.
 METRICS = {
-    "auroc": Metric("AUROC", "order"),
-    "average_precision": Metric("AP", "order"),
-    "f1": Metric("F1", "threshold"),
-    "sensitivity": Metric("sensitivity", "threshold"),
-    "specificity": Metric("specificity", "threshold"),
-    "ppv": Metric("PPV", "threshold"),
-    "npv": Metric("NPV", "threshold"),
-    "brier": Metric("Brier", "probabilities"),
-    "ece_equal_width": Metric("ECE (equal width)", "probabilities"),
-    "ece_equal_mass": Metric("ECE (equal mass)", "probabilities"),
+    "auroc": Metric(_auroc, "AUROC", "order", has_interval=True),
+    "average_precision": Metric(_average_precision, "AP", "order", has_interval=True),
+    "sensitivity": Metric(lambda known: known.at.sensitivity, "sensitivity", "threshold"),
+    "specificity": Metric(lambda known: known.at.specificity, "specificity", "threshold"),
+    "ppv": Metric(lambda known: known.at.ppv, "PPV", "threshold"),
+    "npv": Metric(lambda known: known.at.npv, "NPV", "threshold"),
+    "f1": Metric(lambda known: known.at.f1, "F1", "threshold"),
+    "brier": Metric(brier, "Brier", "probabilities"),
+    "ece_equal_width": Metric(ece_equal_width, "ECE (equal width)", "probabilities"),
+    "ece_equal_mass": Metric(ece_equal_mass, "ECE (equal mass)", "probabilities"),
 }
+
+
+def _values(known: Known, *needs: str) -> dict[str, float | None]:
+    """Compute the metrics with such needs; None for undefined."""
+    return {
+        name: metric.compute(known) if known.gives(metric.needs) else None
+        for name, metric in METRICS.items()
+        if metric.needs in needs
+    }
+
+
 # Lowest prevalence in training of each group; `rare_finding` selects cases of the tail.
 GROUPS = {"head": 0.05, "medium": 0.02, "tail": 0.0}
 
@@ -59,23 +142,13 @@ def auroc_by_finding(
     Raises:
         ValueError: If the shapes do not agree, a score is not finite or a label is none of these.
     """
-    from sklearn.metrics import roc_auc_score  # over a second, which a first step need not wait
-
     check_scores(scores, labels, findings)
     result = {}
     for column, name in enumerate(findings):
-        known = labels[:, column] >= 0
-        truth = labels[known, column]
-        positives = int(np.sum(truth == 1))
-        negatives = len(truth) - positives
-        auroc = None
-        if positives and negatives:
-            auroc = float(roc_auc_score(truth, scores[known, column]))
+        known = _known(scores, labels, column)
         result[name] = {
-            "auroc": auroc,
-            "positives": positives,
-            "negatives": negatives,
-            "unknown": len(labels) - len(truth),
+            "auroc": _auroc(known) if known.gives("order") else None,
+            **_counts(known, len(labels)),
         }
     return result
 
@@ -104,16 +177,32 @@ def auroc_and_ap(
     Arguments, errors and result are those of `auroc_by_finding`, with "average_precision" added:
     Σ (R_n - R_{n-1}) P_n, like AUROC undefined without both classes.
     """
-    from sklearn.metrics import average_precision_score
-
     result = auroc_by_finding(scores, labels, findings)
     for column, entry in enumerate(result.values()):
-        entry["average_precision"] = None
-        if entry["auroc"] is not None:
-            known = labels[:, column] >= 0
-            value = average_precision_score(labels[known, column], scores[known, column])
-            entry["average_precision"] = float(value)
+        known = _known(scores, labels, column)
+        defined = entry["auroc"] is not None
+        entry["average_precision"] = _average_precision(known) if defined else None
     return result
+
+
+def _known(
+    logits: np.ndarray, labels: np.ndarray, column: int, probabilities: np.ndarray | None = None
+) -> Known:
+    """Return a column over its known labels."""
+    rows = labels[:, column] >= 0
+    probability = np.full(rows.sum(), np.nan)
+    if probabilities is not None:
+        probability = probabilities[rows, column]
+    return Known(truth=labels[rows, column], logits=logits[rows, column], probability=probability)
+
+
+def _counts(known: Known, images: int) -> dict[str, int]:
+    positives = int(np.sum(known.truth == 1))
+    return {
+        "positives": positives,
+        "negatives": len(known.truth) - positives,
+        "unknown": images - len(known.truth),
+    }
 
 
 def per_finding(
@@ -137,21 +226,31 @@ def per_finding(
     Raises:
         ValueError: As `auroc_by_finding`.
     """
+    check_scores(logits, labels, findings)
     result = {}
-    for column, (name, entry) in enumerate(auroc_and_ap(logits, labels, findings).items()):
-        known = labels[:, column] >= 0
-        truth, probability = labels[known, column], probabilities[known, column]
+    for column, name in enumerate(findings):
+        known = _known(logits, labels, column, probabilities)
+        decided = _decide(known, float(thresholds[column]))
+        more = _values(known, "order", "probabilities")
+        own = {key: more.pop(key) for key in list(more) if hasattr(FindingResult, key)}
         result[name] = FindingResult(
-            **entry,
-            prevalence=float(np.mean(truth == 1)) if len(truth) else None,
-            **vars(at_threshold(probability, truth, float(thresholds[column]))),
-            **calibration_error(probability, truth),
+            **vars(decided) | own | {"more": decided.more | more},
+            **_counts(known, len(labels)),
+            prevalence=float(np.mean(known.truth == 1)) if len(known.truth) else None,
             operating_points={
-                point: at_threshold(probability, truth, float(values[column]))
+                point: _decide(known, float(values[column]))
                 for point, values in (operating_points or {}).items()
             },
         )
     return result
+
+
+def _decide(known: Known, threshold: float) -> AtThreshold:
+    """Count the decisions at a threshold, and compute the further metrics that need one."""
+    at = at_threshold(known.probability, known.truth, threshold)
+    values = _values(dataclasses.replace(known, at=at), "threshold")
+    more = {key: value for key, value in values.items() if not hasattr(at, key)}
+    return dataclasses.replace(at, more=more)
 
 
 def at_threshold(
@@ -183,44 +282,11 @@ def at_threshold(
     )
 
 
-def calibration_error(
-    probability: Float[np.ndarray, " images"], truth: Int[np.ndarray, " images"]
-) -> dict[str, float | None]:
-    """Compute the calibration errors of one finding, 0 … 1.
-
-    The expected calibration error is Σ (share of the images in a bin) · abs(frequency of
-    positives - mean probability) over 15 bins, cut as in scikit-learn's `calibration_curve`.
-    At low prevalence nearly all images are in the first bin of equal width; bins of equal mass are
-    cut at quantiles, and equal probabilities stay together.
-
-    Args:
-        probability: 0 … 1, or NaN throughout for none, which leaves all undefined.
-        truth: 1 or 0.
-
-    Returns:
-        "brier", "ece_equal_width" and "ece_equal_mass".
-    """
-    if not len(truth) or np.isnan(probability).any():
-        return {"brier": None, "ece_equal_width": None, "ece_equal_mass": None}
-    shares = np.linspace(0, 1, ECE_BINS + 1)
-    return {
-        "brier": float(np.mean((probability - truth) ** 2)),
-        "ece_equal_width": _ece(probability, truth, shares),
-        "ece_equal_mass": _ece(probability, truth, np.quantile(probability, shares)),
-    }
-
-
-def _ece(probability: np.ndarray, truth: np.ndarray, edges: np.ndarray) -> float:
-    bins = np.searchsorted(edges[1:-1], probability)
-    gaps = np.bincount(bins, weights=truth - probability, minlength=len(edges) - 1)
-    return float(np.sum(np.abs(gaps)) / len(truth))
-
-
 def macro(by_finding: Mapping[str, FindingResult]) -> dict[str, Mean]:
     """Average each of `METRICS` over the findings that define it, without intervals."""
     result = {}
     for metric in METRICS:
-        values = {name: getattr(entry, metric) for name, entry in by_finding.items()}
+        values = {name: entry.value(metric) for name, entry in by_finding.items()}
         undefined = tuple(name for name, value in values.items() if value is None)
         result[metric] = Mean(
             value=mean(values.values()), findings=len(values) - len(undefined), undefined=undefined

@@ -9,7 +9,7 @@ from charm_jax.metrics import bootstrap, classification, delong
 from charm_jax.metrics.result import UNDEFINED, Difference, Interval
 
 METHODS = ("bootstrap", "delong")
-RANKED = ("auroc", "average_precision")  # the metrics that have intervals
+RANKED = tuple(name for name, metric in classification.METRICS.items() if metric.has_interval)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ConfidenceIntervals:
                 images; average precision keeps the patient bootstrap.
         """
         drawn = bootstrap.resampled(evaluated.logits, evaluated.labels, evaluated.patients)
-        self.drawn = {"auroc": drawn.auroc, "average_precision": drawn.average_precision}
+        self.drawn = {metric: getattr(drawn, metric) for metric in RANKED}
         self.shares = None
         if method == "delong":
             self.shares = delong.influence(evaluated.logits, evaluated.labels)

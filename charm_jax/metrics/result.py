@@ -22,6 +22,7 @@ class AtThreshold:
         tn: true negatives.
         ppv: positive predictive value, tp / (tp + fp).
         npv: negative predictive value, tn / (tn + fn).
+        more: metrics of ``classification.METRICS`` without a field of their own.
     """
 
     threshold: float | None = None
@@ -34,6 +35,11 @@ class AtThreshold:
     ppv: float | None = None
     npv: float | None = None
     f1: float | None = None
+    more: dict[str, float | None] = dataclasses.field(default_factory=dict)
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of a metric of ``classification.METRICS``; None for undefined."""
+        return self.more[metric] if metric in self.more else getattr(self, metric)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,8 +261,8 @@ def _build(kind: Any, value: Any, key: str) -> Any:
     if is_record:
         hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
         for field in fields:
-            optional = field.default is not dataclasses.MISSING or field.name == "operating_points"
-            if field.name not in value and not optional:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if field.name not in value and required:
                 raise ValueError(f"it lacks {f'{key}.{field.name}'.lstrip('.')}")
         names = [field.name for field in fields if field.name in value]
         return kind(**{n: _build(hints[n], value[n], f"{key}.{n}".lstrip(".")) for n in names})

@@ -1,6 +1,7 @@
 """Select the features of a training batch that the memory bank stores."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +76,27 @@ def rare_finding(
     return jnp.any((labels == 1) & rare[None, :], axis=-1)
 
 
-# Each rule with its default threshold.
-SELECTION_RULES: dict[str, tuple[Rule, float]] = {
-    "norm_inlier": (norm_inlier, 0.2),
-    "norm_outlier": (norm_outlier, 0.2),
-    "angle_outlier": (angle_outlier, 0.2),
-    "rare_finding": (rare_finding, 0.02),
+class SelectionRule(NamedTuple):
+    """Describe a rule: its function, its default threshold, and what it keeps, for people."""
+
+    select: Rule
+    threshold: float
+    keeps: str
+
+
+SELECTION_RULES = {
+    "norm_inlier": SelectionRule(
+        norm_inlier, 0.2, "features of a norm near the batch's mean, the common ones"
+    ),
+    "norm_outlier": SelectionRule(
+        norm_outlier, 0.2, "features of a norm far from the batch's mean"
+    ),
+    "angle_outlier": SelectionRule(
+        angle_outlier, 0.2, "features turned away from the batch's mean"
+    ),
+    "rare_finding": SelectionRule(
+        rare_finding, 0.02, "cases with a finding that is rare in training"
+    ),
 }
 
 
@@ -94,7 +110,7 @@ def resolve_threshold(rule: str, threshold: float) -> float:
         raise ValueError(
             f"unknown selection rule {rule!r}: choose one of {', '.join(SELECTION_RULES)}"
         )
-    _, default = SELECTION_RULES[rule]
+    default = SELECTION_RULES[rule].threshold
     if threshold == _DEFAULT:
         return default
     if not threshold >= 0:
@@ -123,5 +139,5 @@ def select(
         ValueError: the rule is unknown, or the threshold is NaN or negative other than -1.0.
     """
     tau = resolve_threshold(rule, threshold)
-    function, _ = SELECTION_RULES[rule]
+    function = SELECTION_RULES[rule].select
     return function(features, labels=labels, threshold=tau, prevalence=prevalence)

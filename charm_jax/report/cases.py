@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from scipy.special import expit
 
+from charm_jax.models.selection import SELECTION_RULES
 from charm_jax.report import overlays
 from charm_jax.report.contents import Bank, Evaluated, Read, labelled, number, shown
 from charm_jax.report.figures import Picture, bank_map, picture, plane
@@ -20,12 +21,6 @@ _KINDS = {
     (False, True): "seen, not labelled",
     (True, False): "scores lowest with it",
     (False, False): "scores highest without it",
-}
-_RULES = {
-    "norm_inlier": "features of a norm near the batch's mean, the common ones",
-    "norm_outlier": "features of a norm far from the batch's mean",
-    "angle_outlier": "features turned away from the batch's mean",
-    "rare_finding": "cases with a finding that is rare in training",
 }
 
 
@@ -136,7 +131,7 @@ def describe_bank(evaluated: Evaluated, bank: Bank, rarity: str, read: Read) -> 
         "filled": int(bank.filled.sum()),
         "slots": len(bank.filled),
         "patients": len(set(bank.patients[bank.filled].tolist()) - {""}),
-        "rule": _RULES[rarity],
+        "rule": SELECTION_RULES[rarity].keeps,
         "read": evaluated.valid is not None and bool(evaluated.valid.any()),
         "rows": rows,
         "largest": max(0.01, *shares),

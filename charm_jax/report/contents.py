@@ -122,6 +122,7 @@ def collect(
         [batch] = batches
         return batch["image"][..., 0]
 
+    fields = {field.name for field in dataclasses.fields(Evaluated)}
     environments = {"Evaluated": folder.environment()}
     log, summary = [], None
     if model.run is not None:
@@ -136,7 +137,7 @@ def collect(
             images=table.images[rows],
             rows=rows,
             labels=table.labels[rows],
-            **outputs,
+            **{name: values for name, values in outputs.items() if name in fields},
         ),
         read=read,
         config=config.raw,

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from charm_jax.config.settings import PHASES
+from charm_jax.metrics.classification import METRICS
 from charm_jax.metrics.result import EvaluationResult
 from charm_jax.report import cases, curves, provenance, published
 from charm_jax.report.contents import UNDEFINED, Contents, Evaluated, Json, number, shown
@@ -82,6 +83,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
         validation=provenance.validation(result),
         seen_before=" ".join(provenance.leak(result)),
         undefined=UNDEFINED,
+        metrics=_columns(),
         ungrouped=[name for name in findings if name not in grouped],
         subgroups=subgroups,
         published=published.read(),
@@ -95,6 +97,15 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
     )
     with whole_file(path) as file:
         file.write(text)
+
+
+def _columns() -> dict[str, dict[str, str]]:
+    """Return titles of the metrics that have no bars, by need and metric."""
+    columns: dict[str, dict[str, str]] = {"order": {}, "threshold": {}, "probabilities": {}}
+    for name, metric in METRICS.items():
+        if not metric.has_interval:
+            columns[metric.needs][name] = metric.label[:1].upper() + metric.label[1:]
+    return columns
 
 
 def _templates() -> jinja2.Template:

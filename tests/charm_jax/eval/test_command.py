@@ -60,24 +60,24 @@ def test_the_numbers_are_those_of_the_predictions_and_the_stored_calibration(fin
         assert saved["findings"][name]["threshold"] == fitted["findings"][name]["threshold"]
 
 
-def test_the_calibration_is_of_the_validation_part_and_the_checkpoint(finished):
+def test_the_calibration_is_of_the_validation_split_and_the_checkpoint(finished):
     run = finished[0] / RUN
     fitted, saved = read(run / "calibration.json"), read(run / "eval/test/metrics.json")
     assert fitted["checkpoint"] == saved["checkpoint"]
-    part = read(run / "split.json")["stages"]["focal"]["val"]
-    assert fitted["split_sha256"] == part["sha256"] != saved["split_sha256"]
+    split = read(run / "split.json")["stages"]["focal"]["val"]
+    assert fitted["split_sha256"] == split["sha256"] != saved["split_sha256"]
     assert saved["calibration"] == {
         "checkpoint": fitted["checkpoint"],
-        "split_sha256": part["sha256"],
+        "split_sha256": split["sha256"],
         "on_these_images": False,
     }
     for entry in fitted["findings"].values():
-        assert entry["positives"] + entry["negatives"] == part["images"]
+        assert entry["positives"] + entry["negatives"] == split["images"]
         assert (entry["temperature"] is None) <= (entry["threshold"] is None)
 
 
 @pytest.mark.parametrize("key", [None, "checkpoint", "network_sha256", "split_sha256"])
-def test_it_is_fitted_anew_for_another_checkpoint_or_part_alone(copy, key, monkeypatch, capfd):
+def test_it_is_fitted_anew_for_another_checkpoint_or_split_alone(copy, key, monkeypatch, capfd):
     path = copy / RUN / "calibration.json"
     before = read(path)
     # An older network's file, whose numbers would show.
@@ -95,7 +95,7 @@ def test_validation_judged_by_its_own_thresholds_says_so(copy, monkeypatch, capf
 
 
 def test_without_its_data_a_run_has_no_thresholds_and_says_so(copy, monkeypatch, capfd):
-    """The test part moved elsewhere alone, and the validation images are gone."""
+    """The test split moved elsewhere alone, and the validation images are gone."""
     (copy / RUN / "calibration.json").unlink()
     elsewhere = copy / "elsewhere"
     shutil.move(copy / "data/phantom", elsewhere)
@@ -133,7 +133,7 @@ def test_what_was_read_of_the_bank_is_listed(finished):
         assert -1 <= float(row["similarity"]) <= 1
 
 
-def test_groups_are_by_the_prevalence_of_the_training_part(finished):
+def test_groups_are_by_the_prevalence_of_the_training_split(finished):
     run = finished[0] / RUN
     shares = read(run / "split.json")["prevalence"]
     groups = read(run / "eval/test/metrics.json")["groups"]
@@ -207,7 +207,7 @@ def test_a_run_without_a_checkpoint_is_refused(copy, refused):
     refused(eval_command.main, ["--run=demo"], "no complete checkpoint", "train", cwd=copy)
 
 
-def test_an_empty_part_is_refused(copy, refused):
+def test_an_empty_split_is_refused(copy, refused):
     path = copy / "data/phantom/test_list.txt"
     names = path.read_text().split()
     for name in names:

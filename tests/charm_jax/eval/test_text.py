@@ -1,13 +1,14 @@
 """The printed tables: what they say, that columns line up and lines fit."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from scores import NAMES, drawn
 
 from charm_jax.eval import text as evaluation_text
-from charm_jax.metrics import calibration, intervals, summary
+from charm_jax.metrics import calibration, classification, intervals, summary
 from charm_jax.metrics.intervals import EvalSet
 from charm_jax.metrics.result import BankSource, CalibrationSource, Comparison, EvaluationResult
 
@@ -40,16 +41,16 @@ COMMON = {
 def metrics(labels=None, fitted=None, method="bootstrap", **changes):
     scores, drawn_labels, patients = drawn(0, 200, 60)
     labels = drawn_labels if labels is None else labels
-    part = EvalSet(scores, labels, patients, NAMES)
+    evaluated = EvalSet(scores, labels, patients, NAMES)
     values = summary.score(
-        part,
+        evaluated,
         fitted=fitted or calibration.fit(*drawn(9, 200)[:2], NAMES),
         prevalence={"Mass": 0.1, "Hernia": 0.001, "Edema": 0.03},
         attributes={"sex": np.where(np.arange(200) % 2, "F", "M"), "view": np.full(200, "PA")},
         method=method,
     )
     worse = (scores + np.random.default_rng(1).normal(0, 2, scores.shape)).astype(np.float32)
-    macro, findings = intervals.compare(part, worse, method)
+    macro, findings = intervals.compare(evaluated, worse, method)
     compared = Comparison(
         run="other",
         checkpoint="focal/64",
@@ -96,6 +97,13 @@ def test_a_line_for_each_finding_with_its_numbers(said):
     ]
 
 
+@pytest.mark.parametrize("needs", ["order", "threshold", "probabilities"])
+def test_a_metric_is_shown_by_its_entry_in_the_registry(monkeypatch, needs):
+    toy = classification.Metric(lambda known: 0.125, "TOY", needs)
+    monkeypatch.setitem(classification.METRICS, "toy", toy)
+    assert re.search("macro .*TOY 0.1250", evaluation_text.table(metrics()))
+
+
 def test_means_groups_and_subgroups(said):
     values, text = said
     low, high = values.macro_auroc_interval
@@ -103,7 +111,7 @@ def test_means_groups_and_subgroups(said):
         f"macro AUROC {values.macro_auroc:.4f} over 3 findings "
         f"(95 % of patient bootstraps: {low:.4f} to {high:.4f})" in text
     )
-    assert f"macro F1 {values.macro['f1'].value:.4f}, sensitivity" in text
+    assert f", F1 {values.macro['f1'].value:.4f}\n" in text
     assert "fitted on the run's validation split, sha256 feed" in text
     [tail] = [line for line in text.splitlines() if line.startswith("tail, below 2 %")]
     assert tail.split()[4] == f"{values.groups['tail'].auroc:.4f}"
@@ -193,7 +201,7 @@ def test_thresholds_of_weights_without_a_run_are_of_no_run():
     assert "the run's" not in text
 
 
-def test_a_bank_of_the_part_itself_is_said():
+def test_a_bank_of_the_split_itself_is_said():
     held = BankSource(source="phantom", split="test", images_here=7)
     text = evaluation_text.table(metrics(bank=held))
     assert "BANK: 7 of the 200 images here" in text

@@ -18,6 +18,7 @@ from sklearn.metrics import (
 )
 
 from charm_jax.metrics import classification
+from charm_jax.metrics.classification import Known, Metric
 from charm_jax.metrics.result import FindingResult
 
 NONE = np.full(len(NAMES), np.nan)
@@ -101,16 +102,17 @@ def test_calibration_error_is_the_gaps_of_scikit_learns_bins(metric, strategy):
     counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=15)
     observed, predicted = calibration_curve(truth, p, n_bins=15, strategy=strategy)
     expected = np.sum(np.abs(observed - predicted) * counts[counts > 0]) / 500
-    assert classification.calibration_error(p, truth)[metric] == pytest.approx(expected, abs=1e-12)
+    known = Known(truth=truth, logits=p, probability=p)
+    assert classification.METRICS[metric].compute(known) == pytest.approx(expected, abs=1e-12)
 
 
 def test_calibration_error_by_hand():
     """Two probabilities in two bins: |1/2 - 0.2| for half the images, |1 - 0.8| for the others."""
     p, truth = np.array([0.2, 0.2, 0.8, 0.8]), np.array([0, 1, 1, 1])
-    errors = classification.calibration_error(p, truth)
-    assert errors["ece_equal_width"] == pytest.approx(0.25)
-    assert errors["ece_equal_mass"] == pytest.approx(0.25)
-    assert errors["brier"] == pytest.approx((0.04 + 0.64 + 0.04 + 0.04) / 4)
+    known = Known(truth=truth, logits=p, probability=p)
+    assert classification.ece_equal_width(known) == pytest.approx(0.25)
+    assert classification.ece_equal_mass(known) == pytest.approx(0.25)
+    assert classification.brier(known) == pytest.approx((0.04 + 0.64 + 0.04 + 0.04) / 4)
 
 
 def test_constant_scores_are_chance():
@@ -160,6 +162,28 @@ def test_without_calibration_nothing_is_called_a_probability():
             if m not in ("auroc", "average_precision")
         } == {None}
         assert entry.auroc is not None
+
+
+@pytest.mark.parametrize("needs", ["order", "threshold", "probabilities"])
+def test_a_metric_is_computed_where_its_needs_are_met(monkeypatch, needs):
+    metric = Metric(lambda known: float(len(known.truth)), "toy", needs)
+    monkeypatch.setitem(classification.METRICS, "toy", metric)
+    scores, labels, _ = drawn()
+    labels[:, 0], labels[:, 1] = -1, np.abs(labels[:, 1])
+    (nothing, one, _), (bare, *_) = (
+        classification.per_finding(
+            scores, labels, NAMES, p, at, {"point": np.full(3, 0.4)}
+        ).values()
+        for p, at in [
+            (1 / (1 + np.exp(-scores)), np.array([np.nan, 0.5, 0.5])),
+            (np.full(scores.shape, np.nan), NONE),
+        ]
+    )
+    assert (nothing.value("toy"), one.value("toy")) == (None, 60)
+    assert classification.macro({"a": nothing, "b": one})["toy"].undefined == ("a",)
+    if needs == "threshold":
+        assert one.operating_points["point"].value("toy") == 60
+    assert bare.value("toy") is None
 
 
 def test_means_leave_the_undefined_out_and_name_them():

@@ -16,10 +16,10 @@ def scored(seed=0, images=200, patients=60):
     return EvalSet(scores, labels, who, NAMES)
 
 
-def score(part, **options):
+def score(evaluated, **options):
     fitted = options.pop("fitted", None) or calibration.fit(*drawn(9, 200)[:2], NAMES)
     options = {"prevalence": PREVALENCE, "attributes": {}} | options
-    return summary.score(part, fitted=fitted, **options)
+    return summary.score(evaluated, fitted=fitted, **options)
 
 
 def test_values_lie_within_their_intervals():
@@ -35,10 +35,10 @@ def test_values_lie_within_their_intervals():
 
 
 def test_thresholds_and_temperatures_are_those_of_validation_alone():
-    part, fitted = scored(), calibration.fit(*drawn(9, 200)[:2], NAMES)
-    result = score(part, fitted=fitted)
-    p = 1 / (1 + np.exp(-part.logits[:, 0] / fitted["findings"]["Mass"]["temperature"]))
-    threshold, truth = fitted["findings"]["Mass"]["threshold"], part.labels[:, 0]
+    evaluated, fitted = scored(), calibration.fit(*drawn(9, 200)[:2], NAMES)
+    result = score(evaluated, fitted=fitted)
+    p = 1 / (1 + np.exp(-evaluated.logits[:, 0] / fitted["findings"]["Mass"]["temperature"]))
+    threshold, truth = fitted["findings"]["Mass"]["threshold"], evaluated.labels[:, 0]
     entry = result.findings["Mass"]
     assert entry.threshold == threshold
     assert entry.temperature == fitted["findings"]["Mass"]["temperature"]
@@ -56,22 +56,22 @@ def test_without_validation_only_the_order_is_judged():
 
 
 def test_groups_have_intervals_of_their_own_findings():
-    part = scored()
-    groups = score(part).groups
-    drawn_values = bootstrap.resampled(part.logits, part.labels, part.patients)
+    evaluated = scored()
+    groups = score(evaluated).groups
+    drawn_values = bootstrap.resampled(evaluated.logits, evaluated.labels, evaluated.patients)
     assert groups["tail"].findings == ("Hernia",)
     expected = bootstrap.interval(drawn_values.auroc[:, 1])
     assert groups["tail"].auroc_interval == pytest.approx(expected)
-    empty = score(part, prevalence=dict.fromkeys(NAMES, 0.5)).groups["medium"]
+    empty = score(evaluated, prevalence=dict.fromkeys(NAMES, 0.5)).groups["medium"]
     assert empty.findings == ()
     assert empty.auroc is None
     assert empty.auroc_interval == (None, None)
 
 
 def test_delong_is_for_auroc_alone():
-    part = scored()
-    result, default = score(part, method="delong"), score(part)
-    shares = delong.influence(part.logits, part.labels)
+    evaluated = scored()
+    result, default = score(evaluated, method="delong"), score(evaluated)
+    shares = delong.influence(evaluated.logits, evaluated.labels)
     for column, (name, entry) in enumerate(result.findings.items()):
         expected = delong.interval(entry.auroc, shares[:, column])
         assert entry.auroc_interval == expected
@@ -84,17 +84,17 @@ def test_delong_is_for_auroc_alone():
 
 
 def test_a_single_patient_has_values_and_no_intervals():
-    part = scored(patients=1)
-    result = score(part)
+    evaluated = scored(patients=1)
+    result = score(evaluated)
     assert result.macro_auroc is not None
     assert result.macro_auroc_interval == (None, None)
     assert result.findings["Mass"].average_precision_interval == (None, None)
 
 
 def test_an_undefined_finding_is_null_named_and_left_out():
-    part = scored()
-    part.labels[:, 1] = np.minimum(part.labels[:, 1], 0)
-    result = score(part)
+    evaluated = scored()
+    evaluated.labels[:, 1] = np.minimum(evaluated.labels[:, 1], 0)
+    result = score(evaluated)
     entry = result.findings["Hernia"]
     assert entry.auroc is entry.average_precision is entry.sensitivity is None
     assert entry.auroc_interval == (None, None)

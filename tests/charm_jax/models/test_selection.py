@@ -69,7 +69,7 @@ def test_rules_stay_finite_on_zero_vectors():
 
 
 def test_every_rule_has_a_default_and_minus_one_means_it():
-    for rule, (_, default) in selection.SELECTION_RULES.items():
+    for rule, (_, default, _) in selection.SELECTION_RULES.items():
         assert selection.resolve_threshold(rule, -1.0) == default
         assert selection.resolve_threshold(rule, 0.07) == 0.07
 

@@ -8,7 +8,7 @@ from charm_jax.report import cases
 from charm_jax.report.contents import labelled
 
 
-def part(logits, labels):
+def split(logits, labels):
     evaluated = report_data.evaluated(n=len(logits), findings=("Mass",), charm=False)
     return dataclasses.replace(
         evaluated,
@@ -24,25 +24,25 @@ def found(evaluated, limit):
 
 
 def test_the_most_confident_errors_are_the_extremes_of_each_kind():
-    evaluated = part([3, -2, 4, -5, 9], [0, 0, 1, 1, -1])
+    evaluated = split([3, -2, 4, -5, 9], [0, 0, 1, 1, -1])
     assert found(evaluated, 0.0) == [(0, False, True), (3, True, True)]
 
 
 def test_what_is_on_the_right_side_of_the_threshold_is_no_error():
-    evaluated = part([-1, -2, 4, -5], [0, 0, 1, 1])
+    evaluated = split([-1, -2, 4, -5], [0, 0, 1, 1])
     assert found(evaluated, 0.0) == [(3, True, True)]
     assert found(evaluated, -6.0) == [(0, False, True)]
     assert found(evaluated, -1.0) == [(0, False, True), (3, True, True)]
 
 
 def test_without_a_threshold_the_extremes_are_shown_as_such():
-    evaluated = part([-1, -2, 4], [0, 0, 1])
+    evaluated = split([-1, -2, 4], [0, 0, 1])
     assert found(evaluated, None) == [(0, False, False), (2, True, False)]
 
 
 def test_one_class_or_no_label_has_errors_of_its_own_kind_alone():
-    assert found(part([1, 2], [0, 0]), 0.0) == [(1, False, True)]
-    assert found(part([1, 2], [-1, -1]), None) == []
+    assert found(split([1, 2], [0, 0]), 0.0) == [(1, False, True)]
+    assert found(split([1, 2], [-1, -1]), None) == []
 
 
 def test_of_many_findings_the_most_frequent_are_shown():

@@ -28,7 +28,7 @@ def collect():
     data = Mock(spec=Data, table=table, quarantined=[("c", "truncated")])
 
     def collected(model, known):
-        outputs = {"logits": np.zeros((2, 1), np.float32)}
+        outputs = {"logits": np.zeros((2, 1), np.float32), "gates": np.ones(2)}  # not shown
         return contents.collect(model, CONFIG, data, np.array([0, 1]), outputs, known)
 
     return collected
@@ -100,7 +100,7 @@ def test_an_unfinished_run_has_a_log_but_no_summary(collect, tmp_path):
     assert parts.environments["Trained"] == {"commit": "c0ffee"}
 
 
-def test_the_part_is_given_row_by_row(collect):
+def test_the_split_is_given_row_by_row(collect):
     evaluated = collect(_model(None, None), _known([-1] * 5)).evaluated
     assert evaluated.images.tolist() == ["a", "b"]
     assert evaluated.labels.tolist() == [[0], [1]]

@@ -1,5 +1,6 @@
 import dataclasses
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -9,11 +10,13 @@ import pytest
 import report_data
 from html_check import Page
 
+from charm_jax.metrics import classification
 from charm_jax.metrics.result import (
     BankSource,
     CalibrationSource,
     Comparison,
     Difference,
+    EvaluationResult,
 )
 from charm_jax.report import page as report
 from charm_jax.report.contents import Contents, number
@@ -250,7 +253,6 @@ def test_the_bank_says_whose_cases_it_holds_and_who_is_not_read(
     text = Page(write(tmp_path / "report.html", evaluated, result=result)).text
     assert origin in text
     assert excluded in text
-    assert "training part," not in text
 
 
 def test_thresholds_of_weights_without_a_run_are_of_no_run(tmp_path, whole):
@@ -268,7 +270,7 @@ def test_findings_whose_errors_are_left_out_are_counted(tmp_path, whole):
     assert "the errors of the 20 most frequent of 21 findings" in text
 
 
-def test_a_part_without_faults_has_no_notice(whole):
+def test_a_split_without_faults_has_no_notice(whole):
     assert 'class="notice"' not in whole[1]
 
 
@@ -432,6 +434,32 @@ def test_decisions_are_counted_at_three_thresholds(tmp_path):
     assert mass[1:4] == ["< 0.001", "19", "80"]
     _, mass, _ = cells(page, "Decisions: Specificity of at least 0.95")
     assert set(mass[1:]) == {"\N{EN DASH}"}  # validation gives none
+
+
+@pytest.mark.parametrize(
+    ("needs", "label"),
+    [
+        ("order", RANKED),
+        ("threshold", "Decisions: Highest sensitivity + specificity"),
+        ("threshold", "Decisions: Sensitivity of at least 0.95"),
+        ("probabilities", "Calibration of each finding"),
+    ],
+)
+def test_a_metric_is_shown_by_its_entry_in_the_registry(tmp_path, monkeypatch, needs, label):
+    toy = classification.Metric(lambda known: 0.125, "toy", needs)
+    monkeypatch.setitem(classification.METRICS, "toy", toy)
+    evaluated = report_data.evaluated(n=30, findings=FEW)
+    logits, labels = evaluated.logits, evaluated.labels
+    half = np.full(2, 0.5)
+    points = dict.fromkeys(("sensitivity_95", "specificity_95"), half)
+    findings = classification.per_finding(
+        logits, labels, FEW, 1 / (1 + np.exp(-logits)), half, points
+    )
+    result = report_data.result(evaluated)
+    result = dataclasses.replace(result, findings=findings, macro=classification.macro(findings))
+    assert EvaluationResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    header, mass, *_ = cells(write(tmp_path / "report.html", evaluated, result=result), label)
+    assert (header[-1], mass[-1]) == ("Toy", "0.125")
 
 
 def test_a_coarse_attention_map_says_so(whole, tmp_path):

@@ -51,7 +51,7 @@ def test_unknown_patients_weaken_the_intervals_whatever_is_known_of_training():
         assert any("intervals assume independent images" in text for text in sentences)
 
 
-def test_a_bank_that_holds_the_part_weakens_its_numbers():
+def test_a_bank_that_holds_the_split_weakens_its_numbers():
     [sentence] = said(bank=dataclasses.replace(BANK, split="test", images_here=4))
     assert sentence.startswith("BANK: 4 of the 9 images here")
     assert "split 'test'" in sentence
