@@ -23,11 +23,14 @@ def _logger_as_in_a_library():
 
 @pytest.fixture
 def traces():
-    """How often JAX has traced each function since, by name."""
+    """How often JAX has traced each function `f` since, and lowered `jit(f)`, by name."""
     counts = collections.Counter()
+    phases = [
+        f"/jax/core/compile/{name}_duration" for name in ("jaxpr_trace", "jaxpr_to_mlir_module")
+    ]
 
     def count(event, seconds, **facts):
-        counts[facts.get("fun_name")] += event == "/jax/core/compile/jaxpr_trace_duration"
+        counts[facts.get("fun_name")] += event in phases
 
     jax.monitoring.register_event_duration_secs_listener(count)
     yield counts

@@ -1,9 +1,13 @@
 """The README's Python runs as written, and its links lead somewhere."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from charm_jax.config import cli, validate
+from charm_jax.train import __main__ as train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,9 +40,15 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
 
 
-def test_no_command_shown_trains_a_frozen_trunk_of_random_weights():
-    """Training warns of it, so the pages must not tell users to do so."""
-    shown = re.findall(r"^charm-jax train .*--config effv2s.*$", "\n".join(map(_read, PAGES)), re.M)
-    assert shown
-    for line in shown:
-        assert "--config.model.init_from=" in line, line
+def test_every_training_shown_is_valid_and_freezes_no_random_weights():
+    """Training warns of a frozen trunk of random weights, so no page may tell users to do so."""
+    configs = [_read(path) for path in sorted((ROOT / "configs").glob("*.py"))]
+    pattern = r"charm-jax train(?! *\|| --help)[^\n`|&]*"
+    shown = re.findall(pattern, "\n".join([*map(_read, PAGES), *configs]))
+    assert sum("--config effv2s" in line for line in shown) >= 8
+    command = cli.Command("", train_command._OPTIONS, config=True)
+    for line in dict.fromkeys(shown):
+        arguments = cli.parse(command, shlex.split(line, comments=True)[2:])
+        settings = cli.load_settings(arguments, arguments.flags.config or "demo")
+        validate.check(settings)
+        assert train_command._random_and_frozen(settings, "") == [], line

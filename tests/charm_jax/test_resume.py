@@ -214,7 +214,7 @@ def test_another_optimizer_goes_on_from_the_same_network(finished, tmp_path):
     assert "its moments restart from zero, its schedule goes on" in result.stderr
 
 
-def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refused):
+def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refused, traces):
     folder = tmp_path / "copy"
     copy_run(finished, folder)
     new = [
@@ -227,8 +227,11 @@ def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refus
     other = [*SMALL, *new, "--from=demo", "--config.model.bank_size=64"]
     refused(train_command.main, other, "another architecture", cwd=folder)
     assert not (folder / "runs/new").exists()
+    traces.clear()  # a refused command may have created a network, too
     result = train_here(*new, "--from=demo:last", cwd=folder)
     assert result.returncode == 0, result.stderr
+    steps = "train_step", "eval_step", "familiar_step", "jit(create)"
+    assert {step: traces[step] for step in steps} == dict.fromkeys(steps, 1)
     weights = read(folder / "runs/new/weights.json")
     assert weights["init_from"] == "demo:last"
     assert weights["file"].startswith("runs/demo/checkpoints/focal/")
