@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from charm_jax.weights import files, load
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.sources import SOURCES
 
+_LOG = logging.getLogger(__name__)
+
 
 def list_models() -> list[str]:
     """Return the names of all backbones."""
@@ -34,6 +37,7 @@ def create_model(
     in_chans: int = 3,
     charm: bool = True,
     weights: str = "random",
+    pathologies: Sequence[str] | None = None,
     image_size: int = 224,
     bank_size: int = 512,
     seed: int = 0,
@@ -47,6 +51,7 @@ def create_model(
         charm: False for the bare backbone with a linear classifier.
         weights: ``random``, ``imagenet`` (torchvision's; needs the extra ``torch`` and a network)
             or the path of a weight file.
+        pathologies: names of the findings, by which the outputs of a weight file are matched.
         image_size: side of the images in pixels.
         bank_size: slots of the memory bank.
         seed: seed of random parameters.
@@ -69,7 +74,7 @@ def create_model(
     # It runs once: optimising hundreds of random draws would take longer than the draws.
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, compiler_options=options)(jax.random.key(seed))
-    return network, load.initial_weights(state, weights, name)[0]
+    return network, _filled(state, weights, name, pathologies, "")
 
 
 def load_weights(
@@ -78,24 +83,35 @@ def load_weights(
     *,
     name: str | None = None,
     pathologies: Sequence[str] | None = None,
+    key: str = "",
 ) -> TrainState:
     """Return a state with the weights of a safetensors or PyTorch file.
 
     A file of a plain network fills trunk and expansion block; one of the reference's CHARM network
-    fills everything, the memory bank included.
+    fills everything, the memory bank included. What is not taken or not known is logged.
 
     Args:
         state: state of a network from ``create_model``.
         path: file with the names of torchvision, timm or the reference.
         name: backbone; by default the one that the parameters of ``state`` belong to.
         pathologies: names of the outputs of ``state``: a file that tells its own is matched by
-            name. By default outputs are taken in their order.
+            name, and outputs that it lacks keep the weights of ``state``. By default outputs are
+            taken in their order.
+        key: part of the path to the network in a file of several, such as ``state_dict_ema``.
 
     Raises:
         InputError: the file is missing, unreadable or does not fit.
     """
-    backbone = name or _backbone_of(state)
-    return load.initial_weights(state, str(path), backbone, findings=pathologies)[0]
+    return _filled(state, str(path), name or _backbone_of(state), pathologies, key)
+
+
+def _filled(
+    state: TrainState, path: str, backbone: str, pathologies: Sequence[str] | None, key: str
+) -> TrainState:
+    state, file = load.initial_weights(state, path, backbone, findings=pathologies, key=key)
+    if file is not None and (file.notes or file.left_out):
+        _LOG.warning(load.describe(file))
+    return state
 
 
 def save_weights(
@@ -104,23 +120,45 @@ def save_weights(
     *,
     name: str | None = None,
     pathologies: Sequence[str] | None = None,
+    image_size: int | None = None,
+    input_range: str | None = None,
+    retrieval_k: int | None = None,
 ) -> None:
     """Write the weights of a state as a safetensors or PyTorch file, by its ending.
 
-    The names and layouts are the reference's, or torchvision's for a bare backbone.
+    The names and layouts are the reference's, or torchvision's for a bare backbone. The file also
+    tells what its numbers mean: in its metadata, or in a JSON beside a PyTorch file.
 
     Args:
         state: state of a network.
         path: new file, ending in ``.safetensors``, ``.pth`` or ``.pt``.
         name: backbone; by default the one that the parameters of ``state`` belong to.
-        pathologies: names of the outputs, kept in the file (beside it for PyTorch's).
+        pathologies: names of the outputs.
+        image_size: side of the images in pixels.
+        input_range: ``imagenet``, ``unit``, ``xrv`` or two numbers, of black and white.
+        retrieval_k: cases that a query reads.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or a value is not valid.
     """
     backbone = name or _backbone_of(state)
     tensors = load.to_reference(state, BACKBONES[backbone])
-    files.write(Path(path), tensors, load.card(state, backbone, pathologies))
+    told = load.card(
+        state,
+        backbone,
+        pathologies,
+        image_size=image_size,
+        channels=_channels(state),
+        input_range=input_range,
+        retrieval_k=retrieval_k,
+    )
+    files.write(Path(path), tensors, told)
+
+
+def _channels(state: TrainState) -> int:
+    """Return the channels of the images: 3 if a kernel of several pixels reads 3, else 1."""
+    kernels = [leaf.shape for leaf in jax.tree.leaves(state.params["trunk"]) if leaf.ndim == 4]
+    return 3 if any(shape[0] > 1 and shape[2] == 3 for shape in kernels) else 1
 
 
 def _backbone_of(state: TrainState) -> str:

@@ -59,7 +59,7 @@ def _card(run: Path, config: Settings, state: TrainState) -> Card:
         image_size=config.data.image_size,
         channels=config.model.channels,
         input_range=config.model.input_range,
-        retrieval_k=config.model.retrieval_k,
+        retrieval_k=config.model.retrieval_k if config.model.charm else None,
     )
 
 

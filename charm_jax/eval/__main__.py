@@ -20,6 +20,7 @@ from charm_jax.config.settings import Settings
 from charm_jax.eval import files
 from charm_jax.eval.text import table
 from charm_jax.inference import fitted, loaded
+from charm_jax.inference.input_check import check_inputs
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import calibration, intervals, summary
 from charm_jax.metrics.intervals import EvalSet
@@ -39,6 +40,7 @@ from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
+from data_pipelines.tables.findings import columns_of
 
 _OPTIONS = {
     **RUN,
@@ -68,8 +70,12 @@ def main(argv: list[str]) -> int:
     rows = data.split.rows(config.stage_names[-1], values.split)
     if run is None:
         model = loaded.load_file(config, data.table.findings)
+        for warning in check_inputs(model.network, model.state, data, rows, config.model):
+            say(warning)
     else:
         model = loaded.load_run(run, values.checkpoint, values.memory)
+    # Thresholds of all findings are fitted together, on data that have all of them.
+    lacks_some = (columns_of(model.pathologies, data.table.findings) < 0).any()
     given, data = data, run_data.for_findings(data, model.pathologies, model.description)
     if data is not given:
         say(run_data.describe_findings(given, data))
@@ -86,7 +92,7 @@ def main(argv: list[str]) -> int:
     outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
     cases = data.table
     evaluated = EvalSet(outputs["logits"], cases.labels[rows], cases.patients[rows], cases.findings)
-    calibrated = fitted.load_calibration(model, data)
+    calibrated = fitted.load_calibration(model, None if run and lacks_some else data)
     scores = summary.score(
         evaluated,
         fitted=calibrated or calibration.nothing(cases.findings),
@@ -183,8 +189,9 @@ def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
     values = arguments.flags
     if values.config is not None:
         config = cli.load_settings(arguments, values.config)
+        validate.check(config)
         _check_without_run(config, values)
-        return None, config, values
+        return None, loaded.file_settings(config, arguments.overrides), values
     run = find_run(arguments)
     return run, read_settings(run, arguments), values
 

@@ -17,9 +17,10 @@ from charm_jax.metrics.result import EvaluationResult
 from charm_jax.runs.data import Data
 from charm_jax.runs.folder import read_json, write_json
 from data_pipelines.atomic_files import whole_file
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.findings import columns_of
 
 # Data settings that leave each image that is read as it is.
 _NOT_READING = ("missing", "max_unreadable", "resident", "processes")
@@ -197,11 +198,13 @@ def read_other(
     same = (path for path, result in results.items() if result.split_sha256 == sha256)
     path = next(same, next(iter(results)))
     result = results[path]
-    if list(result.findings) != list(table.findings):
+    theirs = list(result.findings)
+    columns = columns_of(table.findings, theirs)
+    lacking = [name for name, column in zip(table.findings, columns, strict=True) if column < 0]
+    if lacking:
         raise InputError(
-            f"The run {folder} was evaluated on the findings {', '.join(result.findings)} and not "
-            f"on {', '.join(table.findings)}: only runs with the same findings in the same order "
-            "compare."
+            f"The run {folder} was evaluated on the findings {listed(theirs)} and not on "
+            f"{listed(lacking)}: compare with a run that knows these, too."
         )
     if result.split_sha256 != sha256:
         raise InputError(
@@ -209,7 +212,8 @@ def read_other(
             f"{result.split_sha256[:12]}, here it is {sha256[:12]}): evaluate it again on the same "
             "data and split."
         )
-    return result, read_logits(path.parent / "predictions.csv", table.images[rows], table.findings)
+    names = [theirs[column] for column in columns]
+    return result, read_logits(path.parent / "predictions.csv", table.images[rows], names)
 
 
 def _read_result(path: Path, again: str) -> EvaluationResult:

@@ -271,16 +271,25 @@ class Memory:
         return Classifier(dataclasses.replace(self.model, state=state.replace(memory=bank)))
 
 
-def load(run: str | Path, checkpoint: str = "best", memory: str = TRAINED) -> Classifier:
+def load(
+    run: str | Path,
+    checkpoint: str = "best",
+    memory: str = TRAINED,
+    *,
+    pathologies: Sequence[str] | None = None,
+) -> Classifier:
     """Load a trained classifier.
 
     Args:
-        run: folder of a run, such as ``runs/demo``.
-        checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
+        run: folder of a run, such as ``runs/demo``, or a weight file, which is not calibrated.
+        checkpoint: ``best``, ``last`` or ``<stage>/<step>``, of a run.
         memory: label of a memory bank of the run; ``trained`` for the checkpoint's own.
+        pathologies: names of the outputs of a weight file that does not tell them.
 
     Raises:
         InputError: there is no such run, checkpoint or memory, or it is damaged.
     """
     run = Path(run)
+    if run.is_file():
+        return Classifier(loaded.load_alone(run, pathologies))
     return Classifier(loaded.load_run(folder.find(run.parent, run.name), checkpoint, memory))

@@ -68,7 +68,7 @@ class Calibrator:
         return [name for name, entry in entries if entry["temperature"] is None]
 
 
-def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
+def load_calibration(model: LoadedModel, given: Data | None) -> dict[str, Any] | None:
     """Load ``calibration.json`` of a model, fitting it if it is missing or stale.
 
     It is fitted on the validation split of the model's own data; None and a warning if these are
@@ -95,11 +95,13 @@ def load_calibration(model: LoadedModel, given: Data) -> dict[str, Any] | None:
 def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator:
     """Load calibration and out-of-distribution reference, fitting both in one pass if needed.
 
-    A warning is logged if the validation images are gone or unreadable.
+    A warning is logged if the validation images are gone or unreadable. A weight file has none.
 
     Args:
         given: as in ``load_calibration``.
     """
+    if model.run is None:
+        return Calibrator(model.pathologies, None, None)
     own = identity(model)
     fitted, reference = (read_stored(model.folder / name, own) for name in (CALIBRATION, REFERENCE))
     if fitted is None or reference is None:

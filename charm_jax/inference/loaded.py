@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from charm_jax.config import build
-from charm_jax.config.settings import Settings
+from charm_jax.config import build, recipe, validate
+from charm_jax.config.settings import Settings, from_dict
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
@@ -27,7 +27,7 @@ from charm_jax.runs.cases import CaseMatch, known_cases, read_cases, unknown_cas
 from charm_jax.runs.data import Data
 from charm_jax.weights import load
 from charm_jax.weights.load import AUTO
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 from data_pipelines.loading import augment
 from data_pipelines.loading.augment import IMAGENET
 from data_pipelines.tables import splits
@@ -202,21 +202,72 @@ def _with_bank(model: LoadedModel, label: str) -> LoadedModel:
     )
 
 
+def file_settings(settings: Settings, given: Collection[str] = ()) -> Settings:
+    """Return settings with what the weight file ``config.model.init_from`` tells.
+
+    Args:
+        settings: config that names the file.
+        given: keys of the command line, which rank above the file.
+
+    Raises:
+        InputError: the file is missing or unreadable, or tells an unknown value.
+    """
+    path, _, told = load.read(settings.model.init_from, settings.model.backbone)
+    names = ("backbone", "charm", "channels", "input_range", "retrieval_k", "bank_size")
+    entries = {f"model.{name}": getattr(told, name) for name in names}
+    entries["data.image_size"] = told.image_size
+    taken = {k: v for k, v in entries.items() if v is not None and k not in given}
+    if settings.model.input_range == AUTO:
+        taken.setdefault("model.input_range", IMAGENET)
+    changed = []
+    for key, value in taken.items():
+        group, name = key.split(".")
+        if settings.raw[group][name] not in (value, AUTO):
+            changed.append(f"{key} {value}, not {settings.raw[group][name]}")
+    settings = settings.replace(**{key.replace(".", "_", 1): v for key, v in taken.items()})
+    validate.check(settings)
+    if changed:
+        _LOG.info(f"{path} is made for {listed(changed)}: the config gives way.")
+    return settings
+
+
+def load_alone(path: Path, findings: Sequence[str] | None = None) -> LoadedModel:
+    """Load a weight file by what it tells of its network.
+
+    Args:
+        findings: names of the outputs, in their order, if the file does not tell them.
+
+    Raises:
+        InputError: it cannot be read, or does not tell its backbone or its findings.
+    """
+    told = load.read(str(path), "")[2]
+    if told.backbone is None:
+        raise InputError(
+            f"{path} does not tell its backbone: write it to {path.name}.json beside it, such as "
+            '{"backbone": "resnet50", "charm": false}.'
+        )
+    if findings is None and told.findings is None:
+        raise InputError(
+            f"{path} does not tell its findings: give pathologies, the names of its outputs, or "
+            f"write them to {path.name}.json beside it."
+        )
+    raw = recipe.defaults().to_dict()
+    raw["model"]["init_from"] = str(path)
+    return load_file(file_settings(from_dict(raw)), tuple(findings or ()))
+
+
 def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
     """Load the weight file ``config.model.init_from``.
 
     Args:
-        settings: config that names the file.
+        settings: from ``file_settings``.
         findings: names of the outputs, in their order, if the file does not tell them.
 
     Raises:
         InputError: there is no such file, or it does not hold the whole network.
     """
     keys = settings.model
-    told = load.read(keys.init_from, keys.backbone)[2]
-    findings = told.findings or findings
-    if keys.input_range == AUTO:
-        settings = settings.replace(model_input_range=told.input_range or IMAGENET)
+    findings = load.read(keys.init_from, keys.backbone)[2].findings or findings
     network = build.build_network(settings, len(findings), (0.0,) * len(findings))
     new = build.new_state(network, settings)
     state, file = load.initial_weights(

@@ -112,6 +112,16 @@ def _checked(path: Path, entries: Mapping[str, Any]) -> Card:
     return Card(**entries)
 
 
+def check(path: Path, card: Card) -> None:
+    """Check the entries of a card before it is written.
+
+    Raises:
+        InputError: one is of another type or value than it should be.
+    """
+    entries = card.entries()
+    _checked(path, entries | {"findings": list(card.findings)} if card.findings else entries)
+
+
 def _is_range(value: Any) -> bool:
     return isinstance(value, str) and augment.is_input_range(value)
 

@@ -82,6 +82,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], told: Card | None = Non
         OSError: the disk is full or cannot be written.
     """
     kind = kind_of(path)
+    if told is not None:
+        card.check(path, told)
     own = {name: np.array(value, order="C") for name, value in tensors.items()}
     # Serialised in memory, since the errors of the libraries' own writers hide a full disk.
     if kind == "safetensors":

@@ -255,7 +255,7 @@ def load(
         silent = (last, *(backbone.not_in_files if _lacks(named, backbone) else ()))
         begun = sorted(name for name in ours if name not in used and not name.startswith(silent))
         if begun:
-            notes.append(f"lacks {listed(begun)}: they keep their first values")
+            notes.append(f"lacks {listed(begun)}, which stay as they were initialised")
         used = ours | used
     bank = {name: named[name] for name in _BANK if name in named}
     if of_reference:
@@ -498,9 +498,17 @@ def card(
         findings: names of its outputs.
         **known: further fields, which the state does not tell: ``image_size``, ``channels``,
             ``input_range`` and ``retrieval_k``.
+
+    Raises:
+        InputError: there is not one name for each output.
     """
     bank = state.memory
     names = None if findings is None else tuple(findings)
+    last = state.params["classifier"] if bank is None else state.params["head"]["logits"]
+    if names is not None and len(names) != len(last["bias"]):
+        raise InputError(
+            f"{len(names)} findings are named for {len(last['bias'])} outputs: name each output."
+        )
     return Card(
         charm_jax=__version__,
         backbone=backbone,

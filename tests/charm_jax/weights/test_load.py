@@ -260,7 +260,7 @@ def test_one_renamed_key_is_left_out_and_said_to_be_lacking():
     file["layer1.0.conv1.weights"] = file.pop("layer1.0.conv1.weight")
     loaded = load.load(new_state("resnet50"), file, BACKBONES["resnet50"])
     assert loaded.left_out == ["fc.bias", "fc.weight", "layer1.0.conv1.weights"]
-    assert loaded.notes == ["lacks layer1.0.conv1.weight: they keep their first values"]
+    assert loaded.notes == ["lacks layer1.0.conv1.weight, which stay as they were initialised"]
 
 
 def test_the_file_of_another_network_is_refused():
@@ -383,7 +383,7 @@ def test_a_file_with_some_of_the_attention_lacks_the_rest():
     loaded = load.load(new_state("vgg16_lka"), file, BACKBONES["vgg16_lka"])
     (note,) = loaded.notes
     assert note.startswith("lacks lka4.dw_conv1.bias, ")
-    assert note.endswith(" and 1 more: they keep their first values")
+    assert note.endswith(" and 1 more, which stay as they were initialised")
 
 
 @pytest.mark.parametrize(
