@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from data_pipelines.images import dicom
 
@@ -42,40 +43,26 @@ def find_images(folder: Path) -> Found:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """List everything but folders below a folder.
+    """List everything but folders below a folder, each folder once.
 
-    A folder that cannot be read is listed itself.
+    Links to folders are followed, since image folders often lie on another disk; a link back up
+    does not loop. A folder that cannot be read is listed itself.
     """
+    visited: set[tuple[int, int]] = set()
     unreadable: list[Path] = []
 
     def report(error: OSError) -> None:
         unreadable.append(Path(error.filename))
 
-    for directory, names in walk_folders(folder, report):
-        yield from (Path(directory, name) for name in names)
-    yield from unreadable
-
-
-def walk_folders(
-    top: Path, on_error: Callable[[OSError], None] | None = None
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below a folder once, with the names of its files.
-
-    Links to folders are followed, since image folders often lie on another disk; a link back up
-    does not loop.
-
-    Args:
-        on_error: called for each folder that cannot be read; by default these are skipped.
-    """
-    visited: set[tuple[int, int]] = set()
-    for directory, subfolders, names in os.walk(top, onerror=on_error, followlinks=True):
+    for directory, subfolders, names in os.walk(folder, onerror=report, followlinks=True):
         status = os.stat(directory)
         if (status.st_dev, status.st_ino) in visited:
             subfolders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
         subfolders.sort()
-        yield directory, names
+        yield from (Path(directory, name) for name in names)
+    yield from unreadable
 
 
 def _may_be_image(path: Path) -> bool:
@@ -94,3 +81,51 @@ def _may_be_image(path: Path) -> bool:
     if head.startswith(_SIGNATURES):
         return True
     return dicom.is_dicom(head[: dicom.MAGIC_AT + len(dicom.MAGIC)]) and _DICOMDIR not in head
+
+
+def match_names(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Find the files of names below a folder, whose spelling may differ from theirs.
+
+    Where no file has exactly the name, the one counts whose path differs only in backslashes for
+    slashes or in its Unicode form, else only in case. No file gets two names.
+
+    Args:
+        folder: folder that the names are relative to.
+        names: paths of files, with slashes.
+
+    Returns:
+        The files by name, and those of them that are spelt otherwise.
+    """
+    names = list(names)
+    files = {name: path for name in names if os.path.exists(path := folder / name)}
+    absent = [name for name in names if name not in files]
+    if not absent or not folder.is_dir():
+        return files, {}
+    taken = {os.path.abspath(path) for path in files.values()}
+    free = [path for path in walk(folder) if os.path.abspath(path) not in taken]
+    twins: dict[str, Path] = {}
+    for key in (_same_text, _same_but_case):
+        places: dict[str, list[Path]] = {}
+        for path in free:
+            places.setdefault(key(path.relative_to(folder).as_posix()), []).append(path)
+        wanted: dict[str, list[str]] = {}
+        for name in absent:
+            wanted.setdefault(key(name), []).append(name)
+        found = {
+            same[0]: places[text][0]
+            for text, same in wanted.items()
+            if len(same) == 1 and len(places.get(text, ())) == 1
+        }
+        twins |= found
+        absent = [name for name in absent if name not in found]
+        free = [path for path in free if path not in set(found.values())]
+    return files | twins, twins
+
+
+def _same_text(name: str) -> str:
+    path = PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/"))
+    return path.as_posix()
+
+
+def _same_but_case(name: str) -> str:
+    return _same_text(name).casefold()
