@@ -51,15 +51,16 @@ class Ours:
 
         import jax.numpy as jnp
 
-        from charm_jax.config.build import compute_type
+        from charm_jax.distributed import device
         from charm_jax.models import memory_bank, selection, state
         from charm_jax.models.attention import MultiScaleAttention
         from charm_jax.models.backbones import BACKBONES
         from charm_jax.models.baseline import Baseline
         from charm_jax.models.charm import Charm, Head
+        from charm_jax.models.create import compute_type
         from charm_jax.train import optim
 
-        jax, case, dtype = self.jax, self.case, compute_type()
+        jax, case, dtype = self.jax, self.case, compute_type(*device.target())
         backbone = BACKBONES[case["net"]]
         trunk, expansion = (
             backbone.trunk(drop_rate=0.2, dtype=dtype),
@@ -209,12 +210,13 @@ class Ours:
 
         import jax.numpy as jnp
 
-        from charm_jax.config.build import compute_type
+        from charm_jax.distributed import device
+        from charm_jax.models.create import compute_type
 
         jax = self.jax
         gpu = jax.default_backend() == "gpu"
         n, words = (8192, 1 << 28) if gpu else (2048, 1 << 26)
-        a, v = jnp.ones((n, n), compute_type()), jnp.ones(words, jnp.float32)
+        a, v = jnp.ones((n, n), compute_type(*device.target())), jnp.ones(words, jnp.float32)
         product = jax.jit(lambda a: a @ a)
         copy = jax.jit(lambda v: v + 1, donate_argnums=0)
         holder = [v]

@@ -1,5 +1,6 @@
 """Build the network and its state from settings."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +10,28 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from charm_jax.config.settings import Settings
+from charm_jax.distributed import device
 from charm_jax.models import state
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
 from charm_jax.models.create import compute_type, create_network, empty_bank
 from charm_jax.models.state import TrainState
 
+_LOG = logging.getLogger(__name__)
+
 
 def build_network(
     config: Settings, findings: int, prevalence: tuple[float, ...]
 ) -> Charm | Baseline:
     """Build the network for some findings, given the prevalence of each in training."""
-    keys = config.model
+    device.warn_of_unused_gpu()
+    keys, (platform, capability) = config.model, device.target()
+    dtype = compute_type(platform, capability)
+    if platform == "gpu" and dtype == jnp.float32:
+        _LOG.info(
+            f"A GPU of compute capability {capability} computes in float32: bfloat16, which takes "
+            "half the memory, needs 8.0."
+        )
     return create_network(
         keys.backbone,
         num_classes=findings,
@@ -31,7 +42,7 @@ def build_network(
         rarity=keys.rarity,
         rarity_threshold=keys.rarity_threshold,
         stochastic_depth=keys.stochastic_depth,
-        dtype=compute_type(),
+        dtype=dtype,
     )
 
 

@@ -25,13 +25,13 @@ _FOR_CPU = {
 
 
 @functools.cache
-def options() -> dict[str, bool | int]:
-    """Return the ``compiler_options`` of ``jax.jit`` that this XLA knows, for the default backend.
+def options(platform: str) -> dict[str, bool | int]:
+    """Return the ``compiler_options`` of ``jax.jit`` that this XLA knows, for a platform.
 
     They change the speed of a program and its order of summation.
     """
     known: dict[str, bool | int] = {}
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         for name, value in _FOR_CPU.items():
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
@@ -59,15 +59,25 @@ class CompiledStep:
             return step(state, cases.batch(batch["case_id"]))
 
         function = step if cases is None else gather_and_step
-        self._jitted = jax.jit(function, compiler_options=options(), **jit_options)
+        compiler_options = options(jax.default_backend())
+        self._jitted = jax.jit(function, compiler_options=compiler_options, **jit_options)
 
     def __call__(self, state: PyTree, batch: Batch) -> Any:
         """Run the step."""
         return self._on_devices(self._jitted, state, batch)
 
-    def lower(self, state: PyTree, batch: Batch) -> Any:
-        """Lower the step, as ``jax.jit(step).lower`` does."""
-        return self._on_devices(self._jitted.lower, state, batch)
+    def lower(self, state: PyTree, batch: Batch, platform: str | None = None) -> Any:
+        """Lower the step, as ``jax.jit(step).lower`` does.
+
+        Args:
+            platform: to lower for, such as ``cuda``; it need not be there. By default JAX's.
+        """
+        platforms = None if platform is None else (platform,)
+
+        def lowered(*arguments: Any) -> Any:
+            return self._jitted.trace(*arguments).lower(lowering_platforms=platforms)
+
+        return self._on_devices(lowered, state, batch)
 
     def _on_devices(self, function: Callable, state: PyTree, batch: Batch) -> Any:
         cases = ()

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -13,10 +12,20 @@ from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm, Head
 from charm_jax.models.memory_bank import MemoryBank
 
+_FIRST_WITH_BFLOAT16 = 8  # major compute capability: Ampere
 
-def compute_type() -> DTypeLike:
-    """Return the type of activations: bfloat16 on a GPU, float32 elsewhere."""
-    return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+
+def compute_type(platform: str, capability: str = "") -> DTypeLike:
+    """Return the type of activations: bfloat16 on a GPU that multiplies in it, else float32.
+
+    Args:
+        platform: of the device, such as ``cpu``, ``gpu`` or ``cuda``.
+        capability: compute capability of a CUDA device, such as ``7.5``; empty on others.
+    """
+    major = capability.partition(".")[0]
+    too_old = major.isdigit() and int(major) < _FIRST_WITH_BFLOAT16
+    is_gpu = platform in ("gpu", "cuda", "rocm")
+    return jnp.bfloat16 if is_gpu and not too_old else jnp.float32
 
 
 def create_network(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden import cases, images, memory, model, variables
 
-from charm_jax.config import build
+from charm_jax.distributed import device
 from charm_jax.models import memory_bank, state
 from charm_jax.models.attention import MultiScaleAttention
 from charm_jax.models.backbones import BACKBONES
@@ -45,8 +45,10 @@ def test_the_whole_network_equals_its_cpu_self():
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-3)
 
 
-def test_a_gpu_computes_in_bfloat16():
-    assert build.compute_type() == jnp.bfloat16
+def test_the_device_says_its_compute_capability():
+    platform, capability = device.target()
+    assert platform == "gpu"
+    assert float(capability) >= 5
 
 
 def test_two_bfloat16_steps_are_finite_and_traced_once():

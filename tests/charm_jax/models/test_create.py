@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,10 +52,21 @@ def test_the_rule_gets_threshold_and_prevalence():
     np.testing.assert_array_equal(selected, [False, True, False])
 
 
-def test_activations_are_bfloat16_on_a_gpu_only(monkeypatch):
-    for backend, expected in (("gpu", jnp.bfloat16), ("cpu", jnp.float32)):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert compute_type() == expected
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (("cpu", ""), jnp.float32),
+        (("gpu", "6.0"), jnp.float32),  # P100
+        (("gpu", "7.0"), jnp.float32),  # V100
+        (("gpu", "7.5"), jnp.float32),  # T4
+        (("gpu", "8.0"), jnp.bfloat16),  # A100
+        (("cuda", "9.0"), jnp.bfloat16),  # H100
+        (("gpu", "12.0"), jnp.bfloat16),
+        (("gpu", "gfx942"), jnp.bfloat16),  # AMD's
+    ],
+)
+def test_activations_are_bfloat16_where_a_gpu_multiplies_in_it(target, expected):
+    assert compute_type(*target) == expected
 
 
 def test_an_unknown_backbone_is_an_error():
