@@ -1,11 +1,12 @@
-"""Claim a folder for one preparation, and remove leftovers of killed processes."""
+"""Claim a folder for one preparation, and remove what killed or refused calls left."""
 
+import contextlib
 import json
 import os
 import shutil
-import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipelines.atomic_files import draft_of, is_draft
 from data_pipelines.errors import InputError
@@ -14,8 +15,7 @@ from data_pipelines.prepared.shards import Layout
 from data_pipelines.tables.case_table import CaseTable
 
 _HIDDEN = ".tfds-"
-# Such files are written in seconds; the process of an older one is dead.
-_STALE_SECONDS = 600
+QUARANTINE = "quarantine.csv"
 
 
 def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
     found = list(directory.iterdir()) if directory.is_dir() else []
     # Checked after listing the folder: a job that started meanwhile wrote this file first.
     if not (directory / dataset.IDENTITY).exists():
-        if not all(path == layout.reports or is_draft(path) for path in found):
+        ours = (layout.reports, directory / QUARANTINE)
+        if not all(path in ours or is_draft(path) for path in found):
             raise InputError(
                 f"{directory} (--out) holds something other than prepared images: name another "
                 "folder, or empty it."
@@ -92,16 +93,52 @@ def _link(draft: Path, path: Path) -> None:
         os.replace(draft, path)
 
 
+@contextlib.contextmanager
+def at_work(layout: Layout) -> Iterator[BinaryIO]:
+    """Yield the claim of a folder, with a lock that all calls at work in the folder share."""
+    import fcntl  # not on Windows, where there is no ArrayRecord either
+
+    # NFS locks only files that are open for writing.
+    with (layout.directory / dataset.IDENTITY).open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield file
+
+
+def is_alone(file: BinaryIO) -> bool:
+    """Whether no other call is at work in the folder of a claim; if so, others wait for this one.
+
+    Args:
+        file: claim of the folder, from ``at_work``.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(file, fcntl.LOCK_SH)  # the attempt has released it
+        return False
+    return True
+
+
 def remove_leftovers(layout: Layout) -> None:
-    """Remove half-written files of killed processes, except shards."""
-    oldest = time.time() - _STALE_SECONDS
+    """Remove half-written files but the drafts of shards; no other call may be at work."""
     for path in (*layout.directory.iterdir(), *layout.reports.iterdir()):
-        try:
-            if path.lstat().st_mtime > oldest:
-                continue
-            if is_draft(path):
-                path.unlink()
-            elif path.name.startswith(_HIDDEN) and path.parent == layout.directory:
-                shutil.rmtree(path)
-        except OSError:  # already gone
-            continue
+        if is_draft(path):
+            path.unlink()
+        elif path.name.startswith(_HIDDEN) and path.parent == layout.directory:
+            shutil.rmtree(path)
+
+
+def withdraw(layout: Layout, indices: Iterable[int]) -> None:
+    """Remove shards, and the claim if no shard is left; no other call may be at work.
+
+    Args:
+        layout: layout of the data set.
+        indices: numbers of the shards to remove, finished or not.
+    """
+    for index in indices:
+        layout.report(index).unlink(missing_ok=True)
+        layout.shard(index).unlink(missing_ok=True)
+    if not any(layout.reports.iterdir()):
+        layout.reports.rmdir()
+        (layout.directory / dataset.IDENTITY).unlink()

@@ -14,7 +14,16 @@ from pathlib import Path
 from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import CONTAINER, Sliver
-from data_pipelines.prepare.claim import check_claim, claim, identity, remove_leftovers
+from data_pipelines.prepare.claim import (
+    QUARANTINE,
+    at_work,
+    check_claim,
+    claim,
+    identity,
+    is_alone,
+    remove_leftovers,
+    withdraw,
+)
 from data_pipelines.prepare.shard_check import finished_shards
 from data_pipelines.prepare.shard_writer import Report, remove_stale_drafts
 from data_pipelines.prepare.summary import write_summary
@@ -80,26 +89,38 @@ def prepare(
     todo = [index for index, report in reports.items() if report is None]
     _check_space(layout, table, todo)
     claim(layout, asked)
-    if todo:
-        # The data set is incomplete until its last shard is written again.
-        (out / dataset.TFDS_INFO).unlink(missing_ok=True)
     refused = [] if missing == "skip" else absent
-    with contextlib.closing(write_shards(table, layout, todo, processes)) as written:
-        for index, report in written:
-            reports[index] = report
-            _check_refused(out, refused + _unreadable(reports.values()), n_expected, max_unreadable)
-    refused = sorted(refused + _unreadable(reports.values()))
-    _check_refused(out, refused, n_expected, max_unreadable)
-    if part is None:
-        remove_leftovers(layout)
-        write_quarantine(out / "quarantine.csv", refused)
-        write_summary(layout, table, [reports[index] for index in indices], refused)
+    with at_work(layout) as claimed:
+        if todo:
+            # The data set is incomplete until its last shard is written again.
+            (out / dataset.TFDS_INFO).unlink(missing_ok=True)
+        try:
+            with contextlib.closing(write_shards(table, layout, todo, processes)) as written:
+                for index, report in written:
+                    reports[index] = report
+                    found = refused + _unreadable(reports.values())
+                    _check_refused(out, found, n_expected, max_unreadable)
+            refused = sorted(refused + _unreadable(reports.values()))
+            _check_refused(out, refused, n_expected, max_unreadable)
+        except InputError as error:
+            if is_alone(claimed):
+                withdraw(layout, todo if isinstance(error, _RefusedError) else ())
+            raise
+        if part is None:
+            if is_alone(claimed):
+                remove_leftovers(layout)
+            write_quarantine(out / QUARANTINE, refused)
+            write_summary(layout, table, [reports[index] for index in indices], refused)
     done = [report for report in reports.values() if report]
     slivers = {name: Sliver(*pair) for r in done for name, pair in r.get("slivers", {}).items()}
     remarks = {name: texts for r in done for name, texts in r.get("remarks", {}).items()}
     for warning in warnings_of(slivers, sum(report["records"] for report in done), remarks):
         print(f"warning: {warning}", file=sys.stderr)
     return refused
+
+
+class _RefusedError(InputError):
+    """Report too many refused images: no shard of the call is kept."""
 
 
 def _check_arguments(directory: Path, out: Path, size: int, processes: int) -> None:
@@ -151,10 +172,10 @@ def _unreadable(reports: Iterable[Report | None]) -> list[Entry]:
 def _check_refused(out: Path, refused: list[Entry], expected: int, max_unreadable: float) -> None:
     if len(refused) <= max_unreadable * expected:
         return
-    write_quarantine(out / "quarantine.csv", refused)
+    write_quarantine(out / QUARANTINE, refused)
     shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:3])
-    raise InputError(
+    raise _RefusedError(
         f"{len(refused)} of {expected} images are absent or unreadable ({shown}), more than the "
-        f"{max_unreadable:.1%} allowed: see {out / 'quarantine.csv'}, fetch them again, or allow a "
+        f"{max_unreadable:.1%} allowed: see {out / QUARANTINE}, fetch them again, or allow a "
         "larger share with --max-unreadable, then start the same command again."
     )

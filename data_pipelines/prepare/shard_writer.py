@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
 from data_pipelines.prepared.shards import Layout, features
 from data_pipelines.tables.case_table import CaseTable
@@ -51,16 +50,15 @@ def write_shard(
             report = _write_records(table, layout, rows, draft, step)
             if report is None:
                 return None
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(draft, layout.shard(index))
+            _replace(draft, layout.shard(index))
     except RuntimeError as error:  # ArrayRecord raises it for a full disk
         raise InputError(
             f"The shard {layout.shard(index)} cannot be written ({error}): fix this and start "
             "the same command again; it continues."
         ) from error
-    with whole_file(layout.report(index)) as file:
-        json.dump(report, file)
+    with _draft(layout, index) as draft:
+        draft.write_text(json.dumps(report), encoding="utf-8")
+        _replace(draft, layout.report(index))
     return report
 
 
@@ -128,6 +126,13 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+def _replace(draft: Path, path: Path) -> None:
+    """Give a complete draft its name, once the disk has it."""
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
 
 
 def _record(table: CaseTable, row: int) -> dict[str, Any]:

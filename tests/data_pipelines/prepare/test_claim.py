@@ -1,6 +1,5 @@
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 
 import pytest
@@ -8,10 +7,19 @@ from tables import small_table
 
 from data_pipelines.errors import InputError
 from data_pipelines.prepare import claim as prepare_claim
-from data_pipelines.prepare.claim import check_claim, claim, identity, remove_leftovers
+from data_pipelines.prepare.claim import (
+    at_work,
+    check_claim,
+    claim,
+    identity,
+    is_alone,
+    remove_leftovers,
+    withdraw,
+)
 from data_pipelines.prepared.shards import Layout
 
 _DRAFT = f"prepare.json.{'0' * 32}.tmp"
+_WHOLE = ("table.csv.gz", "summary.json", "quarantine.csv", "progress/00001.json")
 
 
 @pytest.fixture
@@ -77,16 +85,46 @@ def test_to_check_writes_nothing(layout):
     assert not layout.directory.exists()
 
 
-def test_leftovers_go_but_not_those_of_a_living_process(layout):
-    _claim(layout)
-    names = (_DRAFT, ".tfds-old", f"progress/00001.json.{'1' * 32}.tmp", "thesis.tmp")
-    for name in (*names, f"table.csv.gz.{'2' * 32}.tmp", ".tfds-new"):
+def _half_written(layout):
+    """Leave, just now, what a call killed at any moment may leave."""
+    names = [_DRAFT, ".tfds-new", *(f"{name}.{'2' * 32}.tmp" for name in _WHOLE)]
+    for name in names:
         path = layout.directory / name
         path.mkdir() if ".tfds" in name else path.write_text("")
-        if name in names:
-            os.utime(path, (0, 0))
+    return names
+
+
+def test_half_written_files_go_whatever_their_age(layout):
+    _claim(layout)
+    _half_written(layout)
+    (layout.directory / "thesis.tmp").write_text("")
     remove_leftovers(layout)
     assert {path.name for path in layout.directory.rglob("*")} == {
         *("prepare.json", "progress", "thesis.tmp"),
-        *(f"table.csv.gz.{'2' * 32}.tmp", ".tfds-new"),
     }
+
+
+def test_a_call_knows_whether_another_is_at_work(layout):
+    _claim(layout)
+    with at_work(layout) as first:
+        with at_work(layout) as second:
+            assert not is_alone(first)
+            assert not is_alone(second)
+        assert is_alone(first)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: at_work(layout).__enter__().close())
+            assert not wait([waiting], 0.2).done
+            first.close()
+            waiting.result()
+
+
+def test_shards_of_other_shares_keep_the_claim(layout):
+    _claim(layout)
+    for index in range(2):
+        layout.shard(index).touch()
+        layout.report(index).touch()
+    withdraw(layout, [1])
+    kept = {layout.shard(0), layout.report(0), layout.reports, layout.directory / "prepare.json"}
+    assert set(layout.directory.rglob("*")) == kept
+    withdraw(layout, [0])
+    assert not any(layout.directory.iterdir())

@@ -10,8 +10,10 @@ from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.phantom.draw import write_phantoms
 from data_pipelines.prepare import preparation
+from data_pipelines.prepare.claim import at_work
 from data_pipelines.prepare.preparation import prepare
 from data_pipelines.prepared.dataset import is_prepared
+from data_pipelines.prepared.shards import Layout
 
 
 def test_summary_counts_what_was_prepared(nih, out):
@@ -197,7 +199,42 @@ def test_too_many_unreadable_images_stop_and_are_listed(nih, out):
     with pytest.raises(InputError, match=rf"1 of 12 images .*{nih.names[4]}.*0\.1%.*quarantine"):
         prepare_nih(nih, out)
     assert nih.names[4] in (out / "quarantine.csv").read_text()
-    assert not is_prepared(out)
+    assert [path.name for path in out.iterdir()] == ["quarantine.csv"]
+    prepare_nih(nih, out, size=16, max_unreadable=0.2)  # the folder is free for any other call
+    assert is_prepared(out)
+
+
+def test_a_refused_call_keeps_what_an_earlier_one_finished(nih, out):
+    prepare_nih(nih, out, part=(0, 2))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    _spoil(nih, 3)
+    with pytest.raises(InputError, match="1 of 12 images"):
+        prepare_nih(nih, out)
+    (out / "quarantine.csv").unlink()
+    left = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert left == before
+
+
+def test_a_call_that_is_not_alone_removes_nothing_of_others(nih, out):
+    prepare_nih(nih, out, part=(0, 2))
+    draft = out / f"table.csv.gz.{'0' * 32}.tmp"
+    draft.touch()
+    _spoil(nih, 3)
+    with at_work(Layout(out, SOURCE, 8, 12, 2)):
+        with pytest.raises(InputError, match="1 of 12 images"):
+            prepare_nih(nih, out)
+        assert len(list(out.glob("*.array_record-*"))) == 4  # the refused shard is the second
+        prepare_nih(nih, out, max_unreadable=0.2)
+    assert leftovers(out) == [draft.name]
+
+
+def test_a_fresh_draft_of_a_killed_call_is_gone_after_the_next(nih, out):
+    prepare_nih(nih, out, part=(0, 2))
+    for name in ("progress/00001.json", "progress/00003.json", "summary.json", "prepare.json"):
+        (out / f"{name}.{'0' * 32}.tmp").write_text("{")
+    (out / "progress" / "00001.0123.draft").write_text("{")
+    prepare_nih(nih, out)
+    assert leftovers(out) == []
 
 
 def test_an_image_that_is_fetched_again_is_taken(nih, tmp_path):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from tables import small_table
 
 from data_pipelines.prepare import shard_writer
@@ -45,6 +46,25 @@ def test_the_draft_of_a_living_process_is_not_removed(nih, tmp_path):
         return False
 
     assert write_shard(_table(nih), layout, 0, step)["records"] == 3
+
+
+@pytest.mark.parametrize("call", range(2))
+def test_shard_and_report_are_drafts_that_a_living_process_locks(nih, tmp_path, monkeypatch, call):
+    layout, seen = _layout(tmp_path), []
+    replace = shard_writer.os.replace
+
+    def look(draft, path):
+        shard_writer.remove_stale_drafts(layout, range(2))
+        seen.append((draft.suffix, draft.exists()))
+        if len(seen) > call:
+            raise KeyboardInterrupt  # nothing is left of what has no name yet
+        replace(draft, path)
+
+    monkeypatch.setattr(shard_writer.os, "replace", look)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(_table(nih), layout, 0, lambda: False)
+    assert seen == [(".draft", True)] * (call + 1)
+    assert not any(layout.reports.iterdir())
 
 
 def test_the_drafts_of_other_shares_are_left_alone(tmp_path):
