@@ -1,5 +1,6 @@
 """Run a model over rows of a data set, each image once."""
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -79,14 +80,22 @@ def predict_batches(
     Raises:
         RuntimeError: an image was left out, repeated or out of order.
     """
-    outputs, seen = [], []
+    outputs, seen, pending = [], [], collections.deque()
+
+    def settle(leave: int) -> None:
+        while len(pending) > leave:
+            output, mask = pending.popleft()
+            read = jax.device_get(output)
+            outputs.append({name: value[mask] for name, value in read.items()})
+            on_batch(int(mask.sum()))
+
     for batch in batches:
         mask = processes.all_gather(batch["mask"])
-        images = {name: value for name, value in batch.items() if name != "mask"}
-        output = jax.device_get(step(state, images))
-        outputs.append({name: value[mask] for name, value in output.items()})
         seen.append(processes.all_gather(batch["case_id"])[mask])
-        on_batch(int(mask.sum()))
+        images = {name: value for name, value in batch.items() if name != "mask"}
+        pending.append((step(state, images), mask))
+        settle(1)  # One batch stays in flight, so that reading the outputs never stalls the device.
+    settle(0)
     if not np.array_equal(np.concatenate(seen), case_ids):
         raise RuntimeError("an image was left out, repeated or out of order in the evaluation")
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}

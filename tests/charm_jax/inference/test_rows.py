@@ -75,3 +75,23 @@ def test_the_progress_counts_images_without_padding():
     done = []
     run(list(range(10)), list(range(10)), on_batch=done.append)
     assert done == [4, 4, 2]
+
+
+def test_a_batch_is_read_while_the_next_one_is_computed():
+    events = []
+
+    class Output:
+        def __init__(self, ids):
+            self.ids = ids
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(("read", self.ids[0]))
+            return self.ids
+
+    def step(state, batch):
+        events.append(("computed", batch["case_id"][0]))
+        return {"ids": Output(batch["case_id"])}
+
+    predict_batches(STATE, step, batches([1, 2, 3], 1), np.arange(1, 4), lambda done: None)
+    expected = [("computed", 1), ("computed", 2), ("read", 1), ("computed", 3), ("read", 2)]
+    assert events == [*expected, ("read", 3)]
