@@ -211,8 +211,8 @@ def merge(config: ConfigDict, changes: dict, where: str, prefix: str = "") -> No
             merge(config[key], value, where, f"{name}.")
             continue
         kind = type(config[key])
-        if type(value) is int and kind is float:
-            value = float(value)
+        if type(value) is int and kind in (float, str):  # such as a value_range of 4095
+            value = kind(value)
         if type(value) is not kind:
             raise InputError(f"{where}: config.{name} is {value!r}: set it to {_KINDS[kind]}.")
         config[key] = value

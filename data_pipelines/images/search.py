@@ -87,7 +87,8 @@ def match_names(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], di
     """Find the files of names below a folder, whose spelling may differ from theirs.
 
     Where no file has exactly the name, the one counts whose path differs only in backslashes for
-    slashes or in its Unicode form, else only in case. No file gets two names.
+    slashes or in its Unicode form, else only in case, else by an ending of an image that the name
+    leaves out. No file gets two names.
 
     Args:
         folder: folder that the names are relative to.
@@ -104,10 +105,14 @@ def match_names(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], di
     taken = {os.path.abspath(path) for path in files.values()}
     free = [path for path in walk(folder) if os.path.abspath(path) not in taken]
     twins: dict[str, Path] = {}
-    for key in (_same_text, _same_but_case):
+    for key, key_of_file in (
+        (_same_text, _same_text),
+        (_same_but_case, _same_but_case),
+        (_same_but_case, _without_ending),
+    ):
         places: dict[str, list[Path]] = {}
         for path in free:
-            places.setdefault(key(path.relative_to(folder).as_posix()), []).append(path)
+            places.setdefault(key_of_file(path.relative_to(folder).as_posix()), []).append(path)
         wanted: dict[str, list[str]] = {}
         for name in absent:
             wanted.setdefault(key(name), []).append(name)
@@ -129,3 +134,8 @@ def _same_text(name: str) -> str:
 
 def _same_but_case(name: str) -> str:
     return _same_text(name).casefold()
+
+
+def _without_ending(name: str) -> str:
+    name = _same_but_case(name)
+    return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)

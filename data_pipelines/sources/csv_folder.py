@@ -12,7 +12,7 @@
 
 Names of these columns and splits are read without case, spaces, ``_``, ``-`` and ``.``, and such as
 "Patient ID", "filename" or "gender" stand for them where they are absent. A column "No finding" is
-no finding: it may only confirm that the others are 0.
+no finding: where it is 1 beside a finding, the finding counts, and a warning says so.
 """
 
 import os
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from data_pipelines.errors import InputError, did_you_mean
+from data_pipelines.errors import InputError, did_you_mean, listed
 from data_pipelines.images.search import match_names
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.csv_tables import (
@@ -29,6 +29,7 @@ from data_pipelines.sources.csv_tables import (
     check_fields,
     given_file,
     merge_patients,
+    sex_letters,
     whole_years,
 )
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
@@ -44,8 +45,14 @@ _SPLITS = {name: name for name in PARTS} | {
 }
 # Columns that are no findings, each with the other names that it may have.
 _RESERVED = {
-    "image": ("image id", "image index", "image path", "image name", "file", "filename", "path"),
-    "patient": ("patient id", "patient name", "subject", "subject id"),
+    "image": (
+        *("image id", "image index", "image path", "image name", "image file", "image filename"),
+        *("img", "img path", "file", "filename", "file path", "path", "dicom id"),
+    ),
+    "patient": (
+        *("patient id", "patient name", "patient number", "patient no", "subject", "subject id"),
+        *("case id", "pid", "mrn"),
+    ),
     "split": (),
     "view": ("view position",),
     "sex": ("gender", "patient sex", "patient gender"),
@@ -53,7 +60,6 @@ _RESERVED = {
 }
 # pandas writes a column of integers with gaps as floats.
 _LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1, "": -1, "nan": -1, "NaN": -1}
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
 def load(directory: Path, csv: str = "") -> CaseTable:
@@ -81,7 +87,6 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         name for name in rows.columns if name not in _RESERVED and not is_no_finding(name)
     )
     labels = _labels(rows, findings, path)
-    _check_no_finding(rows, labels, path)
     patients, names, alike = _patients(rows, path)
     known = bool(names)
     files, renamed = _files(directory, images)
@@ -93,7 +98,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         labels=labels,
         official_part=_parts(rows, path),
         views=_column(rows, "view").to_numpy(str),
-        sexes=_column(rows, "sex").str.lower().map(_SEXES).fillna("").to_numpy(str),
+        sexes=sex_letters(_column(rows, "sex")),
         ages=whole_years(_column(rows, "age")),
         store=ImageFiles(images, files),
         simulated=(directory / SIMULATED_MARKER).exists(),
@@ -104,6 +109,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
             *(() if known else (_no_patients(path),)),
             *alike,
             *renamed,
+            *_contradictions(rows, labels, path),
             *_complements(findings, labels, path),
         ),
     )
@@ -289,34 +295,35 @@ def _labels(rows: pd.DataFrame, findings: tuple[str, ...], path: Path) -> np.nda
     return labels
 
 
-def _check_no_finding(rows: pd.DataFrame, labels: np.ndarray, path: Path) -> None:
-    """Check that no line has both a finding and none.
-
-    Raises:
-        InputError: one has.
-    """
+def _contradictions(rows: pd.DataFrame, labels: np.ndarray, path: Path) -> list[str]:
+    """Return a warning of each column of no finding that is 1 beside a finding."""
+    found = []
     for name in filter(is_no_finding, rows.columns):
         both = (_labels(rows, (name,), path)[:, 0] == 1) & (labels == 1).any(axis=1)
         if both.any():
             line = rows.index[both].min()
-            raise InputError(
-                f"The table {path}, line {line} ({rows.at[line, 'image']}), has 1 in the column "
-                f"{name!r} and in that of a finding: correct one of the two."
+            found.append(
+                f"The table {path} has {both.sum():,} images with 1 in {name!r} and in a finding, "
+                f"such as {rows.at[line, 'image']} on line {line}: the finding counts, so correct "
+                "them if it should not."
             )
+    return found
 
 
 def _complements(findings: tuple[str, ...], labels: np.ndarray, path: Path) -> list[str]:
-    """Return a warning of each column that is 1 exactly where all others are 0."""
+    """Return a warning of the columns that are 1 exactly where no other is."""
     found = []
     for column, name in enumerate(findings):
-        others = np.delete(labels, column, axis=1)
-        mine, alone = labels[:, column] == 1, (others == 0).all(axis=1)
-        if others.shape[1] and alone.any() and (mine == alone).all():
-            found.append(
-                f"The column {name!r} of the table {path} is 1 exactly where all others are 0: if "
-                "it means that nothing was found, remove it, as every image counts as abnormal."
-            )
-    return found
+        mine, others = labels[:, column], (np.delete(labels, column, axis=1) == 1).any(axis=1)
+        known = mine >= 0
+        if len(np.unique(mine[known])) == 2 and ((mine == 1) != others)[known].all():
+            found.append(repr(name))
+    if not found:
+        return []
+    return [
+        f"In the table {path} each of the columns {listed(found)} is 1 exactly where all others "
+        "are 0: if one means that nothing was found, remove it, or every image counts as abnormal."
+    ]
 
 
 def _files(directory: Path, images: np.ndarray) -> tuple[dict[int, Path], list[str]]:

@@ -18,6 +18,7 @@ from data_pipelines.tables.findings import plain
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
 _PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 _OLDEST = 120  # years; larger ones, 148 and above, are typing errors
+_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
 def given_file(csv: str, directory: Path, kind: str, remedy: str) -> Path:
@@ -54,7 +55,7 @@ def check_fields(path: Path, last: str | None = None) -> None:
         header = next(lines)
         needed = len(header) if last is None else header.index(last) + 1
         for fields in lines:
-            if 0 < len(fields) < needed:
+            if len(fields) < needed and any(map(str.strip, fields)):
                 raise InputError(
                     f"The table {path}, line {lines.line_num}, has {len(fields)} fields where "
                     f"{needed} are expected: add the missing commas, as an empty field means "
@@ -67,6 +68,11 @@ def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:
     parts = ages.astype(str).str.strip().str.upper().str.extract(r"^(\d+(?:\.\d*)?)\s*([YMWD]?)$")
     years = pd.to_numeric(parts[0], errors="coerce") / parts[1].map(_PER_YEAR)
     return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)
+
+
+def sex_letters(sexes: pd.Series) -> np.ndarray:
+    """Parse 'F', 'female', 'M' and 'male' in any case, ``[n]`` strings; empty if unknown."""
+    return sexes.str.strip().str.casefold().map(_SEXES).fillna("").to_numpy(str)
 
 
 def merge_patients(names: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -133,7 +133,8 @@ def _load(
 def _find(directory: Path, csv: str, source: str) -> Path:
     if csv:
         return given_file(csv, directory, "file", "correct the path")
-    found = sorted([*directory.glob(f"{source}.npz"), *directory.glob(f"{source}_*.npz")])
+    matches = *directory.glob(f"{source}.npz"), *directory.glob(f"{source}_*.npz")
+    found = sorted(path for path in matches if path.is_file())  # a pipe may wait forever
     if not found:
         raise InputError(
             f"The data folder {directory} has no {source}.npz or {source}_*.npz: download one from "

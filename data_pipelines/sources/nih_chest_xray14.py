@@ -19,7 +19,13 @@ import pandas as pd
 from data_pipelines.errors import InputError
 from data_pipelines.images.search import walk
 from data_pipelines.images.store import ImageFiles
-from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_file, whole_years
+from data_pipelines.sources.csv_tables import (
+    READ_ERRORS,
+    check_fields,
+    given_file,
+    sex_letters,
+    whole_years,
+)
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING, is_no_finding, plain
 
@@ -66,7 +72,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         labels=_labels(rows, path),
         official_part=_official_part(directory, images),
         views=rows["View Position"].to_numpy(str),
-        sexes=rows["Patient Gender"].to_numpy(str),
+        sexes=sex_letters(rows["Patient Gender"]),
         ages=whole_years(rows["Patient Age"]),
         store=ImageFiles(images, _find_files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
@@ -84,6 +90,7 @@ def _table_path(directory: Path, csv: str) -> Path:
         path
         for pattern in ("Data_Entry_2017*.csv", "Data_Entry_2017*.csv.gz")
         for path in directory.glob(pattern)
+        if path.is_file()  # reading a pipe may wait forever
     ]
     if not found:
         raise InputError(

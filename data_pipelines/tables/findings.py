@@ -24,6 +24,7 @@ NIH_FINDINGS = (
     "Hernia",
 )
 NO_FINDING = "No Finding"
+_SEPARATORS = re.compile("[_.\u2010-\u2015\u2212-]")  # the others are dashes
 
 
 def columns_of(wanted: Sequence[str], known: Sequence[str]) -> Int[np.ndarray, " wanted"]:
@@ -41,6 +42,6 @@ def is_no_finding(name: str) -> bool:
 
 
 def plain(name: str) -> str:
-    """Return a name as it is compared: without case, separators counted as one space."""
+    """Return a name as it is compared: without case, separators and dashes as one space."""
     name = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join(re.sub(r"[_.-]", " ", name).split())
+    return " ".join(_SEPARATORS.sub(" ", name).split())

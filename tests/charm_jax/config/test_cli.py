@@ -155,6 +155,17 @@ def test_a_packaged_config_is_found_from_any_folder(monkeypatch, tmp_path):
     assert cli.load_config("configs/mine.py") == cli.load_config("demo")
 
 
+def test_a_whole_number_in_a_file_serves_a_key_of_text(tmp_path):
+    file = tmp_path / "twelve.py"
+    text = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({})\n"
+    for value in (4095, "4095"):
+        file.write_text(text.replace("{}", f"{{'data': {{'value_range': {value!r}}}}}"))
+        assert cli.load_config(file).data.value_range == "4095"
+    file.write_text(text.replace("{}", "{'data': {'value_range': 0.5}}"))
+    with pytest.raises(InputError, match=r"config\.data\.value_range is 0\.5"):
+        cli.load_config(file)
+
+
 def test_the_published_config_states_the_values_of_the_recipe():
     config = recipe.defaults()
     config.name = "effv2s"

@@ -96,6 +96,9 @@ def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
         ("cafe\u0301.png", "caf\u00e9.png"),
         ("Sub/A.PNG", "sub/a.png"),
         ("STRASSE.png", "stra\u00dfe.png"),
+        ("1.2.826.0.1", "1.2.826.0.1.dcm"),
+        ("sub\\A", "sub/a.dicom"),
+        ("00000001", "00000001.PNG"),
     ],
 )
 def test_a_file_is_found_under_another_spelling(tmp_path, written, on_disk):
@@ -107,8 +110,9 @@ def test_a_file_is_found_under_another_spelling(tmp_path, written, on_disk):
 
 
 def test_no_file_is_guessed_or_given_to_two_names(tmp_path):
-    for name in ("a.png", "B.png", "b.PNG", "c.png"):
-        picture(tmp_path / name)
-    files, twins = search.match_names(tmp_path, ["a.png", "A.png", "b.png", "C.png", "c.PNG"])
+    for name in ("a.png", "B.png", "b.PNG", "c.png", "d.png", "d.jpg", "e.txt"):
+        picture(tmp_path / name, format="PNG")
+    names = ["a.png", "A.png", "b.png", "C.png", "c.PNG", "a", "d", "e", "d.dcm"]
+    files, twins = search.match_names(tmp_path, names)
     assert files == {"a.png": tmp_path / "a.png"}
     assert not twins

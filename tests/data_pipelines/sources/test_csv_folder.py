@@ -155,7 +155,6 @@ def test_what_pandas_writes_comes_back(tmp_path, labels: list, as_float: bool):
         ("image,Image,Mass\na.png,b.png,1\n", ["two columns 'image'"]),
         ("image,Mass,mass\na.png,1,0\n", ["two columns 'Mass'"]),
         ("image,No_Finding\na.png,1\n", ["no column for a finding"]),
-        ("image,NO FINDING,Mass\na.png,0,1\nb.png,1,1\n", ["line 3", "'NO FINDING'"]),
         ("image,Mass,Edema\na.png,1,0\nb.png,1\n", ["line 3", "2 fields where 3"]),
         ("image,patient,Mass\na.png\n", ["line 2", "1 fields where 3"]),
         ("image,patient\na.png,1\n", ["no column for a finding"]),
@@ -258,7 +257,17 @@ def test_too_few_patients_get_a_sentence(write, patients):
         split.rows("focal", "train")
 
 
-@pytest.mark.parametrize("name", ["No finding", "No_Finding", "no.finding", "NOFINDINGS"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "No finding",
+        "No_Finding",
+        "no.finding",
+        "NOFINDINGS",
+        "no\u2013finding",
+        "\uff2e\uff4f finding",
+    ],
+)
 def test_a_column_of_no_finding_is_no_finding(write, name):
     table = csv_folder.load(write(f"image,Mass,{name}\na.png,0,1\nb.png,1,0\nc.png,0,0\n"))
     assert table.findings == ("Mass",)
@@ -272,10 +281,37 @@ def test_a_column_that_complements_all_others_draws_a_warning(write):
     assert "exactly where all others are 0" in table.warnings[-1]
 
 
-def test_a_column_of_absent_findings_complements_nothing(write):
-    lines = "a.png,1,1,1,0\nb.png,2,1,0,0\nc.png,3,0,1,0\n"
-    table = csv_folder.load(write("image,patient,Mass,Edema,Rib\n" + lines))
-    assert table.warnings == ()
+def test_a_complement_is_seen_beside_unknown_labels_and_named_once(write):
+    table = csv_folder.load(
+        write("image,patient,Mass,Edema,Normal\na.png,1,,0,1\nb.png,2,1,,0\nc.png,3,1,1,\n")
+    )
+    (warning,) = table.warnings
+    assert "each of the columns 'Normal' is 1" in warning
+    table = csv_folder.load(write("image,patient,Mass,Normal\na.png,1,0,1\nb.png,2,1,0\n"))
+    (warning,) = table.warnings
+    assert "each of the columns 'Mass', 'Normal' is 1" in warning
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "a.png,1,1,1,0\nb.png,2,1,0,0\nc.png,3,0,1,0\n",
+        "a.png,1,1,0,0\nb.png,2,1,0,0\n",  # the others are never present
+        "a.png,1,1,,0\nb.png,2,,1,0\n",  # never known to be absent
+        "a.png,1,0,0,0\nb.png,2,0,0,0\n",
+    ],
+)
+def test_columns_that_are_no_complements_draw_no_warning(write, lines):
+    assert csv_folder.load(write("image,patient,Mass,Edema,Rib\n" + lines)).warnings == ()
+
+
+def test_no_finding_beside_a_finding_draws_a_warning(write):
+    lines = "a.png,1,0,1,0\nb.png,2,1,1,0\nc.png,3,1,0,0\n"
+    table = csv_folder.load(write("image,patient,Device,NO FINDING,Mass\n" + lines))
+    assert table.labels[:, 0].tolist() == [0, 1, 1]
+    (warning,) = table.warnings
+    assert "1 images with 1 in 'NO FINDING'" in warning
+    assert "b.png on line 3" in warning
 
 
 @pytest.mark.parametrize(
@@ -284,10 +320,12 @@ def test_a_column_of_absent_findings_complements_nothing(write):
         "Image Index,Patient ID,View Position,Patient Gender,Patient Age,Mass",
         "filename,PatientID,view_position,GENDER,patient-age,Mass",
         "path,subject.id,View,Sex,Age,Mass",
+        "\uff29\uff2d\uff21\uff27\uff25,Patient\u2013No,VIEW,Patient.Sex,AGE,Mass",
+        "dicom_id,MRN,ViewPosition,sex,age,Mass",
     ],
 )
 def test_usual_names_of_columns_are_known(write, header):
-    table = csv_folder.load(write(header + "\na.png,P1,PA,F,40,1\nb.png,P2,AP,M,50,0\n"))
+    table = csv_folder.load(write(header + "\na.png,P1,PA,F,40,1\nb.png,P2,AP,male,50,0\n"))
     assert table.findings == ("Mass",)
     assert table.images.tolist() == ["a.png", "b.png"]
     assert table.patient_names == ("P1", "P2")
@@ -363,6 +401,11 @@ def test_two_files_that_differ_in_case_alone_are_not_guessed_between(write):
     for name in ("a.png", "a.PNG"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / name)
     assert csv_folder.load(folder).present.tolist() == [False]
+
+
+def test_blank_lines_are_no_short_lines(write):
+    table = csv_folder.load(write("image,patient,Mass\na.png,1,0\n\n   \n\t\nb.png,2,1\n  "))
+    assert table.images.tolist() == ["a.png", "b.png"]
 
 
 def test_ages_are_read_as_dicom_writes_them(write):

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,12 @@ def test_of_several_sizes_one_has_to_be_named(chest):
         sources.load("chestmnist", folder)
     for name in ("chestmnist_64.npz", str(folder / "chestmnist_64.npz")):
         assert sources.load("chestmnist", folder, name).store.images.shape == (11, 64, 64)
+
+
+def test_a_pipe_with_the_name_of_a_file_is_not_read(chest):
+    folder = chest[0]
+    os.mkfifo(folder / "chestmnist_64.npz")
+    assert len(sources.load("chestmnist", folder).images) == 11
 
 
 def test_an_absent_file_says_where_to_get_it(tmp_path):

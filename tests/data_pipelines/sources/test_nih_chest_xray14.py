@@ -115,7 +115,7 @@ def test_of_two_files_with_one_name_the_first_in_sorted_order_counts(nih):
 
 def test_view_sex_and_age_are_read_and_may_be_absent(nih):
     nih.edit_csv(",57,M,PA,", ",058Y,F,AP,")
-    nih.edit_csv(",57,M,PA,", ",411,M,PA,")
+    nih.edit_csv(",57,M,PA,", ",411,male,PA,")
     table = load(nih.path)
     assert table.views.tolist() == ["AP", *["PA"] * 11]
     assert table.sexes.tolist() == ["F", *["M"] * 11]
@@ -158,6 +158,14 @@ def test_missing_folder_names_the_download_page_and_the_demo(tmp_path):
 def test_folder_without_table(nih):
     nih.csv.unlink()
     _error(nih, nih.path, "Data_Entry_2017")
+
+
+def test_a_pipe_with_the_name_of_the_table_is_not_read(nih):
+    os.mkfifo(nih.path / "Data_Entry_2017_v9.csv")
+    assert load(nih.path).images.tolist() == nih.names
+    nih.csv.unlink()
+    with pytest.raises(InputError, match="has no Data_Entry"):
+        load(nih.path)
 
 
 def test_named_csv_that_does_not_exist(nih):
