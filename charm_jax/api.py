@@ -192,6 +192,7 @@ def load_dataset(
     missing: str = "error",
     max_unreadable: float = 0.001,
     value_range: str = "container",
+    uncertain: str = "ignore",
     **options: int,
 ) -> Data:
     """Load a data set: its table, its splits and where its images are.
@@ -206,6 +207,7 @@ def load_dataset(
         missing: ``skip`` uses the images that are there.
         max_unreadable: share of the image files that may be unreadable.
         value_range: value of ``config.data.value_range``, such as ``"4095"``.
+        uncertain: value of ``config.data.uncertain``, for labels that a report calls possible.
         **options: what this source alone takes, such as ``train_images`` of ``phantom``.
 
     Returns:
@@ -228,6 +230,7 @@ def load_dataset(
         "missing": missing,
         "max_unreadable": max_unreadable,
         "value_range": value_range,
+        "uncertain": uncertain,
         source: raw["data"].get(source, {}) | options,
     }
     return load_or_draw(settings.from_dict(raw))

@@ -15,7 +15,7 @@ from charm_jax.models.losses import LOSSES
 from charm_jax.models.selection import SELECTION_RULES
 from data_pipelines.images.decode import VALUE_RANGES, valid_value_range
 from data_pipelines.loading import augment
-from data_pipelines.sources import SOURCES
+from data_pipelines.sources import SOURCES, UNCERTAIN_POLICIES
 from data_pipelines.tables.splits import IMAGES, RULES
 
 STAGES = ("bce", "focal")
@@ -159,6 +159,12 @@ KEYS: dict[str, Key] = {
         "values that are black and white: all that the format allows (container), those of each "
         "image (image), or 0 and a number such as 4095",
         valid=(VALUE_RANGES, valid_value_range),
+    ),
+    "data.uncertain": Key(
+        "ignore",
+        "labels that a report calls possible: ignore them, count them as absent (zeros) or present "
+        "(ones), or as the CheXpert paper chose for each finding (chexpert)",
+        UNCERTAIN_POLICIES,
     ),
     "data.resident": Key(False, "keep all images in the device's memory"),
     "data.processes": Key(

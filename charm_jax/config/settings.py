@@ -23,6 +23,7 @@ class DataSettings:
     missing: str
     max_unreadable: float
     value_range: str
+    uncertain: str
     resident: bool
     processes: int
     options: Mapping[str, int]  # the keys of ``config.data.<source>``, which that source alone has

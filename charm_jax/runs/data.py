@@ -21,7 +21,7 @@ from data_pipelines.phantom.draw import holds_phantoms, write_phantoms
 from data_pipelines.prepared.dataset import is_prepared
 from data_pipelines.tables import quarantine, splits
 from data_pipelines.tables.case_table import CaseTable
-from data_pipelines.tables.findings import columns_of
+from data_pipelines.tables.findings import columns_of, near_misses
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ def load_data(config: Settings) -> Data:
         InputError: the first fault of the data.
     """
     data = config.data
-    table = sources.load(data.source, Path(data.dir), data.csv, data.value_range, **data.options)
+    table = sources.load(
+        data.source, Path(data.dir), data.csv, data.value_range, data.uncertain, **data.options
+    )
     table.store.check_size(data.image_size)
     images, note = _stage_images(config, table)
     split = splits.make_split(table, data.split, images, data.split_seed)
@@ -170,6 +172,7 @@ def describe_findings(data: Data, named: Data) -> str:
         f"warning: {int(shared.sum())} findings are shared with {data.table.source} and scored"
         + (f"; unknown there: {lacking}" if lacking else "")
         + (f"; unknown to the model: {extra}" if extra else "")
+        + "".join(f"; {text}" for text in near_misses(ours, theirs))
         + "."
     )
 

@@ -25,6 +25,7 @@ from data_pipelines.inspect.table_statistics import (
     part_statistics,
     parts_of_images,
 )
+from data_pipelines.sources import SOURCES
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import NO_FINDING
@@ -143,6 +144,7 @@ def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
     return {
         "source": table.source,
         "simulated": table.simulated,
+        "card": dataclasses.asdict(SOURCES[table.source].card),
         "rule": found.whole.rule,
         "split_seed": SEED,
         "images": {

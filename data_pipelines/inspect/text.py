@@ -39,6 +39,12 @@ def _head(summary: Mapping) -> str:
         f"{patients['mean']:.2f} on average, median {patients['median']:g}, "
         f"most {patients['max']:g}"
     )
+    card = summary["card"]
+    lines += [
+        f"{title}: {card[key]}"
+        for title, key in (("terms", "license"), ("to cite", "citation"), ("from", "homepage"))
+        if card[key]
+    ]
     return "\n".join(lines)
 
 

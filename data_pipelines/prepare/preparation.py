@@ -74,7 +74,7 @@ def prepare(
     """
     directory, out = Path(directory), Path(out)
     _check_arguments(directory, out, size, processes)
-    table = sources.load(source, directory, csv, value_range)
+    table = sources.load(source, directory, csv, value_range, uncertain="keep")
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     absent = _absent(table, missing, max_unreadable)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.atomic_files import whole_file
-from data_pipelines.prepare.cards import card_of
 from data_pipelines.prepare.shard_writer import Report
 from data_pipelines.prepared import dataset
 from data_pipelines.prepared.shards import SPLIT, Layout, features
+from data_pipelines.sources import SOURCES
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.tables.quarantine import Entry
 
@@ -73,7 +73,7 @@ def _write_tfds(
 ) -> None:
     import tensorflow_datasets as tfds
 
-    card = card_of(layout.source)
+    card = SOURCES[layout.source].card
     counts = ", ".join(f"{name} {count}" for name, count in summary["findings"].items())
     prefix = "SIMULATED images. " if table.simulated else ""
     with tempfile.TemporaryDirectory(dir=layout.directory, prefix=".tfds-") as hidden:

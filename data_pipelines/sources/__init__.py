@@ -1,26 +1,72 @@
-"""Register the data sources; each is a file with a loader."""
+"""Register the data sources; each is a file with a loader, a card and what tells its table."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.images.decode import CONTAINER, VALUE_RANGES, valid_value_range
 from data_pipelines.prepared import dataset
-from data_pipelines.sources import csv_folder, medmnist, nih_chest_xray14, phantom
-from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.sources import chexpert, csv_folder, medmnist, nih_chest_xray14, phantom
+from data_pipelines.sources.card import USERS_OWN, Card
+from data_pipelines.sources.published import find_table, header
+from data_pipelines.tables.case_table import UNCERTAIN, CaseTable
+from data_pipelines.tables.findings import plain
 
-SOURCES: dict[str, Callable[..., CaseTable]] = {
-    "nih_chest_xray14": nih_chest_xray14.load,
-    "csv_folder": csv_folder.load,
-    "chestmnist": medmnist.load_chestmnist,
-    "pneumoniamnist": medmnist.load_pneumoniamnist,
-    "phantom": phantom.load,
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Describe a data source.
+
+    Attributes:
+        load: reads the table of a folder.
+        card: origin and terms.
+        tables: names or patterns of its main table, to tell a folder of it from another set's.
+        columns: columns that tell its table from another set's.
+    """
+
+    load: Callable[..., CaseTable]
+    card: Card = USERS_OWN
+    tables: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+def _of(module: ModuleType) -> Source:
+    return Source(module.load, module.CARD, module.TABLES, module.COLUMNS)
+
+
+SOURCES: dict[str, Source] = {
+    "nih_chest_xray14": _of(nih_chest_xray14),
+    "csv_folder": Source(csv_folder.load, tables=(csv_folder.TABLE,)),
+    "chexpert": _of(chexpert),
+    "chestmnist": Source(medmnist.load_chestmnist, medmnist.CHEST_CARD),
+    "pneumoniamnist": Source(medmnist.load_pneumoniamnist, medmnist.PNEUMONIA_CARD),
+    "phantom": _of(phantom),
+}
+
+
+# Label of an uncertain finding, by policy. Irvin et al. (AAAI 2019) chose ones for two of the five
+# findings that they compare. Differs: for the others they chose training on predicted labels
+# (Consolidation) or with a third class (Cardiomegaly, Effusion), which are no labels; these are
+# ignored, as in the first step of the former.
+UNCERTAIN_POLICIES: dict[str, Callable[[str], int]] = {
+    "ignore": lambda finding: -1,
+    "zeros": lambda finding: 0,
+    "ones": lambda finding: 1,
+    "chexpert": lambda finding: 1 if finding in ("Atelectasis", "Edema") else -1,
 }
 
 
 def load(
-    source: str, directory: Path, csv: str = "", value_range: str = CONTAINER, **options: int
+    source: str,
+    directory: Path,
+    csv: str = "",
+    value_range: str = CONTAINER,
+    uncertain: str = "ignore",
+    **options: int,
 ) -> CaseTable:
     """Read the table of a source.
 
@@ -29,6 +75,8 @@ def load(
         directory: folder of the data, raw or prepared (``data_pipelines.prepare``).
         csv: file to read in place of the source's own table; empty for the source's own.
         value_range: see ``decode.decode``; a prepared folder must have been prepared with it.
+        uncertain: policy for uncertain labels, a key of ``UNCERTAIN_POLICIES``; ``keep`` leaves
+            them as ``UNCERTAIN``.
         **options: options of this source, the keys of ``config.data.<source>``.
 
     Raises:
@@ -52,7 +100,7 @@ def load(
                 f"config.data.csv is {csv!r} but {directory} is prepared and has its own table: "
                 "leave the key empty, or name the folder of the source's own files."
             )
-        table = dataset.load(directory, source)
+        table = _resolve_uncertain(dataset.load(directory, source), uncertain)
         if table.store.value_range != value_range:
             raise InputError(
                 f"config.data.value_range is {value_range!r} but {directory} was prepared with "
@@ -65,6 +113,48 @@ def load(
             f"{directory} holds prepared images but its preparation is not finished: run "
             "`charm-jax prepare` once more without --part."
         )
-    table = SOURCES[source](Path(directory), csv, **options)
+    try:
+        table = SOURCES[source].load(Path(directory), csv, **options)
+    except InputError as error:
+        readers = _readers(source, Path(directory), csv)
+        if not readers or source in readers:
+            raise
+        reader, path = next(iter(readers.items()))
+        raise InputError(
+            f"The table {path} is one of {reader}, not of {source}: set "
+            f"--config.data.source={reader}."
+        ) from error
     store = dataclasses.replace(table.store, value_range=value_range)
-    return dataclasses.replace(table, store=store)
+    return _resolve_uncertain(dataclasses.replace(table, store=store), uncertain)
+
+
+def _readers(source: str, directory: Path, csv: str) -> dict[str, Path]:
+    """Return the sources that read the table given to one of them, with the table.
+
+    Without a table of the source's own, those of other sources count.
+    """
+    given = [path for path in (Path(csv), directory / csv) if csv and path.is_file()]
+    own = next(iter(given), find_table(directory, SOURCES[source].tables))
+    tables = {
+        name: own or find_table(directory, other.tables)
+        for name, other in SOURCES.items()
+        if other.columns
+    }
+    return {
+        name: path
+        for name, path in tables.items()
+        if path and set(map(plain, SOURCES[name].columns)) <= header(path)
+    }
+
+
+def _resolve_uncertain(table: CaseTable, policy: str) -> CaseTable:
+    """Replace uncertain labels by the policy."""
+    if policy == "keep":
+        return table
+    if policy not in UNCERTAIN_POLICIES:
+        raise InputError(
+            f"config.data.uncertain is {policy!r}: {did_you_mean(policy, UNCERTAIN_POLICIES)}"
+        )
+    values = [UNCERTAIN_POLICIES[policy](name) for name in table.findings]
+    labels = np.where(table.labels == UNCERTAIN, np.array(values, np.int8), table.labels)
+    return dataclasses.replace(table, labels=labels)

@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import io
 import re
+import zipfile
 import zlib
 from decimal import Decimal
 from pathlib import Path
@@ -43,15 +45,14 @@ def check_fields(path: Path, last: str | None = None) -> None:
     """Check that no line is too short, which pandas fills with empty fields.
 
     Args:
-        path: a csv file, compressed if it ends in ``.gz``.
+        path: a csv file, compressed if it ends in ``.gz`` or ``.zip``.
         last: column up to which a line must reach; the last one if None.
 
     Raises:
         InputError: a line is too short.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, skipinitialspace=True)
+    with _opened(path) as binary:
+        lines = csv.reader(io.TextIOWrapper(binary, "utf-8-sig", newline=""), skipinitialspace=True)
         header = next(lines)
         needed = len(header) if last is None else header.index(last) + 1
         for fields in lines:
@@ -61,6 +62,13 @@ def check_fields(path: Path, last: str | None = None) -> None:
                     f"{needed} are expected: add the missing commas, as an empty field means "
                     "unknown."
                 )
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    if path.suffix != ".zip":
+        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    with zipfile.ZipFile(path) as archive:
+        return archive.open(archive.namelist()[0])
 
 
 def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:

@@ -11,12 +11,8 @@ and a model trained on ChestX-ray14 has seen test images of ChestMNIST.
 Each comes at 28 (``chestmnist.npz``), 64 (``chestmnist_64.npz``), 128 and 224 pixels; an image's
 name is its split and its number there, so all sizes share the names.
 
-Citation: J. Yang, R. Shi, D. Wei, Z. Liu, L. Zhao, B. Ke, H. Pfister, B. Ni, "MedMNIST v2 - A
-large-scale lightweight benchmark for 2D and 3D biomedical image classification", Scientific Data
-10:41, 2023. ChestMNIST: see ``nih_chest_xray14``. PneumoniaMNIST: D. S. Kermany et al.,
-"Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning", Cell 172, 2018.
-
-Download: https://medmnist.com
+The images of PneumoniaMNIST are from D. S. Kermany et al., "Identifying Medical Diagnoses and
+Treatable Diseases by Image-Based Deep Learning", Cell 172, 2018.
 """
 
 import math
@@ -32,11 +28,29 @@ import numpy as np
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageArray
 from data_pipelines.progress import progress
+from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import given_file
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 DOWNLOAD_PAGE = "https://medmnist.com"
+_CITATION = (
+    "J. Yang, R. Shi, D. Wei, Z. Liu, L. Zhao, B. Ke, H. Pfister, B. Ni, 'MedMNIST v2 - A "
+    "large-scale lightweight benchmark for 2D and 3D biomedical image classification', Scientific "
+    "Data 10:41, 2023."
+)
+CHEST_CARD = Card(
+    description="ChestMNIST: ChestX-ray14 as MedMNIST resized and divided it.",
+    license="CC BY 4.0.",
+    citation=_CITATION,
+    homepage=DOWNLOAD_PAGE,
+)
+PNEUMONIA_CARD = Card(
+    description="PneumoniaMNIST: X-rays of children as MedMNIST resized and divided them.",
+    license="CC BY 4.0.",
+    citation=_CITATION,
+    homepage=DOWNLOAD_PAGE,
+)
 # MedMNIST's order of columns.
 CHEST_COLUMNS = (
     "Atelectasis",

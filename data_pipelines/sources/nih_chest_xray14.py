@@ -3,12 +3,6 @@
 112,120 frontal chest X-rays (1024x1024 PNG) of 30,805 patients with 14 findings, mined from the
 reports by text processing; 60,361 images carry no finding. The official lists assign 86,524 images
 of 28,008 patients to training and validation, and 25,596 images of 2,797 other patients to test.
-
-Citation: X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers, "ChestX-ray8: Hospital-scale
-Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common
-Thorax Diseases", CVPR 2017.
-
-Download: https://nihcc.app.box.com/v/ChestXray-NIHCC
 """
 
 from pathlib import Path
@@ -19,6 +13,7 @@ import pandas as pd
 from data_pipelines.errors import InputError
 from data_pipelines.images.search import walk
 from data_pipelines.images.store import ImageFiles
+from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import (
     READ_ERRORS,
     check_fields,
@@ -30,6 +25,25 @@ from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING, is_no_finding, plain
 
 DOWNLOAD_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+CARD = Card(
+    description=(
+        "ChestX-ray14: 112,120 frontal chest X-rays of 30,805 patients with 14 findings, mined "
+        "from the radiology reports by text processing."
+    ),
+    license=(
+        "The NIH Clinical Center places no restriction on the use of the images, and asks to "
+        "link to the download page, to acknowledge the NIH Clinical Center, and to cite the "
+        "CVPR 2017 paper."
+    ),
+    citation=(
+        "X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers, 'ChestX-ray8: "
+        "Hospital-scale Chest X-ray Database and Benchmarks on Weakly-Supervised "
+        "Classification and Localization of Common Thorax Diseases', CVPR 2017."
+    ),
+    homepage=DOWNLOAD_PAGE,
+)
+TABLES = ("Data_Entry_2017*.csv",)
+COLUMNS = ("Image Index", "Finding Labels")
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # Optional columns, for subgroups.
@@ -71,6 +85,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         patients=_patients(rows, path),
         labels=_labels(rows, path),
         official_part=_official_part(directory, images),
+        official_files=tuple(LISTS.values()),
         views=rows["View Position"].to_numpy(str),
         sexes=sex_letters(rows["Patient Gender"]),
         ages=whole_years(rows["Patient Age"]),

@@ -6,7 +6,14 @@ from pathlib import Path
 from data_pipelines.errors import InputError
 from data_pipelines.phantom.draw import holds_phantoms
 from data_pipelines.sources import nih_chest_xray14
+from data_pipelines.sources.card import Card
 from data_pipelines.tables.case_table import CaseTable
+
+TABLES, COLUMNS = nih_chest_xray14.TABLES, nih_chest_xray14.COLUMNS
+CARD = Card(
+    description="SIMULATED chest X-rays, drawn by a program, of no patient.",
+    license="MIT, as the program that drew them.",
+)
 
 
 def load(directory: Path, csv: str = "", **sizes: int) -> CaseTable:

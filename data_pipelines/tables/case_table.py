@@ -9,6 +9,8 @@ from data_pipelines.images.store import ImageStore
 
 # A file with this name marks a folder of simulated images.
 SIMULATED_MARKER = "SIMULATED.txt"
+# Label of a finding that a report calls possible; ``sources.load`` replaces it.
+UNCERTAIN = -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class CaseTable:
         simulated: whether the images are drawn by a program.
         official_known: whether the source has its own splits; if not, rule ``official`` splits by
             patient.
+        official_files: files that state the source's splits, for the error where they are absent.
         patients_known: whether the source identifies patients; if not, each image counts as one.
         patient_names: the source's name of each patient, by number; empty where it numbers them.
         warnings: limitations of the data, a sentence each; the commands print them.
@@ -49,6 +52,7 @@ class CaseTable:
     store: ImageStore
     simulated: bool = False
     official_known: bool = True
+    official_files: tuple[str, ...] = ()
     patients_known: bool = True
     patient_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -160,10 +160,11 @@ def _official_parts(table: CaseTable) -> np.ndarray:
     part = table.official_part
     if not (part != "").all():
         name = table.images[part == ""][0]
+        files = " and ".join(table.official_files)
         raise InputError(
-            f"The split rule 'official' needs a part for every image, and {name} has none: add the "
-            "lists train_val_list.txt and test_list.txt to the data folder (or fill the split "
-            "column of your own table), or set --config.data.split=patient."
+            f"The split rule 'official' needs a part for every image, and {name} has none: "
+            + (f"add {files} to the data folder" if files else "fill the split column of the table")
+            + ", or set --config.data.split=patient."
         )
     known = {"train_val", "test"} if (part == "train_val").any() else {"train", "val", "test"}
     wrong = ~np.isin(part, list(known))

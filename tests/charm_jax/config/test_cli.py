@@ -157,7 +157,9 @@ def test_a_packaged_config_is_found_from_any_folder(monkeypatch, tmp_path):
 
 def test_a_whole_number_in_a_file_serves_a_key_of_text(tmp_path):
     file = tmp_path / "twelve.py"
-    text = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({})\n"
+    text = (
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({})\n"
+    )
     for value in (4095, "4095"):
         file.write_text(text.replace("{}", f"{{'data': {{'value_range': {value!r}}}}}"))
         assert cli.load_config(file).data.value_range == "4095"

@@ -3,7 +3,7 @@ import pytest
 from tables import small_table
 
 from charm_jax.config import recipe, settings
-from charm_jax.runs.data import Data, check_batches, training_notes
+from charm_jax.runs.data import Data, check_batches, describe_findings, for_findings, training_notes
 from data_pipelines.errors import InputError
 from data_pipelines.tables.splits import make_split
 
@@ -21,7 +21,7 @@ def data_of(labels=LABELS, parts=PARTS, images="all", rule="official"):
     )
     split = make_split(table, rule, {"bce": images, "focal": "all"}, split_seed=0)
     config = settings.from_dict(recipe.defaults().to_dict())
-    return Data(table, split, [], [], (), (), config.data)
+    return Data(table, split, [], [], (0.0,) * len(table.findings), (), config.data)
 
 
 def test_a_finding_of_one_class_in_training_draws_a_warning():
@@ -69,3 +69,23 @@ def test_a_monitored_rank_needs_a_finding_with_both_classes_in_validation(monito
     check_batches(monitored, both)
     with pytest.raises(InputError, match=f"config.stages.focal.monitor is '{monitor}', but no"):
         check_batches(monitored, one_class)
+
+
+def test_shared_findings_are_described_with_those_that_only_look_alike():
+    data = data_of()
+    named = for_findings(data, ("Mass", "Nodule/Mass"), "the model")
+    text = describe_findings(data, named)
+    assert "1 findings are shared" in text
+    assert "unknown there: Nodule/Mass; unknown to the model: Hernia, Edema" in text
+
+
+def test_a_finding_that_only_looks_alike_is_named_with_the_reason():
+    data = data_of()
+    named = for_findings(data, ("Hernia", "Lung Lesion"), "the model")
+    assert "; Lung Lesion is not Mass: a lesion may also be" in describe_findings(data, named)
+
+
+def test_findings_are_matched_by_their_synonyms():
+    data = data_of()
+    named = for_findings(data, ("Pulmonary Edema",), "the model")
+    assert named.table.labels[:, 0].tolist() == LABELS[:, 2].tolist()

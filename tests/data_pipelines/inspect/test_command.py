@@ -61,6 +61,9 @@ def test_a_prepared_folder_is_read_as_what_and_at_the_size_that_it_was_prepared(
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["pixels"]["size"] == 24
     assert summary["source"] == "nih_chest_xray14"
+    text = (tmp_path / "out/summary.txt").read_text()
+    assert "terms: The NIH Clinical Center places no restriction" in text
+    assert "to cite: X. Wang" in text
 
 
 def test_another_size_than_the_prepared_one_is_refused_at_once(films, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -284,7 +285,9 @@ def test_unknown_kind_of_images_names_the_key():
 
 
 def test_official_without_lists_names_them_and_an_image():
-    table = _table([1, 2], [1, 1])
+    table = dataclasses.replace(
+        _table([1, 2], [1, 1]), official_files=("train_val_list.txt", "test_list.txt")
+    )
     _error(
         lambda: make_split(table, "official", RECIPE, 0),
         "00000.png",

@@ -1,15 +1,14 @@
 import pytest
 
-from data_pipelines.prepare.cards import card_of
 from data_pipelines.sources import SOURCES
 
 
-@pytest.mark.parametrize("source", [*SOURCES, "a source without a card"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_source_states_content_and_terms(source):
-    card = card_of(source)
+    card = SOURCES[source].card
     assert card.description.endswith(".")
     assert card.license.endswith(".")
 
 
 def test_simulated_images_are_called_simulated():
-    assert "SIMULATED" in card_of("phantom").description
+    assert "SIMULATED" in SOURCES["phantom"].card.description
