@@ -10,7 +10,14 @@ import numpy as np
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.images.decode import CONTAINER, VALUE_RANGES, valid_value_range
 from data_pipelines.prepared import dataset
-from data_pipelines.sources import chexpert, csv_folder, medmnist, nih_chest_xray14, phantom
+from data_pipelines.sources import (
+    chexpert,
+    csv_folder,
+    medmnist,
+    mimic_cxr_jpg,
+    nih_chest_xray14,
+    phantom,
+)
 from data_pipelines.sources.card import USERS_OWN, Card
 from data_pipelines.sources.published import find_table, header
 from data_pipelines.tables.case_table import UNCERTAIN, CaseTable
@@ -42,6 +49,7 @@ SOURCES: dict[str, Source] = {
     "nih_chest_xray14": _of(nih_chest_xray14),
     "csv_folder": Source(csv_folder.load, tables=(csv_folder.TABLE,)),
     "chexpert": _of(chexpert),
+    "mimic_cxr_jpg": _of(mimic_cxr_jpg),
     "chestmnist": Source(medmnist.load_chestmnist, medmnist.CHEST_CARD),
     "pneumoniamnist": Source(medmnist.load_pneumoniamnist, medmnist.PNEUMONIA_CARD),
     "phantom": _of(phantom),
@@ -94,6 +102,10 @@ def load(
         )
     if not valid_value_range(value_range):
         raise InputError(f"config.data.value_range is {value_range!r}: give {VALUE_RANGES}.")
+    if uncertain not in (*UNCERTAIN_POLICIES, "keep"):
+        raise InputError(
+            f"config.data.uncertain is {uncertain!r}: {did_you_mean(uncertain, UNCERTAIN_POLICIES)}"
+        )
     if dataset.is_prepared(directory):
         if csv:
             raise InputError(
@@ -151,10 +163,6 @@ def _resolve_uncertain(table: CaseTable, policy: str) -> CaseTable:
     """Replace uncertain labels by the policy."""
     if policy == "keep":
         return table
-    if policy not in UNCERTAIN_POLICIES:
-        raise InputError(
-            f"config.data.uncertain is {policy!r}: {did_you_mean(policy, UNCERTAIN_POLICIES)}"
-        )
     values = [UNCERTAIN_POLICIES[policy](name) for name in table.findings]
     labels = np.where(table.labels == UNCERTAIN, np.array(values, np.int8), table.labels)
     return dataclasses.replace(table, labels=labels)

@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -196,17 +196,17 @@ def find_files(directory: Path, names: Sequence[str], depth: int = 1) -> dict[in
     Returns:
         The file of each image that has one, by its position; of several the first by path.
     """
-    rows = {_tail(PurePath(name).parts, depth): row for row, name in enumerate(names)}
+    rows = {_tail(name, depth): row for row, name in enumerate(names)}
     found: dict[int, Path] = {}
     for path in walk(directory):
-        row = rows.get(_tail(path.parts, depth))
+        row = rows.get(_tail(path.as_posix(), depth))
         if row is not None and path.suffix.lower() in SUFFIXES:
             found[row] = min(found.get(row, path), path)
     return {row: found[row] for row in sorted(found)}
 
 
-def _tail(parts: Sequence[str], depth: int) -> str:
+def _tail(name: str, depth: int) -> str:
     """Return the last parts of a path without case and the ending of an image."""
-    text = "/".join(parts[-depth:]).casefold()
+    text = "/".join(name.rsplit("/", depth)[-depth:]).casefold()
     stem, dot, end = text.rpartition(".")
     return stem if dot + end in SUFFIXES else text

@@ -79,6 +79,10 @@ def test_a_data_set_is_loaded_with_its_splits(tmp_path):
             lambda: charm_jax.load_dataset("csv_folder", "x", value_range="12 bits"),
             "'12 bits': give",
         ),
+        (
+            lambda: charm_jax.load_dataset("csv_folder", "x", uncertain="one"),
+            "uncertain is 'one': did you mean 'ones'",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(act, words):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_pipelines import sources
 from data_pipelines.errors import InputError
+from data_pipelines.prepare.preparation import prepare
 from data_pipelines.tables import splits
 
 HEADER = (
@@ -99,6 +100,16 @@ def test_the_paper_chose_another_policy_for_other_findings(folder):
     (folder / "train.csv").write_text(TRAIN.replace("-1.0,,,-1.0", ",-1.0,,"))
     table = sources.load("chexpert", folder, uncertain="chexpert")
     assert label(table, "patient00002", "Consolidation") == -1
+
+
+def test_a_prepared_folder_leaves_the_policy_to_the_run(folder, tmp_path):
+    out = tmp_path / "out"
+    prepare("chexpert", folder, out, size=8, missing="skip")
+    for policy, expected in (("ignore", -1), ("zeros", 0), ("ones", 1)):
+        table = sources.load("chexpert", out, uncertain=policy)
+        assert label(table, "patient00002", "Edema") == expected
+    with pytest.raises(InputError, match=r"config\.data\.uncertain is 'two'"):
+        sources.load("chexpert", out, uncertain="two")
 
 
 def test_an_unknown_policy_is_named(folder):
