@@ -146,7 +146,7 @@ def _people(directory: Path, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray
 
 
 def _unique(keys: pd.Series, path: Path) -> pd.Index:
-    """Return an index of keys, none of which may occur twice."""
+    """Return an index of keys; none may occur twice."""
     twice = keys.duplicated()
     if twice.any():
         line = keys.index[twice][0]
