@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAGIC_AT = 128
 MAGIC = b"DICM"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 # Tag, kind, length and value of the transfer syntax of an inflated data set.
 _INFLATED = b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
@@ -80,13 +81,13 @@ def read_grey(path: Path) -> DicomImage:
         dataset = pydicom.dcmread(stream, force=True)
         _repair(dataset)
         dataset.file_meta.TransferSyntaxUID = syntax
-        stored, decoder = _stored_values(pydicom, dataset)
-        scale = grey_scale(dataset)
+        stored, decoder = _decode_all_bits(pydicom, dataset)
         # Bits above BitsStored are not grey. Signed values are counted from the lowest.
         sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
-        values = scale.grey[(stored & (2**dataset.BitsStored - 1)) ^ sign]
+        values = (stored & (2**dataset.BitsStored - 1)) ^ sign
+        scale = grey_scale(dataset, slice(values.min(), values.max() + 1))
         remarks = (*repairs, *more, *decoder, *scale.remarks)
-        return DicomImage(values, scale.inverted, scale.stored_top, remarks)
+        return DicomImage(scale.grey[values], scale.inverted, scale.stored_top, remarks)
 
 
 def check_header(path: Path) -> tuple[str, ...]:
@@ -184,9 +185,9 @@ def _check(
     remarks = _repair(dataset)
     _check_kind(dataset)
     at = file.tell()
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if not syntax or not syntax.is_transfer_syntax:
-        named, syntax = syntax, _guess_syntax(pydicom, dataset, file.read(_HEAD))
+    named, pixels = dataset.file_meta.get("TransferSyntaxUID"), file.read(_HEAD)
+    syntax = _true_syntax(pydicom, named, dataset, pixels)
+    if syntax != named:
         remarks += (f"TransferSyntaxUID {named or 'is absent'}: read as {syntax.name}",)
         dataset.file_meta.TransferSyntaxUID = syntax
     if syntax.is_compressed:
@@ -204,34 +205,104 @@ def _repair(dataset: "pydicom.Dataset") -> tuple[str, ...]:
         frames = dataset.get("NumberOfFrames")
     except (TypeError, ValueError):
         frames = "text"
-    if frames in (None, "") or isinstance(frames, str) or frames < 1:
+    if not isinstance(frames, int | float) or frames < 1:
         if frames not in (None, ""):
             remarks.append(f"NumberOfFrames {frames} is taken for 1")
         dataset.NumberOfFrames = 1
-    for tag, usual in (("SamplesPerPixel", 1), ("BitsStored", dataset.get("BitsAllocated"))):
+    for tag, usual in (
+        ("SamplesPerPixel", lambda: 1),
+        ("BitsAllocated", lambda: 8 if dataset.BitsStored <= 8 else 16),
+        ("BitsStored", lambda: dataset.get("HighBit", dataset.BitsAllocated - 1) + 1),
+        ("HighBit", lambda: dataset.BitsStored - 1),
+        ("PhotometricInterpretation", lambda: "MONOCHROME2"),
+    ):
         if dataset.get(tag) in (None, ""):
-            setattr(dataset, tag, usual)
-            remarks.append(f"{tag} is absent and taken for {usual}")
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric != photometric.strip().upper():
-        dataset.PhotometricInterpretation = photometric.strip().upper()
-        remarks.append(f"PhotometricInterpretation {photometric!r} is taken in capitals")
+            setattr(dataset, tag, usual())
+            if tag != "HighBit":  # it says nothing more
+                remarks.append(f"{tag} is absent and taken for {dataset[tag].value}")
+    photometric = str(dataset.PhotometricInterpretation)
+    letters = "".join(filter(str.isalnum, photometric)).upper()
+    if photometric != letters and letters in _GREY:
+        dataset.PhotometricInterpretation = letters
+        remarks.append(f"PhotometricInterpretation {photometric!r} is taken for {letters}")
+    if dataset.HighBit != dataset.BitsStored - 1:
+        remarks.append(f"HighBit {dataset.HighBit} contradicts BitsStored {dataset.BitsStored}")
     return tuple(remarks)
+
+
+def _decode_all_bits(
+    pydicom: ModuleType, dataset: "pydicom.Dataset"
+) -> tuple[Integer[np.ndarray, "height width"], tuple[str, ...]]:
+    """Decode the pixels, moved down to the lowest bit; see ``_stored_values``.
+
+    A HighBit above BitsStored - 1 is followed only where the pixels agree: they use bits above
+    BitsStored, and none of those below the value.
+    """
+    bits = dataset.BitsStored
+    below = min(dataset.HighBit, dataset.BitsAllocated - 1) + 1 - bits
+    if below <= 0:
+        return _stored_values(pydicom, dataset)
+    dataset.BitsStored = bits + below
+    stored, remarks = _stored_values(pydicom, dataset)
+    dataset.BitsStored = bits
+    moved = stored.max() >= 2**bits and not (stored & (2**below - 1)).any()
+    return stored >> below if moved else stored, remarks
+
+
+def _true_syntax(
+    pydicom: ModuleType,
+    named: "pydicom.uid.UID | None",
+    dataset: "pydicom.Dataset",
+    pixels: bytes,
+) -> "pydicom.uid.UID":
+    """Return the named transfer syntax, or that of the pixels if they contradict it.
+
+    Args:
+        pydicom: the package.
+        named: the data set's transfer syntax.
+        dataset: tags, read in the encoding that pydicom guessed.
+        pixels: start of the file's bytes after the tag of PixelData.
+    """
+    if not named or not named.is_transfer_syntax:
+        return _guess_syntax(pydicom, dataset, pixels)
+    if named.is_compressed != _is_encapsulated(dataset, pixels):
+        return _guess_syntax(pydicom, dataset, pixels)
+    if not named.is_compressed or named in pydicom.uid.MPEGTransferSyntaxes:
+        return named
+    try:
+        found = _guess_syntax(pydicom, dataset, pixels)
+    except (ValueError, struct.error):  # a damaged frame, which is refused later
+        return named
+    uid = pydicom.uid
+    kinds = (
+        (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit),
+        (uid.JPEGLossless, uid.JPEGLosslessSV1),
+        uid.JPEGLSTransferSyntaxes,
+        uid.JPEG2000TransferSyntaxes,
+    )
+    # What has no signature is taken for RLE, and may be damaged.
+    kind = next((kind for kind in kinds if found in kind), (named,))
+    return named if named in kind else found
+
+
+def _is_encapsulated(dataset: "pydicom.Dataset", pixels: bytes) -> bool:
+    at = _length_at(dataset)
+    return pixels[at : at + 4] == b"\xff" * 4
+
+
+def _length_at(dataset: "pydicom.Dataset") -> int:
+    """Return the place of the length after the tag of PixelData."""
+    implicit, _ = dataset.original_encoding
+    return 0 if implicit else 4
 
 
 def _guess_syntax(
     pydicom: ModuleType, dataset: "pydicom.Dataset", pixels: bytes
 ) -> "pydicom.uid.UID":
-    """Return the transfer syntax of a data set that does not name it.
-
-    Args:
-        pydicom: the package.
-        dataset: tags, read in the encoding that pydicom guessed.
-        pixels: start of the file's bytes after the tag of PixelData.
-    """
+    """Return the transfer syntax that the pixels have; see ``_true_syntax``."""
     uid, (implicit, little) = pydicom.uid, dataset.original_encoding
-    at = 4 if implicit else 8
-    if pixels[at - 4 : at] != b"\xff" * 4:
+    at = _length_at(dataset) + 4
+    if not _is_encapsulated(dataset, pixels):
         if implicit:
             return uid.ImplicitVRLittleEndian
         return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
@@ -256,15 +327,15 @@ def _guess_syntax(
 
 def _check_kind(dataset: "pydicom.Dataset") -> None:
     photometric = dataset.get("PhotometricInterpretation")
-    if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    if photometric not in _GREY:
         raise ValueError(f"it is not grey (PhotometricInterpretation {photometric})")
+    if dataset.SamplesPerPixel != 1:
+        raise ValueError(f"it is not grey (SamplesPerPixel {dataset.SamplesPerPixel})")
     if dataset.NumberOfFrames != 1:
         raise ValueError(f"it has {dataset.NumberOfFrames} frames, not one")
     allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
     if allocated not in (8, 16) or not isinstance(stored, int) or not 1 <= stored <= allocated:
         raise ValueError(f"its pixels have {stored} of {allocated} bits, not up to 8 or 16")
-    if dataset.get("HighBit", stored - 1) != stored - 1:
-        raise ValueError(f"its HighBit is {dataset.HighBit}, not BitsStored - 1 = {stored - 1}")
     if dataset.get("PixelRepresentation") not in (0, 1):
         raise ValueError("its PixelRepresentation is neither 0 nor 1")
 

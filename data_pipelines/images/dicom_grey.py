@@ -1,6 +1,7 @@
 """Map stored DICOM values to grey by the tags of an image."""
 
 import dataclasses
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,14 @@ class GreyScale:
     remarks: tuple[str, ...]
 
 
-def grey_scale(dataset: "pydicom.Dataset") -> GreyScale:
+def grey_scale(dataset: "pydicom.Dataset", used: slice = slice(None)) -> GreyScale:
     """Compute the grey of every value of ``BitsStored`` bits.
 
     The steps are: the modality LUT or rescale slope and intercept; the first VOI LUT, else the
     first window, else the whole range of the stored bits after the first step (not the range that
     the image uses); last, an inversion if PresentationLUTShape is INVERSE, or without that tag if
-    the image is MONOCHROME1, so that 0 is black. A step whose tags are unusable is left out.
+    the image is MONOCHROME1, so that 0 is black. A step whose tags are unusable is left out, and so
+    is one that makes all values alike.
 
     Source: DICOM PS3.3 C.11.1, C.11.2, C.11.6 and C.7.6.3.1.2; DCMTK resolves a contradiction of
     PresentationLUTShape and PhotometricInterpretation in the same way.
@@ -52,8 +54,9 @@ def grey_scale(dataset: "pydicom.Dataset") -> GreyScale:
 
     Args:
         dataset: with BitsStored 1..16, PixelRepresentation and PhotometricInterpretation.
+        used: the values of the pixels, as places in ``grey``; by default all.
     """
-    tags = _Tags(dataset)
+    tags = _Tags(dataset, used)
     n_values = 2**dataset.BitsStored
     lowest = -n_values // 2 if dataset.PixelRepresentation else 0
     stored = np.arange(lowest, lowest + n_values, dtype=np.float64)
@@ -80,8 +83,13 @@ def grey_scale(dataset: "pydicom.Dataset") -> GreyScale:
 class _Tags:
     """Read tags of any content, and collect remarks on the unusable ones."""
 
-    def __init__(self, dataset: "pydicom.Dataset"):
-        self.dataset, self.remarks = dataset, []
+    def __init__(self, dataset: "pydicom.Dataset", used: slice):
+        self.dataset, self.used, self.remarks = dataset, used, []
+
+    def alike(self, grey: _Values) -> bool:
+        """Whether a step makes the values of the pixels alike, or all if the pixels are alike."""
+        used = grey[self.used]
+        return not np.ptp(used if len(used) > 1 else grey)
 
     def values(self, key: str) -> list[Any]:
         """Return the values of a tag; none if it is absent, empty or unreadable."""
@@ -129,12 +137,17 @@ def _rescale(values: _Values, tags: _Tags) -> _Values:
     if not abs(intercept[0]) < 1e12:
         tags.ignore("RescaleIntercept", f"{intercept[0]:g}")
         return values
-    return values * slope[0] + intercept[0]
+    scaled = values * slope[0] + intercept[0]
+    if tags.alike(scaled):  # the slope vanishes beside the intercept
+        tags.ignore("RescaleSlope", f"{slope[0]:g}")
+        return values
+    return scaled
 
 
 def _windowed(values: _Values, tags: _Tags) -> _Values | None:
     """Apply the first usable window, to [0, 1]; DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
-    windows = list(zip(tags.numbers("WindowCenter"), tags.numbers("WindowWidth"), strict=False))
+    numbers = tags.numbers("WindowCenter"), tags.numbers("WindowWidth")
+    windows = list(itertools.zip_longest(*numbers, fillvalue=math.nan))
     if not windows:
         return None
     spelt = (tags.values("VOILUTFunction") or ["LINEAR"])[0]
@@ -144,10 +157,14 @@ def _windowed(values: _Values, tags: _Tags) -> _Values | None:
     smallest = 1 if function == "LINEAR" else 1e-12
     for center, width in windows:
         if abs(center) < 1e12 and smallest <= width < 1e12:
-            break
+            grey = np.clip(_window(values, center, width, function), 0, 1)
+            if not tags.alike(grey):
+                return grey
         tags.ignore("WindowWidth", f"{width:g} with WindowCenter {center:g}")
-    else:
-        return None
+    return None
+
+
+def _window(values: _Values, center: float, width: float, function: str) -> _Values:
     if function == "LINEAR":
         offset = values - (center - 0.5)
         return np.where(offset > 0, 1.0, 0.0) if width == 1 else offset / (width - 1) + 0.5
@@ -183,11 +200,15 @@ def _look_up(values: _Values, tags: _Tags, key: str) -> tuple[_Values, float] | 
         return None
     first = _signed_as(values, first, n_entries)
     at = np.clip(np.rint(values) - first, 0, n_entries - 1).astype(np.intp)
+    found = entries[at].astype(np.float64)
+    if tags.alike(found):
+        tags.ignore(key, "with one entry for all pixels")
+        return None
     white, most = 2**bits - 1, int(entries.max())
     if most and not _FULL_TABLE * white < most <= white:
         tags.remark(key, f"says {bits} bits and has entries up to {most}, which is shown as white")
         white = most
-    return entries[at].astype(np.float64), float(white)
+    return found, float(white)
 
 
 def _words(tags: _Tags) -> str:

@@ -77,7 +77,7 @@ REFUSED_BY_HEADER = {
     "several frames": (_frames, "3 frames"),
     "colour": (_colour, "not grey.*RGB"),
     "palette": (lambda: make_dicom(PhotometricInterpretation="PALETTE COLOR"), "not grey.*PALETTE"),
-    "no photometric": (lambda: _without(make_dicom(), "PhotometricInterpretation"), "not grey"),
+    "several channels": (lambda: make_dicom(SamplesPerPixel=3), "not grey.*SamplesPerPixel 3"),
     "no pixels": (lambda: _without(make_dicom(), "PixelData"), r"no image \(1\.2\.840"),
     "float pixels": (_float_pixels, "no image"),
     "no image": (lambda: _without(make_dicom(), "PixelData", "Rows", "Columns"), "no image"),
@@ -88,7 +88,6 @@ REFUSED_BY_HEADER = {
     "32 bits": (lambda: make_dicom(BitsAllocated=32), "8 of 32 bits"),
     "no bits": (lambda: make_dicom(BitsStored=0), "0 of 8 bits"),
     "more bits than there are": (lambda: make_dicom(BitsStored=12), "12 of 8 bits"),
-    "bits at the top": (lambda: make_dicom(TWELVE, 12, HighBit=15), "HighBit is 15"),
     "no sign": (lambda: _without(make_dicom(), "PixelRepresentation"), "PixelRepresentation"),
 }
 
@@ -209,7 +208,21 @@ def test_the_transfer_syntax_is_seen_from_the_pixels(tmp_path, syntax, named):
         ({"WindowCenter": 9, "WindowWidth": 0}, "WindowWidth 0 with WindowCenter 9"),
         ({"WindowCenter": 9, "WindowWidth": -5}, "WindowWidth -5"),
         ({"WindowCenter": "wide", "WindowWidth": "9"}, "Window"),
+        ({"NumberOfFrames": "1\\1"}, "NumberOfFrames [1, 1]"),
+        ({"NumberOfFrames": "ONE"}, "NumberOfFrames ONE"),
+        ({"RescaleSlope": "1e-20", "RescaleIntercept": "1000"}, "RescaleSlope 1e-20"),
+        ({"RescaleIntercept": "-inf"}, "RescaleIntercept -inf"),
+        ({"WindowCenter": 9}, "WindowWidth nan with WindowCenter 9"),
+        ({"WindowCenter": 9000, "WindowWidth": 10}, "WindowWidth 10 with WindowCenter 9000"),
+        (
+            {"WindowCenter": "-99\\inf", "WindowWidth": "5\\5"},
+            "WindowWidth 5 with WindowCenter inf",
+        ),
+        ({"VOILUTSequence": [make_table(0, [7] * 256, 8)]}, "VOILUTSequence with one entry"),
+        ({"VOILUTSequence": [make_table(300, [0, 9], 8)]}, "VOILUTSequence with one entry"),
+        ({"ModalityLUTSequence": [make_table(0, [7] * 256, 16)]}, "ModalityLUTSequence with one"),
         ({"PhotometricInterpretation": "monochrome2"}, "PhotometricInterpretation 'monochrome2'"),
+        ({"PhotometricInterpretation": "Monochrome 2"}, "is taken for MONOCHROME2"),
         ({"VOILUTSequence": [make_table(0, [1] * 9, 32)]}, "VOILUTSequence of 32 bits"),
         ({"VOILUTSequence": [pydicom.Dataset()]}, "VOILUTSequence without LUTDescriptor"),
     ],
@@ -224,7 +237,9 @@ def test_a_tag_that_is_unusable_is_ignored_and_named(tmp_path, tags, remark):
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, *LOSSLESS])
-@pytest.mark.parametrize("tag", ["SamplesPerPixel", "BitsStored"])
+@pytest.mark.parametrize(
+    "tag", ["SamplesPerPixel", "BitsAllocated", "BitsStored", "PhotometricInterpretation"]
+)
 def test_an_absent_tag_has_its_usual_value(tmp_path, syntax, tag):
     stored = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
     dataset = _nameless(syntax, stored)
@@ -233,6 +248,49 @@ def test_an_absent_tag_has_its_usual_value(tmp_path, syntax, tag):
     np.testing.assert_array_equal(read_image(path, 40)[..., 0], stored)
     assert check_header(path).remarks == examine(path, 8)[1].remarks
     assert check_header(path).remarks[0].startswith(f"{tag} is absent and taken for")
+
+
+def test_absent_bits_follow_from_the_highest(tmp_path):
+    for absent in ("BitsStored", "HighBit", "BitsAllocated"):
+        path = save(_without(make_dicom(TWELVE, 12), absent), tmp_path / "image.dcm")
+        np.testing.assert_allclose(dicom.read_grey(path).values, TWELVE / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, *LOSSLESS])
+@pytest.mark.parametrize(("shift", "signed"), [(4, 0), (4, 1), (0, 0)])
+def test_values_in_the_upper_bits_are_moved_down(tmp_path, syntax, shift, signed):
+    """A HighBit above the stored bits is followed where the pixels agree."""
+    dataset = make_dicom(TWELVE << shift, 16, PixelRepresentation=signed)
+    if uid.UID(syntax).is_compressed:
+        dataset.compress(syntax, generate_instance_uid=False)
+    dataset.BitsStored, dataset.HighBit = 12, 15
+    path = save(dataset, tmp_path / "image.dcm")
+    expected = TWELVE ^ 2048 if signed else TWELVE
+    np.testing.assert_allclose(dicom.read_grey(path).values, expected / 4095, atol=1e-6)
+    assert check_header(path).remarks[0] == "HighBit 15 contradicts BitsStored 12"
+
+
+@pytest.mark.parametrize(
+    ("syntax", "named"),
+    [
+        (uid.JPEG2000Lossless, uid.JPEGBaseline8Bit),
+        (uid.JPEG2000Lossless, uid.RLELossless),
+        (uid.JPEGLSLossless, uid.JPEG2000),
+        (uid.JPEGLSLossless, uid.ExplicitVRLittleEndian),
+        (uid.ExplicitVRLittleEndian, uid.JPEGLosslessSV1),
+    ],
+)
+def test_pixels_that_contradict_the_transfer_syntax_are_read_by_their_own(tmp_path, syntax, named):
+    path = save(_nameless(syntax, TWELVE), tmp_path / "image.dcm")
+    path.write_bytes(path.read_bytes().replace(_element(syntax), _element(named)))
+    np.testing.assert_allclose(dicom.read_grey(path).values, TWELVE / 65535, atol=1e-6)
+    assert f"TransferSyntaxUID {named}: read as" in dicom.check_header(path)[0]
+
+
+def _element(syntax):
+    """Return the bytes of TransferSyntaxUID."""
+    text = syntax.encode() + b"\0" * (len(syntax) % 2)
+    return b"\2\0\x10\0UI" + struct.pack("<H", len(text)) + text
 
 
 def _with_raw(dataset, tags):

@@ -6,7 +6,7 @@ import pytest
 from dicom_files import RAMP, TWELVE, make_dicom, make_table, save
 
 from data_pipelines.images import dicom
-from data_pipelines.images.decode import decode, read_image
+from data_pipelines.images.decode import decode, examine, read_image
 
 
 def test_monochrome1_is_the_negative(grey):
@@ -260,6 +260,15 @@ def test_a_function_is_known_by_its_letters(grey, text):
     spelt = grey(dataset)
     plain = grey(make_dicom(TWELVE, 12, VOILUTFunction="LINEAR_EXACT", **window))
     np.testing.assert_array_equal(spelt, plain)
+
+
+def test_a_window_beside_all_pixels_is_no_window(tmp_path):
+    path = save(make_dicom(TWELVE, 16, WindowCenter=30_000, WindowWidth=90), tmp_path / "image")
+    _, check = examine(path, 32)
+    assert "WindowWidth 90 with WindowCenter 30000 is not usable" in check.remarks[0]
+    assert check.sliver.white == 4095
+    alike = save(make_dicom(TWELVE * 0, 16, WindowCenter=9, WindowWidth=90), tmp_path / "alike")
+    assert examine(alike, 32)[1].remarks == ()
 
 
 def test_the_first_usable_window_counts(grey):
