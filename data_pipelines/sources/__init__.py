@@ -17,6 +17,8 @@ from data_pipelines.sources import (
     mimic_cxr_jpg,
     nih_chest_xray14,
     phantom,
+    rsna_pneumonia,
+    siim_pneumothorax,
 )
 from data_pipelines.sources.card import USERS_OWN, Card
 from data_pipelines.sources.published import find_table, header
@@ -50,6 +52,8 @@ SOURCES: dict[str, Source] = {
     "csv_folder": Source(csv_folder.load, tables=(csv_folder.TABLE,)),
     "chexpert": _of(chexpert),
     "mimic_cxr_jpg": _of(mimic_cxr_jpg),
+    "rsna_pneumonia": _of(rsna_pneumonia),
+    "siim_pneumothorax": _of(siim_pneumothorax),
     "chestmnist": Source(medmnist.load_chestmnist, medmnist.CHEST_CARD),
     "pneumoniamnist": Source(medmnist.load_pneumoniamnist, medmnist.PNEUMONIA_CARD),
     "phantom": _of(phantom),

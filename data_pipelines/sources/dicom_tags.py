@@ -1,0 +1,51 @@
+"""Read view, sex and age from the headers of DICOM files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int16
+
+from data_pipelines.images.decoders import quiet_decoders
+from data_pipelines.progress import progress
+from data_pipelines.sources.csv_tables import sex_letters, whole_years
+
+_TAGS = ("ViewPosition", "PatientSex", "PatientAge")
+_SUFFIXES = (".dcm", ".dicom")
+
+
+def read_tags(
+    files: Mapping[int, Path], n: int
+) -> tuple[np.ndarray, np.ndarray, Int16[np.ndarray, " n"]]:
+    """Return view, sex and age of each image, unknown where no DICOM file tells them.
+
+    Args:
+        files: file of each image that is present, by position.
+        n: number of images.
+    """
+    known = {row: path for row, path in files.items() if path.suffix.lower() in _SUFFIXES}
+    found = pd.DataFrame("", index=range(n), columns=list(_TAGS), dtype=str)
+    quiet_decoders()
+    read = {
+        row: _header(path)
+        for row, path in progress(known.items(), desc="reading headers", unit="files")
+    }
+    if read:
+        found.loc[list(read)] = np.array(list(read.values()), object)
+    return (
+        found["ViewPosition"].to_numpy(str),
+        sex_letters(found["PatientSex"]),
+        whole_years(found["PatientAge"]),
+    )
+
+
+def _header(path: Path) -> tuple[str, ...]:
+    """Return the text of each tag; empty where a file is damaged, which its check reports."""
+    try:
+        import pydicom
+
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        return tuple(str(header.get(tag) or "").strip() for tag in _TAGS)
+    except Exception:  # pydicom raises errors of many kinds at damage
+        return ("",) * len(_TAGS)
