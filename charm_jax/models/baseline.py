@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array
 
 from charm_jax.models.charm import Cases, Output
@@ -47,6 +48,7 @@ class Baseline(nn.Module):
             self.num_findings,
             kernel_init=torch_kernel_init,
             bias_init=torch_bias_init(pooled.shape[-1]),
+            precision=jax.lax.Precision.HIGHEST,
             name="classifier",
         )
         return classifier(pooled)

@@ -139,7 +139,11 @@ class Head(nn.Module):
 
 def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
     return nn.Dense(
-        features, kernel_init=torch_kernel_init, bias_init=torch_bias_init(fan_in), name=name
+        features,
+        kernel_init=torch_kernel_init,
+        bias_init=torch_bias_init(fan_in),
+        precision=jax.lax.Precision.HIGHEST,  # not TF32, a GPU's default
+        name=name,
     )
 
 

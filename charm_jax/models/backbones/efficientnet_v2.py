@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from charm_jax.models.backbones.backbone import Backbone, Renames
-from charm_jax.models.layers.batch_norm import BatchNorm
+from charm_jax.models.layers.batch_norm import BatchNorm, at_least_float32
 from charm_jax.models.layers.conv import Conv
 from charm_jax.models.shapes import Maps, NewMaps
 
@@ -76,7 +76,9 @@ class SqueezeExcite(nn.Module):
         conv = partial(Conv, kernel_size=1, use_bias=True, bias_init=zeros, dtype=self.dtype)
         s = x.mean((1, 2), keepdims=True)
         s = nn.silu(conv(self.squeeze, name="fc1")(s))
-        return x * nn.sigmoid(conv(x.shape[-1], name="fc2")(s))
+        gate = nn.sigmoid(at_least_float32(conv(x.shape[-1], name="fc2")(s)))
+        # In float32, in which the gate's gradient then is summed over space.
+        return (at_least_float32(x) * gate).astype(x.dtype)
 
 
 class Block(nn.Module):

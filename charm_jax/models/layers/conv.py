@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from charm_jax.models.layers import conv_cpu as forms
+from charm_jax.models.layers.batch_norm import at_least_float32
 from charm_jax.models.shapes import Maps, NewMaps, SameSizeMaps
 
 _LARGEST_BY_TAPS = 5
@@ -72,7 +73,8 @@ class Conv(nn.Module):
         if self.use_bias:
             init = self.bias_init or torch_bias_init(kernel[..., 0].size)
             bias = self.param("bias", init, (self.features,))
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            # In float32, in which its gradient then is summed.
+            y = (at_least_float32(y) + bias.reshape(1, 1, 1, -1)).astype(self.dtype)
         return y
 
 

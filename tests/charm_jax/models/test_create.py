@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from charm_jax.models.charm import Charm
 from charm_jax.models.create import compute_type, create_network, empty_bank
 
 NANO = "efficientnet_v2_nano"
+DESCRIPTIONS = Path(__file__).parents[3] / "benchmarks" / "gpus"
 
 
 @pytest.fixture
@@ -53,20 +57,32 @@ def test_the_rule_gets_threshold_and_prevalence():
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"),
+    ("platform", "capability", "expected"),
     [
-        (("cpu", ""), jnp.float32),
-        (("gpu", "6.0"), jnp.float32),  # P100
-        (("gpu", "7.0"), jnp.float32),  # V100
-        (("gpu", "7.5"), jnp.float32),  # T4
-        (("gpu", "8.0"), jnp.bfloat16),  # A100
-        (("cuda", "9.0"), jnp.bfloat16),  # H100
-        (("gpu", "12.0"), jnp.bfloat16),
-        (("gpu", "gfx942"), jnp.bfloat16),  # AMD's
+        ("cpu", "", jnp.float32),
+        ("gpu", "8.0", jnp.bfloat16),
+        ("cuda", "12.0", jnp.bfloat16),
+        ("gpu", "gfx942", jnp.bfloat16),  # AMD's
     ],
 )
-def test_activations_are_bfloat16_where_a_gpu_multiplies_in_it(target, expected):
-    assert compute_type(*target) == expected
+def test_activations_are_bfloat16_where_a_gpu_multiplies_in_it(platform, capability, expected):
+    assert compute_type(platform, capability) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("p100", jnp.float32),
+        ("v100", jnp.float32),
+        ("t4", jnp.float32),
+        ("a100", jnp.bfloat16),
+        ("h100", jnp.bfloat16),
+    ],
+)
+def test_activations_have_the_type_that_suits_each_described_gpu(name, expected):
+    described = (DESCRIPTIONS / f"{name}.txtpb").read_text()
+    numbers = re.search(r"cuda_compute_capability { major: (\d+)(?: minor: (\d+))? }", described)
+    assert compute_type("gpu", ".".join(number or "0" for number in numbers.groups())) == expected
 
 
 def test_an_unknown_backbone_is_an_error():
