@@ -108,6 +108,8 @@ def _sentence_of(error: OSError) -> str | None:
             f"{where} may not be read or written ({error.strerror}): change its permissions, or "
             "for the folder of a run choose another with --config.runs_dir."
         )
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return f"{where} is no path that can be used ({error.strerror}): correct it."
     return None
 
 

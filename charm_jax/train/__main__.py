@@ -28,7 +28,7 @@ from charm_jax.train import setup
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
 from charm_jax.train.trainer import Beginning, Training, evaluation_command
-from charm_jax.weights import imagenet, load
+from charm_jax.weights import files, imagenet, load
 from data_pipelines.atomic_files import whole_files
 from data_pipelines.errors import InputError
 from data_pipelines.tables import quarantine
@@ -166,6 +166,7 @@ def _report_dry_run(experiment: Experiment, description: dict[str, Any]) -> int:
     """Check the weights, print the description and return the exit code."""
     keys = experiment.settings.model
     if keys.init_from == "imagenet" and not (path := imagenet.path_of(keys.backbone)).exists():
+        files.import_torch("The file of ImageNet weights")
         say(f"Weights: training will download them to {path}.")
     elif keys.init_from != "random":
         setup.first_weights(experiment, build.new_state(experiment.model, experiment.settings))

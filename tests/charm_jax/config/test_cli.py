@@ -226,6 +226,18 @@ def test_quiet_and_verbose_choose_the_notices(options, seen, capsys):
     assert kept[:2] == ["told", "warned"]
 
 
+@pytest.mark.parametrize("key", ["runs_dir", "data.dir", "model.init_from"])
+@pytest.mark.parametrize("value", ["x" * 300, "loop/x", "file/x"])
+def test_a_path_that_cannot_be_is_one_sentence(key, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+    options = ["--dry_run", "--config", "effv2s", "--config.data.source=csv_folder"]
+    assert guarded(train.main, [*options, f"--config.{key}={value}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "Traceback" not in err
+
+
 def test_quiet_hides_progress(monkeypatch, capsys):
     monkeypatch.setattr("data_pipelines.progress._SECONDS_BETWEEN_LINES", 0.0)
     for options, lines in ([], 3), (["-q"], 0):

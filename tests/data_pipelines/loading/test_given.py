@@ -1,5 +1,8 @@
+import sys
+
 import numpy as np
 import pytest
+from dicom_files import make_dicom, save
 from PIL import Image
 
 from data_pipelines.errors import InputError
@@ -71,6 +74,17 @@ def test_every_file_is_read_once_and_a_bad_one_stops_no_other(tmp_path, n):
     expected = [0 if i == n // 2 else 10 * i for i in range(n)]
     assert seen == expected
     assert [bool(fault) for fault in faults] == [i == n // 2 for i in range(n)]
+
+
+def test_without_pydicom_the_other_files_are_read(tmp_path, monkeypatch):
+    paths = [picture(tmp_path / "a.png"), save(make_dicom(), tmp_path / "b"), tmp_path / "c.png"]
+    picture(paths[2])
+    assert given_images.find([str(tmp_path)]).names == ("a.png", "b", "c.png")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    ((images, checks),) = given_images.batches(paths, image_size=6, batch_size=3)
+    assert images[:, 0, 0, 0].tolist() == [90, 0, 90]
+    assert [bool(check.fault) for check in checks] == [False, True, False]
+    assert checks[1].fault.endswith('needs more packages: pip install "charm-jax[dicom]".')
 
 
 def test_a_missing_file_is_absent_and_no_path_is_repeated(tmp_path):
