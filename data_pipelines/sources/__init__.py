@@ -20,6 +20,7 @@ from data_pipelines.sources import (
     phantom,
     rsna_pneumonia,
     siim_pneumothorax,
+    vindr_cxr,
 )
 from data_pipelines.sources.card import USERS_OWN, Card
 from data_pipelines.sources.published import find_table, header
@@ -56,6 +57,7 @@ SOURCES: dict[str, Source] = {
     "padchest": _of(padchest),
     "rsna_pneumonia": _of(rsna_pneumonia),
     "siim_pneumothorax": _of(siim_pneumothorax),
+    "vindr_cxr": _of(vindr_cxr),
     "chestmnist": Source(medmnist.load_chestmnist, medmnist.CHEST_CARD),
     "pneumoniamnist": Source(medmnist.load_pneumoniamnist, medmnist.PNEUMONIA_CARD),
     "phantom": _of(phantom),

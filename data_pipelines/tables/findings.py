@@ -61,6 +61,8 @@ NEAR_MISSES = (
     ("Pleural Other", "Fibrosis", "it stands for scars of the pleura, not of the lung"),
     ("ILD", "Fibrosis", "interstitial disease need not leave scars"),
     ("Aortic Enlargement", "Aortic Elongation", "an elongated aorta need not be wide"),
+    ("Rib Fracture", "Fracture", "other bones break, too"),
+    ("Clavicle Fracture", "Fracture", "other bones break, too"),
     ("Calcification", "Granuloma", "vessels and pleura calcify, too"),
 )
 
@@ -79,8 +81,8 @@ def columns_of(wanted: Sequence[str], known: Sequence[str]) -> Int[np.ndarray, "
 
 
 def canonical(name: str) -> str:
-    """Return the vocabulary's name of a finding, for a synonym in any spelling; else the name."""
-    return _SYNONYMS.get(plain(name), name)
+    """Return the vocabulary's name of a finding or synonym in any spelling; else the name."""
+    return _NAMES.get(plain(name), name)
 
 
 def near_misses(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -108,4 +110,5 @@ def plain(name: str) -> str:
     return " ".join(_SEPARATORS.sub(" ", name).split())
 
 
-_SYNONYMS = {plain(other): name for other, name in SYNONYMS.items()}
+_NAMES = {plain(name): name for name in NIH_FINDINGS}
+_NAMES |= {plain(other): name for other, name in SYNONYMS.items()}

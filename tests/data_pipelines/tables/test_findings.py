@@ -28,6 +28,7 @@ def test_a_name_itself_counts_before_its_synonym():
 
 def test_a_synonym_in_any_spelling_has_one_name():
     assert canonical("PLEURAL_effusion") == "Effusion"
+    assert canonical("pleural thickening") == "Pleural_Thickening"
     assert canonical("Scoliosis") == "Scoliosis"
 
 
