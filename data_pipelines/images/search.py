@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from data_pipelines.images import dicom
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".ima")
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF)
 _HEAD = 1024  # bytes that tell what a file is
 _DICOMDIR = b"1.2.840.10008.1.3.10"  # class of a list of DICOM files, which holds no image
 
@@ -30,10 +31,10 @@ class Found:
 
 
 def find_images(folder: Path) -> Found:
-    """Find the images in a folder and below it; hidden files do not count."""
+    """Find the images in a folder and below it; hidden files and folders do not count."""
     images, others = [], 0
     for path in walk(folder):
-        if path.name.startswith("."):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         if _may_be_image(path):
             images.append(path)

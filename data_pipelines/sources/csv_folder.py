@@ -153,13 +153,13 @@ def _read(path: Path) -> pd.DataFrame:
             skipinitialspace=True,
             encoding="utf-8-sig",
         )
+        check_fields(path)
     except READ_ERRORS as error:
         raise InputError(
             f"The table {path} cannot be read as a csv file ({str(error).strip()}): save it as "
             "comma-separated text in UTF-8, with the same number of commas in every line."
         ) from error
     cells.index += 1
-    check_fields(path)
     cells = cells.fillna("").apply(lambda column: column.str.strip())
     header = _reserved_names(cells.iloc[0].tolist())
     _check_header(header, path)

@@ -17,7 +17,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.tables.findings import plain
 
 # Errors of gzip, csv and text have no common base class.
-READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
+READ_ERRORS = (OSError, EOFError, ValueError, csv.Error, zlib.error)
 _PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 _OLDEST = 120  # years; larger ones, 148 and above, are typing errors
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
@@ -41,20 +41,20 @@ def given_file(csv: str, directory: Path, kind: str, remedy: str) -> Path:
     raise InputError(f"The {kind} {csv} (config.data.csv) does not exist: {remedy}.")
 
 
-def check_fields(path: Path, last: str | None = None) -> None:
-    """Check that no line is too short, which pandas fills with empty fields.
+def check_fields(path: Path) -> None:
+    """Check that no line is shorter than the header, less the header's empty fields at its end.
+
+    pandas fills such a line up, so that values may stand in the columns before their own.
 
     Args:
         path: a csv file, compressed if it ends in ``.gz`` or ``.zip``.
-        last: column up to which a line must reach; the last one if None.
 
     Raises:
         InputError: a line is too short.
     """
     with _opened(path) as binary:
         lines = csv.reader(io.TextIOWrapper(binary, "utf-8-sig", newline=""), skipinitialspace=True)
-        header = next(lines)
-        needed = len(header) if last is None else header.index(last) + 1
+        needed = max(place for place, name in enumerate(next(lines), 1) if name.strip())
         for fields in lines:
             if len(fields) < needed and any(map(str.strip, fields)):
                 raise InputError(

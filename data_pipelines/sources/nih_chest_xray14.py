@@ -129,11 +129,11 @@ def _read_rows(path: Path) -> pd.DataFrame:
             index_col=False,
             encoding="utf-8-sig",
         )
+        check_fields(path)
     except READ_ERRORS as error:
         raise InputError(
             f"The table {path} cannot be read as a csv file ({error}): download it again."
         ) from error
-    check_fields(path, rows.columns[-1] if len(rows.columns) else None)
     rows = rows.rename(columns=lambda column: known[plain(column)])
     absent = [column for column in _COLUMNS if column not in rows.columns]
     if absent:

@@ -32,6 +32,18 @@ def test_pictures_are_known_by_content(tmp_path, kind):
     assert search.find_images(tmp_path).others == 2
 
 
+def test_big_tiff_is_known_by_content(tmp_path):
+    picture(tmp_path / "scan", format="TIFF", big_tiff=True)
+    assert names_in(tmp_path) == ["scan"]
+    assert check_header(tmp_path / "scan").fault == ""
+
+
+def test_hidden_files_and_folders_do_not_count(tmp_path):
+    for name in (".a.png", ".ipynb_checkpoints/b.png", "c/.thumbs/d.png", "c/e.png"):
+        picture(tmp_path / ".root" / name)
+    assert names_in(tmp_path / ".root") == ["c/e.png"]
+
+
 @pytest.mark.parametrize("start", [bytes(128) + b"DICM", b"DICM", b""])
 def test_dicom_named_by_uid_is_known_by_content(tmp_path, start):
     whole = save(make_dicom(), tmp_path / "1.2.826.0.1.3680043.8.498.1").read_bytes()

@@ -1,5 +1,7 @@
+import bz2
 import csv
 import gzip
+import lzma
 import os
 
 import numpy as np
@@ -157,6 +159,7 @@ def test_what_pandas_writes_comes_back(tmp_path, labels: list, as_float: bool):
         ("image,No_Finding\na.png,1\n", ["no column for a finding"]),
         ("image,Mass,Edema\na.png,1,0\nb.png,1\n", ["line 3", "2 fields where 3"]),
         ("image,patient,Mass\na.png\n", ["line 2", "1 fields where 3"]),
+        (f"image,patient,Mass\na.png,{'x' * 200_000},1\n", ["cannot be read", "field limit"]),
         ("image,patient\na.png,1\n", ["no column for a finding"]),
         (",image,Mass\n0,a.png,1\n", ["column 1", "index=False"]),
         ("image,Mass,Mass\na.png,1,0\n", ["two columns 'Mass'"]),
@@ -401,6 +404,14 @@ def test_two_files_that_differ_in_case_alone_are_not_guessed_between(write):
     for name in ("a.png", "a.PNG"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / name)
     assert csv_folder.load(folder).present.tolist() == [False]
+
+
+def test_a_table_in_another_compression_gets_a_sentence(write):
+    folder = write("")
+    for name, pack in (("t.csv.xz", lzma.compress), ("t.csv.bz2", bz2.compress)):
+        (folder / name).write_bytes(pack(GOOD.encode()))
+        with pytest.raises(InputError, match=rf"{name} cannot be read as a csv file"):
+            csv_folder.load(folder, name)
 
 
 def test_blank_lines_are_no_short_lines(write):

@@ -178,6 +178,12 @@ def test_csv_without_a_needed_column(nih, column):
     _error(nih, nih.csv, repr(column))
 
 
+def test_a_row_that_lacks_a_comma_is_named(nih):
+    """Its values would stand in the columns before their own."""
+    nih.edit_csv(",57,M,PA,", ",57M,PA,")
+    _error(nih, nih.csv, "line 2", "fields where")
+
+
 def test_csv_without_rows(nih):
     nih.csv.write_text(nih.csv.read_text().splitlines()[0])
     _error(nih, nih.csv, "no rows")
