@@ -150,7 +150,7 @@ def rehearse_reading(prepared: Path) -> dict[str, float]:
         result[f"images_used_{rule}"] = len(divided.used_rows)
     rows = splits.make_split(table, "official", STAGES, split_seed=0).rows("focal", "train")
     start = time.perf_counter()
-    bad = quarantine.verify_files(table, np.arange(len(table.images)))
+    bad = quarantine.verify_files(table, np.arange(len(table.images))).bad
     result |= {"verify_seconds": time.perf_counter() - start, "verify_bad": len(bad)}
     start = time.perf_counter()
     stream(table, rows, 1, 0)

@@ -247,8 +247,12 @@ def examine(
         return _nothing(size), Check(unreadable_reason(error))
 
 
-def check_header(path: Path) -> Check:
+def check_header(path: Path, *, checksums: bool = False) -> Check:
     """Check the size and header of a file.
+
+    Args:
+        path: see ``decode``.
+        checksums: whether to read all of a PNG, too, and compare its checksums.
 
     Raises:
         InputError: the packages for the format are not installed.
@@ -259,7 +263,9 @@ def check_header(path: Path) -> Check:
             return Check("empty")
         if _is_dicom(path):
             return Check(remarks=dicom.check_header(path))
-        with _opened(path):
+        with _opened(path) as image:
+            if checksums and image.format == "PNG":
+                image.verify()
             return Check()
     except DECODE_ERRORS as error:
         return Check(unreadable_reason(error))

@@ -52,8 +52,8 @@ class ImageStore(Protocol):
     def examine(self, case_id: int, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
         """Read a present image after checking all of it; zeros where there is a fault."""
 
-    def check_header(self, case_id: int) -> Check:
-        """Check the header of a present image."""
+    def check_header(self, case_id: int, *, checksums: bool = False) -> Check:
+        """Check the header of a present image, and the checksums that it has if asked to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +98,9 @@ class ImageFiles:
         """Check and read the file; see ``ImageStore``."""
         return examine(self.paths[case_id], size, self.value_range)
 
-    def check_header(self, case_id: int) -> Check:
+    def check_header(self, case_id: int, *, checksums: bool = False) -> Check:
         """Check the file's header; see ``ImageStore``."""
-        return check_header(self.paths[case_id])
+        return check_header(self.paths[case_id], checksums=checksums)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ImageArray:
         decoded = self._decoded(case_id)
         return decoded.square(size), Check(sliver=decoded.sliver())
 
-    def check_header(self, case_id: int) -> Check:
+    def check_header(self, case_id: int, *, checksums: bool = False) -> Check:
         """Find no fault; see ``ImageStore``."""
         return Check()
 

@@ -79,7 +79,7 @@ def inspect(table: CaseTable, rule: str, *, size: int, sample: int, out: Path) -
     for name, value, least in (("size", size, LEAST_SIZE), ("sample", sample, 0)):
         if value < least:
             raise InputError(f"--{name} is {value}: give {least} or more.")
-    found = _usable(table, rule)
+    found = _usable(table, rule, sample)
     statistics = measure_images(table, _sample(found.rows, sample), size)
     found = dataclasses.replace(found, refused=_merged(found.refused, statistics.refused))
     doubles = duplicates(table, statistics, parts_of_images(table, found.used))
@@ -100,7 +100,7 @@ def inspect(table: CaseTable, rule: str, *, size: int, sample: int, out: Path) -
     return summary
 
 
-def _usable(table: CaseTable, rule: str) -> Inspection:
+def _usable(table: CaseTable, rule: str, sample: int) -> Inspection:
     whole = splits.make_split(table, rule, STAGES, SEED)
     present = np.flatnonzero(table.present)
     if not present.size:
@@ -108,7 +108,7 @@ def _usable(table: CaseTable, rule: str) -> Inspection:
             f"None of the {len(table.images)} images of the table is in the data folder: name "
             "the folder that holds them."
         )
-    checks = verify_files(table, present)
+    checks = verify_files(table, present, sample or len(present))
     refused = checks.bad
     usable = table.present & ~np.isin(table.images, [name for name, _ in refused])
     if not usable.any():

@@ -52,11 +52,23 @@ def test_only_the_given_rows_are_looked_at(spoilt):
     assert verify_files(load(spoilt.path), np.array([0, 2, 3])).bad == []
 
 
-def test_many_files_get_a_look_at_the_header_only(spoilt, monkeypatch):
-    monkeypatch.setattr(quarantine, "FULL_CHECK_ROWS", 10)
-    monkeypatch.setattr(quarantine, "_MEASURED_ROWS", 0)
-    found = {name for name, _ in verify_files(load(spoilt.path), np.arange(12)).bad}
-    assert found == {spoilt.names[i] for i in (1, 4, 10)}  # the one cut short has a sound header
+@pytest.mark.parametrize(("most", "found"), [(10, {1, 4, 10}), (12, {1, 4, 7, 10})])
+def test_of_many_files_the_headers_and_of_fewer_the_checksums_are_checked(
+    spoilt, monkeypatch, most, found
+):
+    """The file that is cut short has a sound header."""
+    monkeypatch.setattr(quarantine, "FULL_CHECK_ROWS", most)
+    bad = {name for name, _ in verify_files(load(spoilt.path), np.arange(12), 0).bad}
+    assert bad == {spoilt.names[i] for i in found}
+
+
+def test_a_byte_that_changed_is_found_without_decoding(nih):
+    path = nih.file(nih.names[2])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    entries = verify_files(load(nih.path), np.arange(12), 0).bad
+    assert [name for name, _ in entries] == [nih.names[2]]
 
 
 def test_a_damaged_jpeg_under_a_png_name_is_found(nih):
@@ -94,12 +106,10 @@ def test_a_few_slivers_get_another_remedy(nih):
     assert "value_range" not in warning
 
 
-def test_of_many_files_some_are_measured(nih, monkeypatch):
+def test_of_many_files_some_are_decoded(nih):
     for name in nih.names:
         _darken(nih.file(name))
-    monkeypatch.setattr(quarantine, "FULL_CHECK_ROWS", 10)
-    monkeypatch.setattr(quarantine, "_MEASURED_ROWS", 5)
-    checks = verify_files(load(nih.path), np.arange(12))
+    checks = verify_files(load(nih.path), np.arange(12), 5)
     assert (checks.measured, len(checks.slivers)) == (5, 5)
 
 
