@@ -21,9 +21,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def build_network(
-    config: Settings, findings: int, prevalence: tuple[float, ...]
+    config: Settings, findings: int, prevalence: tuple[float | None, ...]
 ) -> Charm | Baseline:
-    """Build the network for some findings, given the prevalence of each in training."""
+    """Build the network for some findings, given the prevalence of each in training.
+
+    One whose prevalence is unknown, None, does not count as rare.
+    """
     device.warn_of_unused_gpu()
     keys, (platform, capability) = config.model, device.target()
     dtype = compute_type(platform, capability)
@@ -36,7 +39,7 @@ def build_network(
         keys.backbone,
         num_classes=findings,
         charm=keys.charm,
-        prevalence=prevalence,
+        prevalence=tuple(1.0 if share is None else share for share in prevalence),
         fusion=keys.fusion,
         retrieval_k=keys.retrieval_k,
         rarity=keys.rarity,

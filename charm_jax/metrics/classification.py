@@ -295,14 +295,14 @@ def macro(by_finding: Mapping[str, FindingResult]) -> dict[str, Mean]:
 
 
 def by_prevalence(
-    by_finding: Mapping[str, FindingResult], prevalence: Mapping[str, float] | None
+    by_finding: Mapping[str, FindingResult], prevalence: Mapping[str, float | None] | None
 ) -> dict[str, GroupResult] | None:
     """Average AUROC and average precision over findings of like prevalence, without intervals.
 
     Args:
         by_finding: Result of `per_finding`.
         prevalence: Share of the training images with each finding, 0 … 1; None where unknown. A
-            finding that no training image has, at 0, is in no group.
+            finding that is unknown, or that no training image has, at 0, is in no group.
 
     Returns:
         "head" (5 % and above), "medium" (2 to 5 %), "tail" (below 2 %) → means; None where no

@@ -42,7 +42,7 @@ def score(
     evaluated: EvalSet,
     *,
     fitted: dict[str, Any],
-    prevalence: Mapping[str, float] | None,
+    prevalence: Mapping[str, float | None] | None,
     attributes: Mapping[str, np.ndarray],
     method: str = "bootstrap",
 ) -> Scores:
