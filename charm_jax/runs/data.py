@@ -1,9 +1,7 @@
 """Load the data of a run, split and check them."""
 
-import contextlib
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 
 from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh, processes
+from charm_jax.runs.cases import cases_sha256
 from data_pipelines import sources
 from data_pipelines.errors import InputError, listed
 from data_pipelines.loading import loader, resident
@@ -36,7 +35,7 @@ class Data:
         refusals: those of them that count as errors: all but absent files under
             ``config.data.missing=skip``.
         prevalence: share of positives of each finding among its known labels in the training split
-            of all images.
+            of all images; None where none is known.
         notes: lines for the user.
         settings: settings that they were loaded with.
     """
@@ -45,7 +44,7 @@ class Data:
     split: splits.Split
     quarantined: list[tuple[str, str]]
     refusals: list[tuple[str, str]]
-    prevalence: tuple[float, ...]
+    prevalence: tuple[float | None, ...]
     notes: tuple[str, ...]
     settings: DataSettings
 
@@ -87,11 +86,12 @@ def load_data(config: Settings) -> Data:
     )
 
 
-def load_or_draw(config: Settings, *, keep: bool = True) -> Data:
+def load_or_draw(config: Settings, scratch: Path | None = None) -> Data:
     """Load data; draw a simulated set if the config asks for one and its folder is absent or empty.
 
     Args:
-        keep: False draws in a temporary folder, whose images are gone afterwards.
+        config: of the run.
+        scratch: folder to draw the images in, rather than in the config's.
 
     Raises:
         InputError: the first fault of the data, or a folder with other content.
@@ -99,12 +99,11 @@ def load_or_draw(config: Settings, *, keep: bool = True) -> Data:
     data, folder = config.data, Path(config.data.dir)
     if data.source != "phantom" or is_prepared(folder):
         return load_data(config)
-    with contextlib.ExitStack() as stack:
-        if not keep and not holds_phantoms(folder, **data.options):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "phantom")
-        write_phantoms(folder, **data.options)
-        data = dataclasses.replace(data, dir=str(folder))
-        return load_data(dataclasses.replace(config, data=data))
+    if scratch is not None and not holds_phantoms(folder, **data.options):
+        folder = scratch / "phantom"
+    write_phantoms(folder, **data.options)
+    data = dataclasses.replace(data, dir=str(folder))
+    return load_data(dataclasses.replace(config, data=data))
 
 
 def _stage_images(config: Settings, table: CaseTable) -> tuple[dict[str, str], list[str]]:
@@ -123,12 +122,12 @@ def _stage_images(config: Settings, table: CaseTable) -> tuple[dict[str, str], l
 
 def _prevalence(
     table: CaseTable, data: DataSettings, quarantined: list[tuple[str, str]]
-) -> tuple[float, ...]:
+) -> tuple[float | None, ...]:
     whole = splits.make_split(table, data.split, {"all": "all"}, data.split_seed)
     rows = whole.stages["all"]["train"]
     rows = rows[~np.isin(table.images[rows], [name for name, _ in quarantined])]
-    positive, known = (table.labels[rows] == 1).sum(axis=0), (table.labels[rows] >= 0).sum(axis=0)
-    return tuple(float(share) for share in positive / np.maximum(known, 1))
+    columns = (column[column >= 0] for column in table.labels[rows].T)
+    return tuple(float((known == 1).mean()) if known.size else None for known in columns)
 
 
 def for_findings(data: Data, findings: Sequence[str], knower: object) -> Data:
@@ -154,7 +153,7 @@ def for_findings(data: Data, findings: Sequence[str], knower: object) -> Data:
     return dataclasses.replace(
         data,
         table=dataclasses.replace(table, findings=tuple(findings), labels=labels),
-        prevalence=tuple(data.prevalence[column] if column >= 0 else 0.0 for column in columns),
+        prevalence=tuple(data.prevalence[column] if column >= 0 else None for column in columns),
     )
 
 
@@ -247,6 +246,25 @@ def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, A
         "refused": data.refused,
         "parameters": parameters,
         "stages": stages,
+    }
+
+
+def split_identity(data: Data, description: dict[str, Any]) -> dict[str, Any]:
+    """Return what checkpoints record of the images that they were trained on.
+
+    Args:
+        data: of the run.
+        description: content of ``split.json``.
+    """
+    return {
+        "rule": data.split.rule,
+        "findings": list(data.table.findings),
+        "sha256": {
+            f"{stage}/{split}": splits[split]["sha256"]
+            for stage, splits in description["stages"].items()
+            for split in data.split.stages[stage]
+        },
+        "cases": cases_sha256(data.table, data.seen),
     }
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -70,8 +69,10 @@ def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) ->
         )
 
 
-def prevalence(directory: Path, trained: dict[str, Any]) -> tuple[float, ...]:
+def prevalence(directory: Path, trained: dict[str, Any]) -> tuple[float | None, ...]:
     """Return the share of a run's training images with each finding, from its ``split.json``.
+
+    It is None where no label is known.
 
     Raises:
         InputError: an old run without them; with zeros every finding would count as rare.
@@ -166,29 +167,62 @@ def check_config(directory: Path, began: Settings, config: Settings) -> None:
         )
 
 
-def is_finished(directory: Path, config: Settings) -> bool:
-    """Whether a run has nothing left to train; more epochs extend its last stage.
+def is_finished(directory: Path, began: Settings, config: Settings) -> bool:
+    """Whether a run has nothing left to train; its last phase, or others after it, extend it.
+
+    Args:
+        directory: of the run.
+        began: config that it was trained with.
+        config: of now.
 
     Raises:
-        InputError: ``config`` has more epochs in an earlier stage.
+        InputError: ``config`` has epochs that can no longer be trained, or lacks some that were.
     """
     if not (directory / "summary.json").exists():
         return False
-    old = read_json(directory / "config.json").get("stages", {})
-    longer = [
-        name
-        for name in config.stage_names
-        if any(
-            getattr(config.stages[name], key) > old.get(name, {}).get(key, math.inf)
-            for key in ("frozen_epochs", "epochs")
+    before, wanted = phase_epochs(began.raw), phase_epochs(config.raw)
+    last = list(began.phases)[-1]
+    check_epochs(directory, before, wanted, last, before[last])
+    return before == wanted
+
+
+def phase_epochs(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the epochs of each phase in a nested config; 0 where it has none."""
+    flat = _flat(config)
+    return {phase: flat.get(_epochs_key(phase), 0) for phase in PHASES}
+
+
+def _epochs_key(phase: str) -> str:
+    kind = "frozen_epochs" if phase.endswith("_frozen") else "epochs"
+    return f"stages.{phase.removesuffix('_frozen')}.{kind}"
+
+
+def check_epochs(
+    directory: Path, began: Mapping[str, int], wanted: Mapping[str, int], phase: str, least: int
+) -> None:
+    """Check that a run can still train the epochs that are wanted.
+
+    Phases follow each other: those before the newest are over, and later ones are free.
+
+    Args:
+        directory: of the run.
+        began: epochs of each phase that it was trained with.
+        wanted: epochs of each phase now.
+        phase: the newest one.
+        least: epochs that it cannot do without.
+
+    Raises:
+        InputError: with the first key that is wrong.
+    """
+    for other in PHASES[: PHASES.index(phase) + 1]:
+        newest = other == phase
+        if wanted[other] == began[other] or (newest and wanted[other] >= least):
+            continue
+        rule = f"{least} or more" if newest else began[other]
+        raise InputError(
+            f"config.{_epochs_key(other)} is {wanted[other]} and the run {directory} has come to "
+            f"phase {phase}: set it to {rule}, or start a new run with --from and --config.name."
         )
-    ]
-    if longer in ([], [config.stage_names[-1]]):
-        return not longer
-    raise InputError(
-        f"config.stages.{longer[0]} has more epochs than in the finished run {directory}, and only "
-        "its last stage can be extended: start a new run with --from and --config.name."
-    )
 
 
 def binding_keys(config: Settings) -> dict[str, Any]:
@@ -291,7 +325,7 @@ def restore(
         stage, step = resolve_checkpoint(checkpoints, name)
         state, _ = checkpoints.restore(stage, step, like(checkpoints.meta(stage, step)))
     except DamagedCheckpoint as error:
-        raise InputError(f"{error} Choose another with --checkpoint.") from error
+        raise InputError(f"{error} Choose another checkpoint.") from error
     finally:
         checkpoints.close()
     return state, f"{stage}/{step}"

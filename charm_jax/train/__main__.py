@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,6 +36,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.tables import quarantine
 
 _SHOWN = 20  # refused images that a dry run lists
+# Of a run under the same name that never began.
+_LEFTOVERS = ("environment.json", "patients.csv", "weights.json", "range_test_*")
 _OPTIONS = {
     "dry_run": Option(False, "check everything, print one JSON object, train nothing"),
     "from": Option(
@@ -61,15 +65,24 @@ def main(argv: list[str]) -> int:
     settings = cli.load_settings(arguments, "demo" if values.config is None else values.config)
     if values.config is None and settings.data.source == "phantom":
         _check_demo_folder(arguments.overrides)
-    processes.join(values.process, values.coordinator)
-    validate.check(settings)
-    settings = settings.replace(
-        model_input_range=processes.broadcast_from_first(lambda: _input_range(settings))
-    )
-    if settings.deterministic:
+    if settings.deterministic:  # before the first use of a device
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
+    processes.join(values.process, values.coordinator)
+    processes.all_succeed(lambda: validate.check(settings))
+    source = values["from"].value
+    processes.check_alike(
+        {
+            "--dry_run": values.dry_run,
+            "--from": source,
+            "config.data.resident": settings.data.resident,
+            "config.checkpoint.every_steps": settings.checkpoint.every_steps,
+        }
+    )
+    settings = settings.replace(
+        model_input_range=processes.broadcast_from_first(lambda: _input_range(settings, source))
+    )
     directory = settings.directory
     if processes.broadcast_from_first(lambda: _is_finished(settings)) and not values.dry_run:
         say(
@@ -78,9 +91,14 @@ def main(argv: list[str]) -> int:
             "--config.resume=force."
         )
         return 0
-    with run_log(" ".join(["Started: charm-jax train", *argv])) as begin_log:
+    with (
+        contextlib.ExitStack() as stack,
+        run_log(" ".join(["Started: charm-jax train", *argv])) as begin_log,
+    ):
+        # A dry run draws no images where they would stay.
+        scratch = stack.enter_context(tempfile.TemporaryDirectory()) if values.dry_run else None
         experiment, description = processes.all_succeed(
-            lambda: _prepare(settings, dry_run=values.dry_run)
+            lambda: _prepare(settings, scratch and Path(scratch))
         )
         data = experiment.data
         processes.check_alike(
@@ -93,32 +111,32 @@ def main(argv: list[str]) -> int:
         for note in (
             *data.notes,
             *run_data.training_notes(data),
-            *_random_and_frozen(settings, values["from"].value),
+            *_random_and_frozen(settings, source),
             *_long_average(experiment),
         ):
             say(note)
         if values.dry_run:
-            return _report_dry_run(experiment, description)
+            return _report_dry_run(experiment, description, source)
         _announce(experiment, description)
-        with contextlib.ExitStack() as stack:
 
-            def lock() -> bool:
-                stack.enter_context(folder.locked(directory))
-                return _is_finished(settings)  # another process may have come first
+        def lock() -> bool:
+            stack.enter_context(folder.locked(directory))
+            return _is_finished(settings)  # another process may have come first
 
-            if processes.broadcast_from_first(lock):
-                say(f"Another process has finished the run {directory}: evaluate it.")
-                return 0
-            training = Training(experiment, description)
-            beginning = training.begin(values["from"].value)
+        if processes.broadcast_from_first(lock):
+            say(f"Another process has finished the run {directory}: evaluate it.")
+            return 0
+        training = Training(experiment, description)
+        beginning = training.begin(source)
+        training.prepare(beginning)
 
-            def write() -> None:
-                begin_log(directory)
-                _write_inputs(experiment, description, beginning)
+        def write() -> None:
+            begin_log(directory)
+            _write_inputs(experiment, description, beginning)
 
-            # Everything that can refuse the command has been asked.
-            processes.broadcast_from_first(write)
-            code = training.run(beginning)
+        # Everything that can refuse the command has been asked.
+        processes.broadcast_from_first(write)
+        code = training.run(beginning)
         return 1 if code == 0 and data.refused else code
 
 
@@ -135,41 +153,52 @@ def _check_demo_folder(overrides: dict[str, Any]) -> None:
         )
 
 
-def _input_range(settings: Settings) -> str:
-    """Return the input range of a run: by default that of the weights that it began with."""
-    keys, path = settings.model, settings.directory / "config.json"
+def _input_range(settings: Settings, source: str) -> str:
+    """Return the input range of a run: by default that of the weights that it begins with.
+
+    Args:
+        settings: config of the run.
+        source: ``RUN`` or ``RUN:CHECKPOINT`` that a new run starts from.
+    """
+    keys, directory = settings.model, settings.directory
     if keys.input_range != load.AUTO:
         return keys.input_range
-    if path.exists():
-        began = read_settings(settings.directory).model
-        if (began.init_from, began.init_key) == (keys.init_from, keys.init_key):
-            return began.input_range
+    if folder.has_begun(directory):
+        return read_settings(directory).model.input_range
+    if source:
+        run = folder.find(directory.parent, source.partition(":")[0])
+        return read_settings(run).model.input_range
     return load.input_range(keys.init_from, keys.backbone)
 
 
 def _is_finished(settings: Settings) -> bool:
     directory = settings.directory
-    if settings.resume != "force" and folder.has_begun(directory):
-        folder.check_config(directory, read_settings(directory), settings)
-    return folder.is_finished(directory, settings)
+    if not folder.has_begun(directory):
+        return False
+    began = read_settings(directory)
+    if settings.resume != "force":
+        folder.check_config(directory, began, settings)
+    return folder.is_finished(directory, began, settings)
 
 
-def _prepare(settings: Settings, *, dry_run: bool) -> tuple[Experiment, dict[str, Any]]:
+def _prepare(settings: Settings, scratch: Path | None) -> tuple[Experiment, dict[str, Any]]:
     """Load the data; return them and the content of ``split.json``."""
-    experiment = Experiment(settings, run_data.load_or_draw(settings, keep=not dry_run))
+    experiment = Experiment(settings, run_data.load_or_draw(settings, scratch))
     run_data.check_batches(settings, experiment.data)
     parameters = build.parameter_count(experiment.model, settings)
     return experiment, run_data.describe_split(settings, experiment.data, parameters)
 
 
-def _report_dry_run(experiment: Experiment, description: dict[str, Any]) -> int:
+def _report_dry_run(experiment: Experiment, description: dict[str, Any], source: str) -> int:
     """Check the weights, print the description and return the exit code."""
-    keys = experiment.settings.model
-    if keys.init_from == "imagenet" and not (path := imagenet.path_of(keys.backbone)).exists():
-        files.import_torch("The file of ImageNet weights")
+    keys, directory = experiment.settings.model, experiment.directory
+    begun = source or processes.broadcast_from_first(lambda: folder.has_begun(directory))
+    path = None if begun or keys.init_from != "imagenet" else imagenet.path_of(keys.backbone)
+    if processes.any_of(path is not None and not path.exists()):
+        processes.all_succeed(lambda: files.import_torch("The file of ImageNet weights"))
         say(f"Weights: training will download them to {path}.")
-    elif keys.init_from != "random":
-        setup.first_weights(experiment, build.new_state(experiment.model, experiment.settings))
+    elif begun or keys.init_from != "random":
+        Training(experiment, description).begin(source)
     if processes.is_first():
         print(json.dumps(description, indent=2))
     for name, reason in experiment.data.refusals[:_SHOWN]:
@@ -182,6 +211,10 @@ def _write_inputs(
 ) -> None:
     """Write the files of a run that are known before training, all at once."""
     directory, data = experiment.directory, experiment.data
+    if beginning.is_new:
+        for pattern in _LEFTOVERS:
+            for path in directory.glob(pattern):
+                path.unlink()
     with whole_files(directory) as draft:
         folder.write_json(draft / "config.json", experiment.settings.raw)
         folder.write_json(draft / "environment.json", folder.environment_record(directory))
@@ -194,8 +227,6 @@ def _write_inputs(
     if not data.quarantined:
         (directory / "quarantine.csv").unlink(missing_ok=True)
     (directory / "summary.json").unlink(missing_ok=True)  # of a run that is extended
-    if beginning.is_new and beginning.weights is None:
-        (directory / "weights.json").unlink(missing_ok=True)
     if data.refused:
         path = directory / "quarantine.csv"
         say(f"warning: {data.refused:,} image files are refused; {path} says which and why.")

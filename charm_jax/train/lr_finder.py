@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,42 +38,30 @@ def rates() -> optax.Schedule:
     return lambda step: FIRST * (LAST / FIRST) ** (jnp.asarray(step, jnp.float32) / STEPS)
 
 
-def peak_rate(experiment: Experiment, plan: Plan, state: TrainState) -> float:
-    """Return the ``peak_lr`` of a phase: the config's, or that of a range test, made once.
+def range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[str, Any] | None:
+    """Run the range test of a phase; None if it needs none.
 
-    A range test writes ``range_test_<phase>.json`` and ``.png`` into the run's folder. The cycles
-    of ``fine_tune`` share the test of the first.
+    The config may give the rate, a phase that goes on keeps its test, and the cycles of
+    ``fine_tune`` share that of the first. A phase that begins ignores what an earlier run left.
+
+    Args:
+        experiment: of the run.
+        plan: of the phase.
+        state: in the phase, on all devices.
+
+    Returns:
+        ``peak_lr``, and the ``rates`` and ``losses`` of the steps; nothing is written.
 
     Raises:
         InputError: the loss falls at no rate.
     """
     keys = experiment.settings.stages[plan.stage]
     if not keys.find_lr:
-        return keys.peak_lr
-    tested = plan.phase
-    if keys.schedule == "fine_tune":
-        phases = experiment.settings.phases
-        tested = next(phase for phase, (stage, _) in phases.items() if stage == plan.stage)
-    path = experiment.directory / f"range_test_{tested}.json"
-    if not processes.broadcast_from_first(path.exists):
-        say(f"Range test of stage {plan.phase}: {STEPS} steps on a copy.")
-        result = _range_test(experiment, plan, state)
-
-        def write() -> None:
-            from charm_jax.report import curves
-
-            title = f"{experiment.title}\nrange test of stage {plan.phase}"
-            curves.draw_sweep(path.with_suffix(".png"), title, **result)
-            folder.write_json(path, result)
-
-        processes.broadcast_from_first(write)
-    peak = processes.broadcast_from_first(lambda: folder.read_json(path)["peak_lr"])
-    say(f"Peak rate of stage {plan.phase} by its range test: {peak:.2e} ({path}).")
-    return peak
-
-
-def _range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[str, Any]:
-    keys = experiment.settings.stages[plan.stage]
+        return None
+    shared = _tested(experiment, plan) != plan.phase
+    if processes.broadcast_from_first(_path(experiment, plan).exists) and (shared or state.step):
+        return None
+    say(f"Range test of stage {plan.phase}: {STEPS} steps on a copy.")
     shares = optim.geometric(1 / keys.lr_spread, 1.0)
     optimizer = optim.adamw(rates(), B1, share=shares, clip_norm=keys.clip_norm)
     step = setup.compile_train_step(experiment, plan, optimizer)
@@ -83,11 +72,52 @@ def _range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[s
         tried, losses = sweep(begun, batches, step)
     peak, finite = suggest(tried, losses), np.isfinite(losses)
     if peak is None:
+        key = f"--config.stages.{plan.stage}"
         raise InputError(
-            f"The range test of stage {plan.phase} found no rate at which the loss falls: set "
-            f"--config.stages.{plan.stage}.find_lr=False and peak_lr."
+            f"The range test of stage {plan.phase} found no rate at which the loss falls: give one "
+            f"({key}.find_lr=False {key}.peak_lr={keys.peak_lr:.2g} --config.resume=force)."
         )
     return {"peak_lr": peak, "rates": tried[finite].tolist(), "losses": losses[finite].tolist()}
+
+
+def _tested(experiment: Experiment, plan: Plan) -> str:
+    """Return the phase whose range test counts for a phase."""
+    if experiment.settings.stages[plan.stage].schedule != "fine_tune":
+        return plan.phase
+    phases = experiment.settings.phases.items()
+    return next(phase for phase, (stage, _) in phases if stage == plan.stage)
+
+
+def _path(experiment: Experiment, plan: Plan) -> Path:
+    return experiment.directory / f"range_test_{_tested(experiment, plan)}.json"
+
+
+def peak_rate(experiment: Experiment, plan: Plan, test: dict[str, Any] | None) -> float:
+    """Return the ``peak_lr`` of a phase: the config's, or that of its range test.
+
+    Args:
+        experiment: of the run.
+        plan: of the phase.
+        test: a range test that was just run, which becomes ``range_test_<phase>.json`` and
+            ``.png`` in the run's folder; None to read these.
+    """
+    keys = experiment.settings.stages[plan.stage]
+    if not keys.find_lr:
+        return keys.peak_lr
+    path = _path(experiment, plan)
+
+    def first() -> float:
+        if test is not None:
+            from charm_jax.report import curves
+
+            title = f"{experiment.title}\nrange test of stage {plan.phase}"
+            curves.draw_sweep(path.with_suffix(".png"), title, **test)
+            folder.write_json(path, test)
+        return folder.read_json(path)["peak_lr"]
+
+    peak = processes.broadcast_from_first(first)
+    say(f"Peak rate of stage {plan.phase} by its range test: {peak:.2e} ({path}).")
+    return peak
 
 
 def sweep(

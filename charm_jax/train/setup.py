@@ -1,7 +1,6 @@
 """Set up the phases of a run: plan, optimizer, compiled step, batches and validation."""
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -16,7 +15,6 @@ from charm_jax.config import build
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
-from charm_jax.inference.input_check import check_inputs
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import jit_eval_step
 from charm_jax.metrics.classification import auroc_and_ap, mean
@@ -28,12 +26,8 @@ from charm_jax.runs.data import Data, resident_cases
 from charm_jax.train import optim
 from charm_jax.train.plan import Plan
 from charm_jax.train.step import jit_train_step
-from charm_jax.weights import load
-from charm_jax.weights.load import WeightFile
 from data_pipelines.loading import augment, loader
 from data_pipelines.loading.resident import ResidentCases
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +60,6 @@ class Experiment:
     def cases(self) -> ResidentCases | None:
         """All images on the devices, loaded at first use; None unless they are resident."""
         return resident_cases(self.settings, self.data)
-
-
-def first_weights(experiment: Experiment, new: TrainState) -> tuple[TrainState, WeightFile | None]:
-    """Fill a new state with the weights that a run begins with, and log what they are.
-
-    Raises:
-        InputError: the weight file is missing, unreadable or does not fit.
-    """
-    settings, data = experiment.settings, experiment.data
-    keys = settings.model
-    state, file = load.initial_weights(
-        new,
-        keys.init_from,
-        keys.backbone,
-        findings=data.table.findings,
-        values=settings.told_by_weights,
-        key=keys.init_key,
-    )
-    notes = [load.describe(file)]
-    if file is not None:
-        rows = data.split.rows(settings.stage_names[0], "train")
-        notes += check_inputs(experiment.model, state, data, rows, keys)
-    for note in notes:
-        _LOG.info(note)
-    return state, file
 
 
 def make_plan(experiment: Experiment, phase: str) -> Plan:

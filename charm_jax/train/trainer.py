@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,15 @@ from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
 from charm_jax.inference import fitted, loaded
 from charm_jax.models.state import TrainState, averaged, begin_stage
+from charm_jax.runs import data as run_data
 from charm_jax.runs import folder
-from charm_jax.runs.cases import cases_sha256
-from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, network_sha256, tree_sha256
+from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
+from charm_jax.train.first_weights import first_weights
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
 from charm_jax.train.plan import VALIDATION_SCORES, Progress
 from charm_jax.train.setup import Experiment
-from charm_jax.weights import load
 from charm_jax.weights.load import WeightFile
 from data_pipelines.errors import InputError
 
@@ -58,23 +58,13 @@ class Training:
         self.directory = experiment.directory
         self.plans = {phase: setup.make_plan(experiment, phase) for phase in self.settings.phases}
         self.phases = list(self.plans)
-        self.eval_step = setup.compile_eval_step(experiment)
         self.checkpoints = Checkpoints(
             self.directory / "checkpoints", self.phases, self.settings.checkpoint.keep
         )
-        data = experiment.data
-        hashes = {
-            f"{stage}/{split}": splits[split]["sha256"]
-            for stage, splits in description["stages"].items()
-            for split in data.split.stages[stage]
-        }
-        self.split = {
-            "rule": data.split.rule,
-            "findings": list(data.table.findings),
-            "sha256": hashes,
-            "cases": cases_sha256(data.table, data.seen),
-        }
+        self.split = run_data.split_identity(experiment.data, description)
         self.finished: dict[str, dict[str, Any]] = {}
+        self.range_tests: dict[str, dict[str, Any] | None] = {}
+        self.peaks: dict[str, float] = {}
         self.signal: int | None = None
 
     def begin(self, source: str = "") -> Beginning:
@@ -87,7 +77,7 @@ class Training:
 
         Raises:
             InputError: the weights do not fit; or there are checkpoints, but none is readable, or
-                they are of another architecture or other images.
+                they are of another architecture, other images or later epochs.
         """
         new = build.new_state(self.experiment.model, self.settings)
         state, found = processes.broadcast_arrays_from_first(
@@ -97,23 +87,22 @@ class Training:
         if state is not None:
             self.finished = found["finished"]
             return Beginning(state, Progress(**found["progress"]))
-        if source:
-            new, found = processes.broadcast_arrays_from_first(
-                lambda: self._from_run(source, new), lambda _: new
-            )
-            file = WeightFile(**found)
-            say(load.describe(file))
-        else:
-            new, file = setup.first_weights(self.experiment, new)
+        new, file = first_weights(self.experiment, new, self.split, source)
         first = self.phases[0]
         return Beginning(self._begin_phase(first, new), Progress(first), is_new=True, weights=file)
 
+    def prepare(self, beginning: Beginning) -> None:
+        """Do what else may refuse to begin: load resident images and run the first range test."""
+        processes.all_succeed(lambda: self.experiment.cases)
+        if beginning.is_new:
+            self._test_rate(mesh.replicated(beginning.state, mesh.mesh()), beginning.progress.phase)
+
     def run(self, beginning: Beginning) -> int:
         """Train to the end and return the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: setattr(self, "signal", number))
         try:
-            state = self._train_phases(beginning.state, beginning.progress)
+            with handled(lambda number, frame: setattr(self, "signal", number)):
+                state = self._train_phases(beginning.state, beginning.progress)
+                processes.broadcast_from_first(lambda: self._summarise(state))
         except NonFiniteLoss as error:
             last = self._newest_saved()
             say(f"error: {error}. {self._last_good(last)} {self._remedy(error.phase, last)}")
@@ -123,13 +112,13 @@ class Training:
             say(f"Asked to stop: {last} The same command continues from there.")
             return 128 + (self.signal or signal.SIGTERM)
         else:
-            processes.broadcast_from_first(lambda: self._summarise(state))
-            return 0
+            return self._calibrate()
         finally:
             self.checkpoints.close()
 
     def _train_phases(self, state: TrainState, progress: Progress) -> TrainState:
         """Train the phases that are left and return the last state."""
+        self.eval_step = setup.compile_eval_step(self.experiment)
         with contextlib.ExitStack() as stack:
             log = None
             if processes.is_first():
@@ -152,7 +141,9 @@ class Training:
         """Train one phase."""
         plan = self.plans[progress.phase]
         state = mesh.replicated(state, mesh.mesh())
-        peak = lr_finder.peak_rate(self.experiment, plan, state)
+        self._test_rate(state, plan.phase)
+        peak = lr_finder.peak_rate(self.experiment, plan, self.range_tests[plan.phase])
+        self.peaks[plan.phase] = peak
         optimizer = setup.make_optimizer(self.experiment, plan, peak)
         step = setup.compile_train_step(self.experiment, plan, optimizer)
         traces = self.settings.log.trace_steps if processes.is_first() else 0
@@ -172,29 +163,41 @@ class Training:
             )
             return run_phase(state, progress, plan, hooks)
 
+    def _test_rate(self, state: TrainState, phase: str) -> None:
+        """Run the range test of a phase once."""
+        if phase not in self.range_tests:
+            test = lr_finder.range_test(self.experiment, self.plans[phase], state)
+            self.range_tests[phase] = test
+
     def _newest(self, new: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
         """Return the newest readable state, its progress and the phases before it.
 
         Raises:
-            InputError: there are checkpoints but none is readable, or the images differ.
+            InputError: there are checkpoints but none is readable, or the images differ, or the
+                epochs in a way that cannot be trained.
         """
-        checkpoints = Checkpoints(self.checkpoints.directory, self.phases)  # to read only
+        checkpoints = Checkpoints(self.checkpoints.directory, PHASES)  # to read only
         with contextlib.closing(checkpoints):
             every = list(checkpoints.newest_first())
             for phase, step in every:
                 try:
-                    state, meta = self._restore(checkpoints, phase, step, new)
+                    meta = checkpoints.meta(phase, step)
+                    extended = self._check_epochs(phase, meta)
+                    self._check_split(meta["split"])
+                    state = self._restore(checkpoints, phase, step, new)
                 except DamagedCheckpoint as error:
                     say(f"warning: {error} The one before it is used.")
                     continue
-                self._check_split(meta["split"])
                 say(f"Continuing {self.directory} from step {step} of stage {phase}.")
                 progress = meta["progress"]
                 best = progress["best_step"]
                 if best not in (None, *checkpoints.steps(phase)):
                     say(f"warning: the best checkpoint, {best}, is gone; another is sought.")
                     progress |= {key: None for key in progress if key.startswith("best_")}
-                progress |= self._extension(phase, meta["config"], progress)
+                if extended:
+                    epochs = self.plans[phase].epochs
+                    say(f"Stage {phase} goes on to {epochs} epochs, with the schedule of so many.")
+                    progress |= {"finished": False, "stopped_early": False, "waited": 0}
                 return state, {"progress": progress, "finished": meta["finished"]}
         if every:
             raise InputError(
@@ -205,59 +208,38 @@ class Training:
 
     def _restore(
         self, checkpoints: Checkpoints, phase: str, step: int, new: TrainState
-    ) -> tuple[TrainState, dict[str, Any]]:
+    ) -> TrainState:
         """Restore a state; the optimizer restarts where its settings changed its state's tree."""
         like = self._begin_phase(phase, new)
         if checkpoints.holds_optimizer(phase, step, like):
-            return checkpoints.restore(phase, step, like)
-        state, meta = checkpoints.restore(phase, step, like.replace(opt_state=()))
+            return checkpoints.restore(phase, step, like)[0]
+        state, _ = checkpoints.restore(phase, step, like.replace(opt_state=()))
         say(
             f"warning: the optimizer of stage {phase} has other settings than when the run began: "
             "its moments restart from zero, its schedule goes on."
         )
         done = step // self.settings.stages[self.plans[phase].stage].accumulate
-        return state.replace(opt_state=optim.at_update(like.opt_state, done)), meta
+        return state.replace(opt_state=optim.at_update(like.opt_state, done))
 
-    def _extension(
-        self, phase: str, config: dict[str, Any], progress: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Return what changes in the progress of a finished phase that got more epochs."""
-        plan = self.plans[phase]
-        _, frozen = self.settings.phases[phase]
-        before = config["stages"][plan.stage]["frozen_epochs" if frozen else "epochs"]
-        if not progress["finished"] or plan.epochs <= before:
-            return {}
-        say(f"Stage {phase} goes on to {plan.epochs} epochs, with the schedule of so many.")
-        return {"finished": False, "stopped_early": False, "waited": 0}
-
-    def _from_run(self, source: str, new: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Fill a new state with the network and bank of another run's checkpoint.
+    def _check_epochs(self, phase: str, meta: dict[str, Any]) -> bool:
+        """Whether the newest phase is finished and gets more epochs.
 
         Raises:
-            InputError: there is no such run or checkpoint, or it is of another architecture.
+            InputError: epochs, or the batches that fill them, cannot be those of the config.
         """
-        name, _, checkpoint = source.partition(":")
-        run = folder.find(self.directory.parent, name)
-        trained_on: dict[str, Any] = {}
-
-        def like(meta: dict[str, Any]) -> TrainState:
-            trained_on.update(meta["split"])
-            weights = {"params": new.params, "batch_stats": new.batch_stats}
-            return new.replace(average=weights if meta["config"]["model"]["average"] else None)
-
-        state, checkpoint = folder.restore(run, checkpoint or "best", like)
-        state = averaged(state).replace(average=new.average, rng=new.rng)
-        if trained_on["findings"] != self.split["findings"]:
-            folder.check_findings(run, trained_on["findings"], self.experiment.data.table)
-        if trained_on["sha256"] != self.split["sha256"]:
-            say(f"warning: {run} saw other images, whose patients no evaluation will recognise.")
-        if state.memory is not None and trained_on["cases"] != self.split["cases"]:
-            say(f"warning: {run} numbers its cases differently: the memory bank starts empty.")
-            state = state.replace(memory=new.memory)
-        where = str(run / "checkpoints" / checkpoint)
-        tensors = len(jax.tree.leaves(state.params))
-        file = WeightFile(source, where, network_sha256(state), tensors, left_out=[], notes=[])
-        return state, dataclasses.asdict(file)
+        stage = phase.removesuffix("_frozen")
+        batch_size = meta["config"]["stages"][stage]["batch_size"]
+        if batch_size != self.settings.stages[stage].batch_size:
+            raise InputError(
+                f"config.stages.{stage}.batch_size cannot change in the run {self.directory}, "
+                f"which counts its steps in batches of {batch_size}: set it to that, or start a "
+                "new run with --from and --config.name."
+            )
+        began, wanted = (folder.phase_epochs(c) for c in (meta["config"], self.settings.raw))
+        progress = meta["progress"]
+        least = began[phase] if progress["finished"] else progress["epoch"] + 1
+        folder.check_epochs(self.directory, began, wanted, phase, least)
+        return progress["finished"] and wanted[phase] > began[phase]
 
     def _check_split(self, saved: dict[str, Any]) -> None:
         """Refuse to continue with other images, for which steps, order and bank mean nothing.
@@ -337,9 +319,11 @@ class Training:
     def _remedy(self, phase: str, last: tuple[str, int] | None) -> str:
         """Return what can be done where a loss is not finite; the same command would repeat it."""
         stage, name = self.plans[phase].stage, self.settings.name
-        key = f"--config.stages.{stage}"
-        limit = f"limit the gradients ({key}.clip_norm=1"
-        lower = f"{key}.peak_lr={self.settings.stages[stage].peak_lr / 3:.2g}"
+        key, keys = f"--config.stages.{stage}", self.settings.stages[stage]
+        limit = f"limit the gradients ({key}.clip_norm={(keys.clip_norm or 10) / 10:.2g}"
+        lower = f"{key}.peak_lr={self.peaks[phase] / 3:.2g}"
+        if keys.find_lr:
+            lower += f" {key}.find_lr=False"
         if last is None:
             return f"To get past it, {limit}) or lower the rate ({lower})."
         return (
@@ -375,10 +359,32 @@ class Training:
 
         curves.draw_curves(self.directory, self.experiment.title, self.phases)
         folder.write_json(self.directory / "summary.json", summary)
-        if jax.process_count() == 1:
-            # Now, so that a copy of the run predicts without its data.
-            fitted.load_calibrator(loaded.load_run(self.directory), self.experiment.data)
-        say(f"Done in {summary['seconds']:.0f} s. Evaluate it: {evaluation_command(self.settings)}")
+
+    def _calibrate(self) -> int:
+        """Fit what predictions need of validation; return the exit code.
+
+        It is done now, so that a copy of the run predicts without its data.
+        """
+        evaluate = evaluation_command(self.settings)
+        try:
+            with handled(self._interrupt):
+                if self.signal:
+                    raise Interrupted
+                if jax.process_count() == 1:
+                    fitted.load_calibrator(loaded.load_run(self.directory), self.experiment.data)
+        except Interrupted:
+            say(
+                f"Asked to stop: the run {self.directory} is finished, but not calibrated, which "
+                f"its evaluation does: {evaluate}"
+            )
+            return 128 + self.signal
+        seconds = sum(done["seconds"] for done in self.finished.values())
+        say(f"Done in {seconds:.0f} s. Evaluate it: {evaluate}")
+        return 0
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.signal = number
+        raise Interrupted
 
 
 def evaluation_command(settings: Settings) -> str:
@@ -396,6 +402,17 @@ def agree(step: int, wishes: Sequence[bool]) -> Sequence[bool]:
     if step % _AGREE_EVERY:
         return [False] * len(wishes)
     return processes.all_gather(np.array([wishes])).any(axis=0).tolist()
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle SIGTERM and Ctrl-C otherwise for a while."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,14 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from running import SMALL
 
+from charm_jax.runs import data
 from charm_jax.runs.cases import cases_sha256
 from charm_jax.train import __main__ as train_command
-from charm_jax.train import trainer
+from charm_jax.train import lr_finder
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,11 @@ def with_other_images(folder):
         (["--config.model.backbone=densenet121", "--config.resume=force"], "architecture"),
         (["--config.stages.bce.batch_size=4096", "--config.resume=force"], "batch_size"),
         (["--config.stages.focal.loss=dice"], "dice"),
+        (["--config.stages.bce.epochs=9", "--config.resume=force"], "set it to 2, or"),
+        (["--config.stages.bce.epochs=1", "--config.resume=force"], "set it to 2, or"),
+        (["--config.stages.focal.frozen_epochs=1", "--config.resume=force"], "set it to 0, or"),
+        (["--config.stages.focal.epochs=0", "--config.resume=force"], "set it to 2 or more"),
+        (["--config.stages.focal.batch_size=16", "--config.resume=force"], "batches of 32"),
         (with_other_images, "The images of"),
     ],
 )
@@ -70,13 +77,23 @@ def test_a_resume_on_a_table_that_numbers_its_cases_differently_changes_nothing(
 ):
     """Other rows may shift the ids of the same training images."""
 
-    monkeypatch.setattr(trainer, "cases_sha256", lambda table, ids: cases_sha256(table, ids[1:]))
+    monkeypatch.setattr(data, "cases_sha256", lambda table, ids: cases_sha256(table, ids[1:]))
     before = every_byte(unfinished / "runs/demo")
     refused(train_command.main, SMALL, "numbers its images", cwd=unfinished)
     assert every_byte(unfinished / "runs/demo") == before
 
 
-def test_a_new_run_that_is_refused_leaves_no_folder(unfinished, refused):
-    arguments = ["--config.name=new", "--config.model.init_from=gone.safetensors"]
-    refused(train_command.main, [*SMALL, *arguments], "gone.safetensors", cwd=unfinished)
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [
+        ("--config.model.init_from=gone.safetensors", "gone.safetensors"),
+        ("--config.stages.bce.find_lr", "found no rate"),
+    ],
+)
+def test_a_new_run_that_is_refused_leaves_no_folder(
+    unfinished, refused, monkeypatch, argument, word
+):
+    flat = np.ones(2), np.ones(2)
+    monkeypatch.setattr(lr_finder, "sweep", lambda state, batches, step: flat)
+    refused(train_command.main, [*SMALL, "--config.name=new", argument], word, cwd=unfinished)
     assert not (unfinished / "runs/new").exists()

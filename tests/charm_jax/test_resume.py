@@ -187,8 +187,11 @@ def test_a_finished_run_goes_on_with_more_epochs(finished, tmp_path, refused):
     assert read(folder / "runs/demo/summary.json")["stages"]["focal"]["epochs"] == 3
     assert metric_lines(folder)[: len(before)] == before
     assert "is finished" in train_here(*longer, cwd=folder).stderr
-    earlier = ["--config.stages.bce.epochs=9", *longer, "--config.resume=force"]
-    refused(train_command.main, [*SMALL, *earlier], "config.stages.bce", "--from", cwd=folder)
+    for earlier in ("bce.epochs=9", "focal.frozen_epochs=1"):
+        arguments = [f"--config.stages.{earlier}", *longer, "--config.resume=force"]
+        words = f"config.stages.{earlier.split('=')[0]} is", "--from"
+        refused(train_command.main, [*SMALL, *arguments], *words, cwd=folder)
+    assert read(folder / "runs/demo/config.json")["stages"]["focal"]["frozen_epochs"] == 0
 
 
 def test_a_run_from_before_a_key_existed_goes_on(finished, tmp_path, refused):
@@ -223,15 +226,24 @@ def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refus
         "--config.stages.bce.epochs=1",
     ]
     new += ["--config.stages.focal.epochs=0", "--config.stages.bce.peak_lr=1e-6"]
-    refused(train_command.main, [*SMALL, *new, "--from=demo:focal/9999"], "focal/9999", cwd=folder)
+    for dry in ([], ["--dry_run", "--config.model.init_from=gone.pth"]):
+        unknown = [*SMALL, *new, "--from=demo:focal/9999", *dry]
+        refused(train_command.main, unknown, "focal/9999", cwd=folder)
     other = [*SMALL, *new, "--from=demo", "--config.model.bank_size=64"]
     refused(train_command.main, other, "another architecture", cwd=folder)
     assert not (folder / "runs/new").exists()
+    left = folder / "runs/new"  # by a run that never began
+    left.mkdir()
+    leftovers = ("environment.json", "patients.csv", "quarantine.csv", "range_test_bce.json")
+    for name in leftovers:
+        (left / name).write_text("{}")
     traces.clear()  # a refused command may have created a network, too
     result = train_here(*new, "--from=demo:last", cwd=folder)
     assert result.returncode == 0, result.stderr
     steps = "train_step", "eval_step", "familiar_step", "jit(create)"
     assert {step: traces[step] for step in steps} == dict.fromkeys(steps, 1)
+    assert "restarts" in read(left / "environment.json")
+    assert not any((left / name).exists() for name in leftovers[1:])
     weights = read(folder / "runs/new/weights.json")
     assert weights["init_from"] == "demo:last"
     assert weights["file"].startswith("runs/demo/checkpoints/focal/")

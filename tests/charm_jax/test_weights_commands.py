@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from running import SMALL, command, command_here, copy_data, read, train
+from running import SMALL, command, command_here, copy_data, read, train, train_here
 
 from charm_jax import convert
 from charm_jax.eval import __main__ as eval_command
@@ -48,6 +48,13 @@ def test_the_file_of_a_run_says_what_the_run_said(finished, weights, tmp_path):
     assert metrics["leak_images"] is None
     assert metrics["trained_on_simulated"] is None
     assert "It is not known what these weights were trained on." in shown
+
+
+def test_a_dry_run_compares_the_weights_with_images_that_it_draws_for_a_while(weights, tmp_path):
+    result = train_here("--dry_run", f"--config.model.init_from={weights}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"Weights: {weights}" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(

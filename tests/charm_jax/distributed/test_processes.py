@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from running import SMALL, copy_data, read, train
 
+from charm_jax import convert
 from charm_jax.distributed import processes
 from charm_jax.train import __main__ as train_command
 from data_pipelines.errors import InputError
@@ -85,16 +86,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_two(folder):
-    """Two processes, each of which runs the command; their messages go to files."""
+def start_two(folder, *arguments, second=None):
+    """Two processes, each of which runs the command; their messages go to files.
+
+    The second may run in a folder of its own.
+    """
     port = free_port()
     return [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "charm_jax.train", *SMALL, "--config.log.every_steps=1"),
-                *(f"--process={i}/2", f"--coordinator=127.0.0.1:{port}"),
+                *(f"--process={i}/2", f"--coordinator=127.0.0.1:{port}", *arguments),
             ],
-            cwd=folder,
+            cwd=second if i and second else folder,
             stdout=subprocess.DEVNULL,
             stderr=(folder / f"process{i}.txt").open("w"),
             env=os.environ | {"XLA_FLAGS": ""},
@@ -140,3 +144,20 @@ def test_two_processes_end_together_and_one_goes_on_alone(finished, tmp_path):
         "bce",
         "focal",
     }
+
+
+@pytest.mark.daily
+def test_weights_that_one_of_two_processes_lacks_end_both(finished, tmp_path):
+    """Neither waits for the other."""
+    copy_data(finished, tmp_path)
+    second = tmp_path / "second"
+    copy_data(finished, second)
+    arguments = ["--run", str(finished[0] / "runs/demo"), str(tmp_path / "w.safetensors")]
+    assert convert.main(arguments) == 0
+    pair = start_two(tmp_path, "--config.model.init_from=w.safetensors", second=second)
+    codes = [process.wait(timeout=120) for process in pair]
+    messages = [(tmp_path / f"process{i}.txt").read_text() for i in (0, 1)]
+    assert codes == [2, 2], messages
+    assert "Another process cannot go on" in messages[0]
+    assert "w.safetensors" in messages[1]
+    assert not (tmp_path / "runs").exists()

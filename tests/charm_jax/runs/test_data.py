@@ -1,9 +1,22 @@
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tables import small_table
 
 from charm_jax.config import recipe, settings
-from charm_jax.runs.data import Data, check_batches, describe_findings, for_findings, training_notes
+from charm_jax.config.build import build_network
+from charm_jax.metrics.classification import by_prevalence
+from charm_jax.metrics.result import FindingResult
+from charm_jax.runs.data import (
+    Data,
+    _prevalence,
+    check_batches,
+    describe_findings,
+    for_findings,
+    training_notes,
+)
 from data_pipelines.errors import InputError
 from data_pipelines.tables.splits import make_split
 
@@ -89,3 +102,25 @@ def test_findings_are_matched_by_their_synonyms():
     data = data_of()
     named = for_findings(data, ("Pulmonary Edema",), "the model")
     assert named.table.labels[:, 0].tolist() == LABELS[:, 2].tolist()
+
+
+def test_a_prevalence_is_unknown_where_no_training_label_is_known():
+    labels = np.array([[1, -1, 0], [0, -1, -1], [1, -1, 0], [-1, -1, 0], [1, 1, 1], [0, 0, 1]])
+    data = data_of(labels.astype(np.int8))
+    shares = _prevalence(data.table, data.settings, [])
+    assert shares == (2 / 3, None, 0.0)
+    data = dataclasses.replace(data, prevalence=shares)
+    wider = for_findings(data, ("Edema", "Nodule", "Mass"), "the run")
+    assert wider.prevalence == (0.0, None, 2 / 3)
+
+
+def test_a_finding_of_unknown_prevalence_is_neither_rare_nor_in_a_group():
+    config = recipe.defaults()
+    config.model.rarity = "rare_finding"
+    network = build_network(settings.from_dict(config.to_dict()), 2, (None, 0.01))
+    rare = network.select(jnp.ones((2, 4)), jnp.eye(2, dtype=jnp.int8))
+    assert rare.tolist() == [False, True]
+    entries = {name: FindingResult(positives=1, negatives=1, unknown=0) for name in "ab"}
+    groups = by_prevalence(entries, {"a": None, "b": 0.01})
+    assert groups["tail"].findings == ("b",)
+    assert by_prevalence(entries, {"a": None, "b": None}) is None

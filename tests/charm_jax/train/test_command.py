@@ -1,9 +1,11 @@
+import json
 import sys
 
 import pytest
 from recipes import experiment_of
 
-from charm_jax.config import recipe
+from charm_jax.config import recipe, settings
+from charm_jax.distributed import processes
 from charm_jax.train import __main__ as command
 from data_pipelines.errors import InputError
 
@@ -37,4 +39,69 @@ def test_a_dry_run_names_the_extra_that_the_weights_to_download_need(monkeypatch
     config = recipe.defaults()
     config.model.init_from = "imagenet"
     with pytest.raises(InputError, match=r'pip install "charm-jax\[torch\]"'):
-        command._report_dry_run(experiment_of(config, {}), {})
+        command._report_dry_run(experiment_of(config, {}), {}, "")
+
+
+def run_with(runs_dir, name, input_range, *, begun):
+    """Leave a run's config, and if it has begun a checkpoint's folder."""
+    config = recipe.defaults().to_dict()
+    config["model"]["input_range"] = input_range
+    (runs_dir / name / "checkpoints/bce" / ("8" if begun else "8.tmp")).mkdir(parents=True)
+    (runs_dir / name / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "source", "expected"),
+    [
+        (None, "auto", "", "imagenet"),
+        (None, "auto", "other", "xrv"),
+        (None, "auto", "other:bce/8", "xrv"),
+        (None, "-1,1", "other", "-1,1"),
+        (True, "auto", "", "unit"),
+        (True, "auto", "other", "unit"),  # the same command again, when it has begun
+        (True, "-1,1", "", "-1,1"),
+        (False, "auto", "", "imagenet"),  # it never began: its config means nothing
+        (False, "auto", "other", "xrv"),
+    ],
+)
+def test_the_input_range_is_that_of_the_weights(tmp_path, own, given, source, expected):
+    run_with(tmp_path, "other", "xrv", begun=True)
+    if own is not None:
+        run_with(tmp_path, "x", "unit", begun=own)
+    config = recipe.defaults()
+    config.update(name="x", runs_dir=str(tmp_path))
+    config.model.input_range = given
+    assert command._input_range(settings.from_dict(config.to_dict()), source) == expected
+
+
+def test_the_input_range_of_a_run_that_has_begun_does_not_follow_other_first_weights(tmp_path):
+    run_with(tmp_path, "x", "unit", begun=True)
+    config = recipe.defaults()
+    config.update(name="x", runs_dir=str(tmp_path))
+    config.model.init_from = "imagenet"
+    assert command._input_range(settings.from_dict(config.to_dict()), "") == "unit"
+
+
+def test_processes_compare_what_would_make_them_wait_for_each_other(monkeypatch):
+    compared = {}
+
+    def compare(values):
+        compared.update(values)
+        raise InputError("enough.")
+
+    monkeypatch.setattr(processes, "check_alike", compare)
+    flags = ["--config.data.resident", "--config.checkpoint.every_steps=7", "--dry_run"]
+    with pytest.raises(InputError, match="enough"):
+        command.main([*flags, "--from=other"])
+    assert compared == {
+        "--dry_run": True,
+        "--from": "other",
+        "config.data.resident": True,
+        "config.checkpoint.every_steps": 7,
+    }
+
+
+def test_a_bad_value_in_another_process_ends_all(monkeypatch):
+    monkeypatch.setattr(processes, "any_of", lambda flag: True)
+    with pytest.raises(InputError, match="Another process cannot go on"):
+        command.main(["--dry_run"])

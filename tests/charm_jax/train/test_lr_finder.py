@@ -1,4 +1,6 @@
 import itertools
+import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes import experiment_of
 
-from charm_jax.config import recipe
+from charm_jax.config import cli, recipe, validate
 from charm_jax.models.state import TrainState, begin_stage
 from charm_jax.train import lr_finder, optim, setup
+from data_pipelines.errors import InputError
 
 
 def test_the_rates_are_exponential_and_would_end_after_the_last_step():
@@ -22,27 +25,77 @@ def test_the_rates_are_exponential_and_would_end_after_the_last_step():
 EMPTY = TrainState(jnp.zeros((), jnp.int32), {}, {}, None, None, (), jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("one_cycle", ["bce_frozen", "bce"]), ("fine_tune", ["bce_frozen"])],
-)
-def test_the_two_cycles_of_fine_tune_share_a_range_test(schedule, expected, tmp_path, monkeypatch):
+def experiment_with(find_lr, tmp_path, schedule="one_cycle"):
     config = recipe.defaults()
     config.update(name="x", runs_dir=str(tmp_path))
-    config.stages.bce.update(schedule=schedule, find_lr=True)
+    config.stages.bce.update(schedule=schedule, find_lr=find_lr)
     experiment = experiment_of(config, {"bce": 640, "focal": 1280})
     experiment.directory.mkdir()
-    tests = []
+    return experiment
 
-    def range_test(experiment, plan, state):
-        tests.append(plan.phase)
-        return {"peak_lr": 1e-3 * len(tests), "rates": [1e-4, 1e-3], "losses": [1.0, 0.5]}
 
-    monkeypatch.setattr(lr_finder, "_range_test", range_test)
-    plans = [setup.make_plan(experiment, phase) for phase in ("bce_frozen", "bce")]
-    peaks = [lr_finder.peak_rate(experiment, plan, EMPTY) for plan in plans]
-    assert tests == expected
-    assert peaks == [1e-3, 1e-3 * len(expected)]
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Losses of the range tests to come, which train nothing; the steps that they began at."""
+    begun = []
+
+    def sweep(state, batches, step):
+        rates = np.logspace(-7 + len(begun), -1, 40)
+        begun.append(int(state.step))
+        return rates, np.linspace(*sweep.losses, 40)
+
+    sweep.losses = 2, 1
+    monkeypatch.setattr(lr_finder, "sweep", sweep)
+    monkeypatch.setattr(lr_finder, "begin_stage", lambda state, *_, **__: state)
+    monkeypatch.setattr(setup, "compile_train_step", lambda *_: None)
+    monkeypatch.setattr(setup, "training_batches", lambda *_: (batch for batch in ()))
+    sweep.begun = begun
+    return sweep
+
+
+def peak(experiment, phase, step=0):
+    plan = setup.make_plan(experiment, phase)
+    test = lr_finder.range_test(experiment, plan, EMPTY.replace(step=jnp.int32(step)))
+    return lr_finder.peak_rate(experiment, plan, test)
+
+
+@pytest.mark.parametrize(("schedule", "tests"), [("one_cycle", 2), ("fine_tune", 1)])
+def test_the_two_cycles_of_fine_tune_share_a_range_test(schedule, tests, tmp_path, sweeps):
+    experiment = experiment_with(True, tmp_path, schedule)
+    peaks = [peak(experiment, phase) for phase in ("bce_frozen", "bce")]
+    assert len(sweeps.begun) == len(set(peaks)) == tests
+
+
+def test_a_phase_that_begins_ignores_the_range_test_of_another_run(tmp_path, sweeps):
+    experiment = experiment_with(True, tmp_path)
+    left = experiment.directory / "range_test_bce.json"
+    left.write_text('{"peak_lr": 0.5}')
+    found = peak(experiment, "bce")
+    assert found < 0.1
+    assert json.loads(left.read_text())["peak_lr"] == found
+    assert peak(experiment, "bce", step=3) == found  # it goes on
+    left.unlink()
+    peak(experiment, "bce", step=3)
+    assert sweeps.begun == [0, 3]
+
+
+def test_a_range_test_without_a_fall_writes_nothing_and_names_what_to_give(tmp_path, sweeps):
+    experiment = experiment_with(True, tmp_path)
+    sweeps.losses = 1, 2
+    with pytest.raises(InputError, match="range test of stage bce") as refused:
+        peak(experiment, "bce")
+    assert not list(experiment.directory.iterdir())
+    flags = re.search(r"\((.*)\)", str(refused.value))[1].split()
+    parsed = cli.parse(cli.Command("", {}, config=True), ["--config.stages.bce.find_lr", *flags])
+    given = cli.load_settings(parsed, "demo")
+    validate.check(given)
+    assert not given.stages["bce"].find_lr
+    assert given.resume == "force"
+
+
+def test_no_range_test_is_run_unasked(tmp_path, sweeps):
+    assert peak(experiment_with(False, tmp_path), "bce") == 2e-4
+    assert not sweeps.begun
 
 
 def losses_of(seed):

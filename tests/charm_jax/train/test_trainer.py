@@ -1,4 +1,7 @@
+import re
 import shlex
+import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +9,13 @@ import numpy as np
 import pytest
 from recipes import experiment_of
 
-from charm_jax.config import cli, recipe, settings
-from charm_jax.models.state import TrainState
+from charm_jax.config import cli, recipe, settings, validate
 from charm_jax.runs import arguments
-from charm_jax.runs.checkpoints import Checkpoints
+from charm_jax.train import __main__ as command
 from charm_jax.train import setup, trainer
-from charm_jax.train.trainer import Training, traced
+from charm_jax.train.plan import Progress
+from charm_jax.train.trainer import Beginning, Training, traced
+from data_pipelines.errors import InputError
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(10, False), (11, True), (12, True), (30, True)])
@@ -74,44 +78,127 @@ def training_of(config):
     training.directory = training.settings.directory
     phases = training.settings.phases
     training.plans = {phase: setup.make_plan(training.experiment, phase) for phase in phases}
+    training.finished, training.signal = {"focal": {"seconds": 7.0}}, None
     return training
 
 
+def newest(config, *, finished, epoch=1):
+    """What the newest checkpoint of a run with a config records."""
+    return {"config": config.to_dict(), "progress": {"finished": finished, "epoch": epoch}}
+
+
 @pytest.mark.parametrize("freeze_trunk", [True, False])
-def test_frozen_epochs_that_freeze_nothing_can_be_extended(freeze_trunk):
+@pytest.mark.parametrize("phase", ["bce_frozen", "bce"])
+def test_the_newest_phase_of_a_run_can_be_extended_if_it_is_finished(phase, freeze_trunk):
     config = recipe.defaults()
     config.name, config.stages.bce.freeze_trunk = "x", freeze_trunk
-    earlier = config.to_dict()
-    config.stages.bce.frozen_epochs = 5
-    training, done = training_of(config), {"finished": True}
-    assert training._extension("bce_frozen", earlier, done)["finished"] is False
-    assert training._extension("bce", earlier, done) == {}
+    done, underway = (newest(config, finished=finished) for finished in (True, False))
+    assert training_of(config)._check_epochs(phase, done) is False
+    config.stages.bce["frozen_epochs" if phase == "bce_frozen" else "epochs"] += 2
+    assert training_of(config)._check_epochs(phase, done) is True
+    assert training_of(config)._check_epochs(phase, underway) is False
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_run_begins_from_the_averaged_weights_of_another(average, tmp_path):
+def test_epochs_of_a_phase_that_is_over_are_refused():
+    config = recipe.defaults()
+    config.name = "x"
+    over = newest(config, finished=False)
+    config.stages.bce.frozen_epochs += 2
+    with pytest.raises(InputError, match=r"config\.stages\.bce\.frozen_epochs is 5"):
+        training_of(config)._check_epochs("bce", over)
+    training_of(config)._check_epochs("bce_frozen", over)
+
+
+def test_fewer_epochs_than_were_trained_are_refused():
+    config = recipe.defaults()
+    config.name = "x"
+    over = newest(config, finished=False, epoch=4)
+    config.stages.focal.epochs = 4
+    with pytest.raises(InputError, match="focal: set it to 5 or more"):
+        training_of(config)._check_epochs("focal", over)
+    config.stages.focal.epochs = 5
+    training_of(config)._check_epochs("focal", over)
+
+
+def test_the_steps_of_a_run_are_those_of_one_batch_size():
+    config = recipe.defaults()
+    config.name = "x"
+    underway = newest(config, finished=False)
+    config.stages.focal.batch_size *= 2
+    with pytest.raises(InputError, match=r"config\.stages\.focal\.batch_size .* of 128:"):
+        training_of(config)._check_epochs("focal", underway)
+
+
+SUGGESTED = re.compile(r"\((--[^)]*)\)")
+
+
+@pytest.mark.parametrize("find_lr", [False, True])
+@pytest.mark.parametrize("last", [None, ("bce", 7)])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_the_remedies_of_a_nan_change_what_they_say(find_lr, last, clip_norm):
+    flags = ["--config.name=x", f"--config.stages.bce.find_lr={find_lr}"]
+    flags.append(f"--config.stages.bce.clip_norm={clip_norm}")
+
+    def parsed(*more):
+        arguments = cli.parse(cli.Command("", command._OPTIONS, config=True), [*flags, *more])
+        given = cli.load_settings(arguments, "demo")
+        validate.check(given)
+        return arguments.flags["from"].value, given
+
+    before = parsed()[1]
+    training = object.__new__(Training)
+    training.settings, training.peaks = before, {"bce": 1e-5}  # by a range test, or not
+    training.plans = {"bce": SimpleNamespace(stage="bce")}
+    limit, lower = map(str.split, SUGGESTED.findall(training._remedy("bce", last)))
+    source, limited = parsed(*limit)
+    assert (source, limited.name) == ("", "x")
+    assert limited.resume == ("auto" if last is None else "force")
+    assert 0 < limited.stages["bce"].clip_norm < (clip_norm or np.inf)
+    source, lowered = parsed(*lower)
+    assert (source, lowered.name) == (("", "x") if last is None else ("x:bce/7", "x-2"))
+    assert lowered.stages["bce"].peak_lr < 1e-5
+    assert not lowered.stages["bce"].find_lr  # which would overrule it
+
+
+def small_training(tmp_path):
     config = recipe.defaults()
     config.update(name="x", runs_dir=str(tmp_path))
-    training = training_of(config)
-    training.split = {"findings": [], "sha256": {}, "cases": ""}
+    return training_of(config)
 
-    def state_of(value, average=None):
-        params = {"head": {"bias": jnp.full(2, value)}}
-        return TrainState(
-            jnp.int32(0), params, {}, None, None, (), jax.random.key(0), average=average
-        )
 
-    weights = {"params": state_of(3.0).params, "batch_stats": {}}
-    other = tmp_path / "other"
-    checkpoints = Checkpoints(other / "checkpoints", ("bce",), keep=1)
-    meta = {
-        "progress": {"best_step": 8},
-        "split": training.split,
-        "config": {"model": {"average": average}},
-    }
-    checkpoints.save("bce", state_of(2.0, weights if average else None), meta, 8)
-    checkpoints.close()
-    (other / "config.json").write_text("{}")
-    state, _ = training._from_run("other:last", state_of(1.0))
-    assert state.params["head"]["bias"].tolist() == [3.0 if average else 2.0] * 2
-    assert state.average is None
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_calibration_of_a_finished_run(
+    number, code, tmp_path, monkeypatch, capsys
+):
+    training = small_training(tmp_path)
+    monkeypatch.setattr(trainer.loaded, "load_run", lambda run: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert training._calibrate() == code
+    assert signal.getsignal(number) == before
+    message = capsys.readouterr().err
+    assert "is finished, but not calibrated" in message
+    assert "charm-jax eval --run x" in message
+    assert "Done" not in message
+
+
+def test_a_signal_before_the_calibration_leaves_it_out(tmp_path, monkeypatch):
+    training = small_training(tmp_path)
+    training.signal = signal.SIGTERM
+    monkeypatch.setattr(trainer.loaded, "load_run", lambda run: pytest.fail("it was fitted"))
+    assert training._calibrate() == 143
+
+
+def test_a_calibration_says_that_the_run_is_done(tmp_path, monkeypatch, capsys):
+    training = small_training(tmp_path)
+    monkeypatch.setattr(trainer.loaded, "load_run", lambda run: run)
+    monkeypatch.setattr(trainer.fitted, "load_calibrator", lambda run, data: None)
+    assert training._calibrate() == 0
+    assert "Done in 7 s. Evaluate it: charm-jax eval --run x" in capsys.readouterr().err
+
+
+def test_images_that_another_process_cannot_load_end_all(tmp_path, monkeypatch):
+    training = small_training(tmp_path)
+    training.experiment.__dict__["cases"] = None
+    monkeypatch.setattr(trainer.processes, "any_of", lambda flag: True)
+    with pytest.raises(InputError, match="Another process cannot go on"):
+        training.prepare(Beginning(None, Progress("bce")))
