@@ -33,6 +33,19 @@ def find_table(directory: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
+def check_folder(directory: Path, homepage: str) -> None:
+    """Check that there is a data folder.
+
+    Raises:
+        InputError: there is none; the page to download the set from is named.
+    """
+    if not directory.is_dir():
+        raise InputError(
+            f"The data folder {directory} does not exist: download the set from {homepage} and "
+            "name its folder with --config.data.dir."
+        )
+
+
 def need_table(directory: Path, csv: str, names: Sequence[str], homepage: str) -> Path:
     """Find the table of a set.
 
@@ -45,11 +58,7 @@ def need_table(directory: Path, csv: str, names: Sequence[str], homepage: str) -
     Raises:
         InputError: there is no such folder or table.
     """
-    if not directory.is_dir():
-        raise InputError(
-            f"The data folder {directory} does not exist: download the set from {homepage} and "
-            "name its folder with --config.data.dir."
-        )
+    check_folder(directory, homepage)
     if csv:
         return given_file(csv, directory, "table", f"name {names[0]} or leave the key empty")
     path = find_table(directory, names)
@@ -158,7 +167,7 @@ def only_frontal(rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[st
             f"The table {path} has no frontal view among its {left:,} images (views: {views}): "
             "name a table with images that are PA or AP."
         )
-    note = f"{left:,} of the {len(rows):,} images of {path} are not frontal and are left out."
+    note = f"{left:,} of the {len(rows):,} images of {path} have no frontal view and are left out."
     return rows[rows["frontal"]], (note,) if left else ()
 
 
