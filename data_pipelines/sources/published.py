@@ -1,5 +1,6 @@
 """Find and read the tables of published sets, as users have them on disk."""
 
+import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -203,15 +204,18 @@ def find_files(directory: Path, names: Sequence[str], depth: int = 1) -> dict[in
         depth: number of last parts of a path that tell images apart.
 
     Returns:
-        The file of each image that has one, by its position; of several the first by path.
+        The file of each image that has one, by its position: that with the path of its name, else
+        the first by path.
     """
-    rows = {_tail(name, depth): row for row, name in enumerate(names)}
+    places = (os.path.join(directory, name) for name in names)
+    there = {row: Path(place) for row, place in enumerate(places) if os.path.isfile(place)}
+    rows = {_tail(name, depth): row for row, name in enumerate(names) if row not in there}
     found: dict[int, Path] = {}
-    for path in walk(directory):
+    for path in walk(directory) if rows else ():
         row = rows.get(_tail(path.as_posix(), depth))
         if row is not None and path.suffix.lower() in SUFFIXES:
             found[row] = min(found.get(row, path), path)
-    return {row: found[row] for row in sorted(found)}
+    return dict(sorted((there | found).items()))
 
 
 def _tail(name: str, depth: int) -> str:

@@ -1,11 +1,15 @@
 """Which images and patients of another table a run has seen, by name and never by number."""
 
+import json
+
 import numpy as np
 import pytest
 from tables import small_table
 
 from charm_jax.runs import cases
+from data_pipelines import sources
 from data_pipelines.errors import InputError
+from data_pipelines.sources.rsna_pneumonia import MAPPING
 
 
 def table(images, patients, names=(), **more):
@@ -134,3 +138,20 @@ def test_the_digest_of_cases_tells_shifted_ids_from_the_same_images():
     same = cases.cases_sha256(small, np.array([0, 1]))
     assert same == cases.cases_sha256(small, np.array([0, 1]))
     assert same != cases.cases_sha256(grown, np.array([1, 2]))
+
+
+def test_images_of_the_rsna_challenge_are_those_of_chestxray14_by_the_mapping(tmp_path):
+    run, folder = tmp_path / "run", tmp_path / "rsna"
+    run.mkdir()
+    folder.mkdir()
+    own = (["00000013_000.png", "00000014_000.png"], [13, 14])
+    cases.write_cases(run, table(*own), np.array([0]))
+    (folder / "stage_2_train_labels.csv").write_text("patientId,Target\nx,0\ny,1\nz,0\n")
+    other = sources.load("rsna_pneumonia", folder)
+    assert not known(run, other, source="nih_chest_xray14").image_seen.any()
+    names = {"x": "00000013_000.png", "y": "00000013_001.png", "z": "00000014_000.png"}
+    entries = [{"subset_img_id": key, "img_id": name} for key, name in names.items()]
+    (folder / MAPPING).write_text(json.dumps(entries))
+    found = known(run, sources.load("rsna_pneumonia", folder), source="nih_chest_xray14")
+    assert found.image_seen.tolist() == [True, False, False]
+    assert found.patient_seen.tolist() == [True, True, False]
