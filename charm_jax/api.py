@@ -5,17 +5,18 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from charm_jax.config import recipe, settings
-from charm_jax.models import state as states
+from charm_jax.config import build, cli, validate
+from charm_jax.config.settings import Settings
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm
-from charm_jax.models.create import create_network, empty_bank
+from charm_jax.models.create import create_network
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, load_or_draw
 from charm_jax.weights import files, load
@@ -61,20 +62,28 @@ def create_model(
         ``module.apply``'s variables.
 
     Raises:
-        InputError: there is no such backbone, or the weight file does not fit.
+        InputError: there is no such backbone, the weight file does not fit, or a value is not
+            valid.
     """
     if name not in BACKBONES:
         raise InputError(f"There is no model {name!r}: {did_you_mean(name, BACKBONES)}")
+    if num_classes < 1:
+        raise InputError(f"num_classes is {num_classes}: give the number of findings.")
+    changes = {
+        "seed": seed,
+        "data": {"image_size": image_size},
+        "model": {"backbone": name, "charm": charm, "channels": in_chans, "bank_size": bank_size},
+    }
     network = create_network(name, num_classes=num_classes, charm=charm)
-
-    def create(key: jax.Array) -> TrainState:
-        images = jnp.zeros((1, image_size, image_size, in_chans))
-        return states.create(network, key, images, empty_bank(network, name, bank_size))
-
-    # It runs once: optimising hundreds of random draws would take longer than the draws.
-    options = {"xla_backend_optimization_level": 0}
-    state = jax.jit(create, compiler_options=options)(jax.random.key(seed))
+    state = build.new_state(network, _settings(changes))
     return network, _filled(state, weights, name, pathologies, "")
+
+
+def _settings(changes: dict[str, Any]) -> Settings:
+    """Return the checked settings of the defaults with changes."""
+    settings = cli.settings_from({"name": "api"} | changes, "charm_jax")
+    validate.check(settings)
+    return settings
 
 
 def load_weights(
@@ -191,7 +200,7 @@ def load_dataset(
     image_size: int = 224,
     missing: str = "error",
     max_unreadable: float = 0.001,
-    value_range: str = "container",
+    value_range: str | int = "container",
     uncertain: str = "ignore",
     **options: int,
 ) -> Data:
@@ -206,7 +215,7 @@ def load_dataset(
         image_size: side of the images in pixels.
         missing: ``skip`` uses the images that are there.
         max_unreadable: share of the image files that may be unreadable.
-        value_range: value of ``config.data.value_range``, such as ``"4095"``.
+        value_range: value of ``config.data.value_range``, such as 4095.
         uncertain: value of ``config.data.uncertain``, for labels that a report calls possible.
         **options: what this source alone takes, such as ``train_images`` of ``phantom``.
 
@@ -215,12 +224,12 @@ def load_dataset(
         ``split.rows("focal", "test")`` the rows of a split of all images.
 
     Raises:
-        InputError: an unknown source, or the first fault of the data.
+        InputError: an unknown source or option, a value that is not valid, or the first fault of
+            the data.
     """
     if source not in SOURCES:
         raise InputError(f"There is no source {source!r}: {did_you_mean(source, SOURCES)}")
-    raw = recipe.defaults().to_dict()
-    raw["data"] |= {
+    data = {
         "source": source,
         "dir": str(root),
         "split": split_rule,
@@ -231,6 +240,5 @@ def load_dataset(
         "max_unreadable": max_unreadable,
         "value_range": value_range,
         "uncertain": uncertain,
-        source: raw["data"].get(source, {}) | options,
     }
-    return load_or_draw(settings.from_dict(raw))
+    return load_or_draw(_settings({"data": data | ({source: options} if options else {})}))

@@ -25,7 +25,7 @@ from charm_jax.models.state import TrainState
 from charm_jax.runs import folder
 from charm_jax.runs.arguments import CHECKPOINT, RUN, find_run, read_settings
 from charm_jax.weights import files, load
-from charm_jax.weights.card import Card
+from charm_jax.weights.card import Card, beside
 from data_pipelines.errors import InputError
 
 _OPTIONS = RUN | CHECKPOINT | {"to": Option("safetensors", "kind of file", list(files.SUFFIXES))}
@@ -81,9 +81,13 @@ def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
 def _check_target(target: Path, kind: str) -> None:
     if files.kind_of(target) != kind:
         known = " or ".join(files.SUFFIXES[kind])
-        raise InputError(f"{target} has no suffix of a {kind} file: use {known}.")
-    if target.exists():
-        raise InputError(f"{target} already exists: move it or choose another name.")
+        raise InputError(
+            f"{target} has the suffix of another kind than --to {kind}: give --to "
+            f"{files.kind_of(target)}, or use {known}."
+        )
+    for path in (target, beside(target)):
+        if path.exists():
+            raise InputError(f"{path} already exists: move it or choose another name.")
     if not target.parent.is_dir():
         raise InputError(f"There is no folder {target.parent}: create it or choose another.")
 

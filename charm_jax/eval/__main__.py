@@ -38,9 +38,10 @@ from charm_jax.runs.arguments import CHECKPOINT, MEMORY, RUN, SPLITS, find_run, 
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
-from data_pipelines.errors import InputError
+from charm_jax.weights import load
+from charm_jax.weights.load import Contents
+from data_pipelines.errors import InputError, listed
 from data_pipelines.tables import splits
-from data_pipelines.tables.findings import columns_of
 
 _OPTIONS = {
     **RUN,
@@ -62,26 +63,23 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: no such run, checkpoint or split, bad data, or nothing to compare with.
     """
-    run, config, values = _parse(argv)
-    validate.check(config)
+    run, config, values, file = _parse(argv)
     data = run_data.load_data(config)
     for note in data.notes:
         say(note)
     rows = data.split.rows(config.stage_names[-1], values.split)
     if run is None:
-        model = loaded.load_file(config, data.table.findings)
+        model = loaded.load_file(config, file, data.table.findings)
         for warning in check_inputs(model.network, model.state, data, rows, config.model):
             say(warning)
     else:
         model = loaded.load_run(run, values.checkpoint, values.memory)
-    # Thresholds of all findings are fitted together, on data that have all of them.
-    lacks_some = (columns_of(model.pathologies, data.table.findings) < 0).any()
     given, data = data, run_data.for_findings(data, model.pathologies, model.description)
     if data is not given:
         say(run_data.describe_findings(given, data))
     match = model.match_cases(data.table)
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
-    out = files.find_folder(model, data, config.raw["data"], rows, values.split)
+    out = files.find_folder(model, data, rows, values.split)
     other = None
     if values.compare:  # read before anything is evaluated
         compared = folder.find_evaluated(Path(config.runs_dir), values.compare)
@@ -92,7 +90,7 @@ def main(argv: list[str]) -> int:
     outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
     cases = data.table
     evaluated = EvalSet(outputs["logits"], cases.labels[rows], cases.patients[rows], cases.findings)
-    calibrated = fitted.load_calibration(model, None if run and lacks_some else data)
+    calibrated = fitted.load_calibration(model, data)
     scores = summary.score(
         evaluated,
         fitted=calibrated or calibration.nothing(cases.findings),
@@ -102,11 +100,19 @@ def main(argv: list[str]) -> int:
     )
     comparison = None
     if other is not None:
-        theirs, logits = other
-        macro, findings = intervals.compare(evaluated, logits, values.interval)
+        shared = tuple(cases.findings[column] for column in other.columns)
+        ours = EvalSet(
+            evaluated.logits[:, other.columns],
+            evaluated.labels[:, other.columns],
+            evaluated.patients,
+            shared,
+        )
+        macro, findings = intervals.compare(ours, other.logits, values.interval)
+        if lacking := [name for name in cases.findings if name not in shared]:
+            say(f"warning: {values.compare} does not know {listed(lacking)}: not compared.")
         comparison = Comparison(
             run=values.compare,
-            checkpoint=theirs.checkpoint,
+            checkpoint=other.result.checkpoint,
             interval_method=scores.interval_method,
             macro=macro,
             findings=findings,
@@ -158,9 +164,11 @@ def _result(
         source=table.source,
         simulated=table.simulated,
         data=config.raw["data"],
+        reading=model.reading(data.settings),
         rule=data.split.rule,
         split=split,
         split_sha256=described["sha256"],
+        cases_sha256=described["cases_sha256"],
         n_images=described["images"],
         n_patients=described["patients"],
         patients_known=table.patients_known,
@@ -182,8 +190,8 @@ def _result(
     )
 
 
-def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
-    """Return the run (None for weights without one), the settings and the flags."""
+def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues, Contents | None]:
+    """Return the run or else the content of a weight file, the checked settings and the flags."""
     command = cli.Command(__doc__, _OPTIONS, ("data.", "runs_dir"), config=True)
     arguments = cli.parse(command, argv)
     values = arguments.flags
@@ -191,9 +199,12 @@ def _parse(argv: list[str]) -> tuple[Path | None, Settings, flags.FlagValues]:
         config = cli.load_settings(arguments, values.config)
         validate.check(config)
         _check_without_run(config, values)
-        return None, loaded.file_settings(config, arguments.overrides), values
+        file = load.read(config.model.init_from, config.model.backbone)
+        return None, loaded.file_settings(config, file, arguments.overrides), values, file
     run = find_run(arguments)
-    return run, read_settings(run, arguments), values
+    config = read_settings(run, arguments)
+    validate.check(config)
+    return run, config, values, None
 
 
 def _check_without_run(config: Settings, values: flags.FlagValues) -> None:

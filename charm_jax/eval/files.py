@@ -1,6 +1,7 @@
 """Write the files of an evaluation, and read those of another run."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
+from charm_jax.config.settings import DataSettings
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics.result import EvaluationResult
 from charm_jax.runs.data import Data
@@ -22,13 +24,10 @@ from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import columns_of
 
-# Data settings that leave each image that is read as it is.
-_NOT_READING = ("missing", "max_unreadable", "resident", "processes")
+_AGAIN = "evaluate that run again."
 
 
-def find_folder(
-    model: LoadedModel, data: Data, raw: Mapping[str, Any], rows: Int[np.ndarray, " n"], split: str
-) -> Path:
+def find_folder(model: LoadedModel, data: Data, rows: Int[np.ndarray, " n"], split: str) -> Path:
     """Return the folder of an evaluation: ``eval/<split>`` for the run's own images alone.
 
     Other images, or the same ones with other labels or read otherwise, have a folder that is named
@@ -37,33 +36,32 @@ def find_folder(
     Args:
         model: evaluated model.
         data: data that hold the images.
-        raw: settings that they were loaded with, ``config.raw["data"]``.
         rows: evaluated rows of the table.
         split: evaluated split.
     """
     table, folder = data.table, model.folder / "eval"
-    sha256 = splits.part_summary(table, rows)["sha256"]
+    cases = splits.part_summary(table, rows)["cases_sha256"]
+    content = [table.source, table.simulated, cases, _read_as(model, data.settings)]
     if model.run is not None:
-        stage = model.trained["stages"][model.settings.stage_names[-1]]
-        known = (model.trained["source"], model.trained["simulated"], stage.get(split, {}))
-        same = known[:2] == (table.source, table.simulated) and known[2].get("sha256") == sha256
-        if same and _reading(raw) == _reading(model.settings.raw["data"]):
+        then, stage = model.trained, model.settings.stage_names[-1]
+        cases = then["stages"][stage].get(split, {}).get("cases_sha256")
+        own = _read_as(model, model.settings.data)
+        if content == [then["source"], then["simulated"], cases, own]:
             return folder / split
-    patients = [table.patient_name(number) for number in table.patients[rows]]
-    content = [table.source, sha256, patients, table.labels[rows].tolist(), _reading(raw)]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{split}-{table.source}-{digest}"
 
 
-def _reading(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that say which files are read, and how."""
-    every = {
-        key: value
-        for key, value in raw.items()
-        if key not in _NOT_READING and (not isinstance(value, Mapping) or key == raw["source"])
+def _read_as(model: LoadedModel, data: DataSettings) -> dict[str, Any]:
+    """Return which files are read, and how they are read and scored."""
+    return {
+        "dir": str(Path(data.dir).resolve()),
+        "csv": str(Path(data.csv).resolve()) if data.csv else "",
+        "split": data.split,
+        "split_seed": data.split_seed,
+        "options": dict(data.options),
+        **model.reading(data),
     }
-    places = {key: str(Path(raw[key]).resolve()) if raw[key] else "" for key in ("dir", "csv")}
-    return every | places
 
 
 def describe_replaced(out: Path, result: EvaluationResult) -> str | None:
@@ -71,12 +69,14 @@ def describe_replaced(out: Path, result: EvaluationResult) -> str | None:
     if not (out / "metrics.json").exists():
         return None
     before, now = read_json(out / "metrics.json"), result.to_json()
-    keys = ("checkpoint", "source", "split_sha256", "data")
-    if all(before.get(key) == now[key] for key in keys):
+    keys = ("checkpoint", "source", "split_sha256", "cases_sha256", "data", "reading")
+    other = [key.removesuffix("_sha256") for key in keys if before.get(key) != now[key]]
+    if not other:
         return None
     return (
         f"Replaced in {out}: the evaluation of checkpoint {before.get('checkpoint')} on "
-        f"{before.get('n_images')} images of {before.get('source')}."
+        f"{before.get('n_images')} images of {before.get('source')}; it had another "
+        f"{', '.join(other)}."
     )
 
 
@@ -170,10 +170,24 @@ def write_retrieval(
         frame.to_csv(file, index=False, float_format="%.9g", lineterminator="\r\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class OtherRun:
+    """Another run's evaluation of the same images, for the findings that it shares.
+
+    Attributes:
+        logits: ``[images, findings]``.
+        columns: columns of these findings in the table.
+    """
+
+    result: EvaluationResult
+    logits: Float[np.ndarray, "images findings"]
+    columns: list[int]
+
+
 def read_other(
     folder: Path, name: str, split: str, table: CaseTable, rows: Int[np.ndarray, " images"]
-) -> tuple[EvaluationResult, Float[np.ndarray, "images findings"]]:
-    """Read another run's result and logits of the same images.
+) -> OtherRun:
+    """Read another run's latest result and logits of the same images.
 
     Args:
         folder: folder of that run.
@@ -183,37 +197,69 @@ def read_other(
         rows: evaluated rows of it.
 
     Raises:
-        InputError: the run was not evaluated on that split, or on other images or findings.
+        InputError: the run was not evaluated on that split, or on other images, labels or findings.
     """
     again = f"charm-jax eval --run {folder} --split {split}"
-    others = sorted(path.name for path in (folder / "eval").glob(f"{split}-*"))
-    paths = [folder / "eval" / one / "metrics.json" for one in (name, split, *others)]
-    results = {path: _read_result(path, again) for path in paths if path.is_file()}
-    if not results:
+    every = [path for path in folder.glob(f"eval/{split}*/metrics.json") if path.is_file()]
+    every.sort(key=lambda path: (path.parent.name not in (name, split), -path.stat().st_mtime))
+    if not every:
         raise InputError(
             f"The run {folder} is not evaluated on the split {split!r}: evaluate it with {again} "
             "before you compare with it."
         )
+    results = {path: _read_result(path, again) for path in every}
     sha256 = splits.part_summary(table, rows)["sha256"]
-    same = (path for path, result in results.items() if result.split_sha256 == sha256)
-    path = next(same, next(iter(results)))
-    result = results[path]
-    theirs = list(result.findings)
-    columns = columns_of(table.findings, theirs)
-    lacking = [name for name, column in zip(table.findings, columns, strict=True) if column < 0]
-    if lacking:
+    same = [path for path in every if results[path].split_sha256 == sha256]
+    if not same:
         raise InputError(
-            f"The run {folder} was evaluated on the findings {listed(theirs)} and not on "
-            f"{listed(lacking)}: compare with a run that knows these, too."
+            f"The run {folder} was evaluated on other images (its {every[0]} has sha256 "
+            f"{results[every[0]].split_sha256[:12]}, here it is {sha256[:12]}): evaluate it again "
+            "on the same data and split."
         )
-    if result.split_sha256 != sha256:
-        raise InputError(
-            f"The run {folder} was evaluated on other images (its {path} has sha256 "
-            f"{result.split_sha256[:12]}, here it is {sha256[:12]}): evaluate it again on the same "
-            "data and split."
-        )
-    names = [theirs[column] for column in columns]
-    return result, read_logits(path.parent / "predictions.csv", table.images[rows], names)
+    contradictions = []
+    for path in same:
+        result, names = results[path], list(results[path].findings)
+        theirs = columns_of(table.findings, names)
+        columns = np.flatnonzero(theirs >= 0).tolist()
+        if not columns:
+            raise InputError(
+                f"The run {folder} was evaluated on the findings {listed(names)}, none of which "
+                "is scored here: compare with a run that shares some."
+            )
+        shared = [names[theirs[column]] for column in columns]
+        predictions = path.parent / "predictions.csv"
+        frame = _read_predictions(predictions, table.images[rows], shared)
+        patients = table.patients_known and result.patients_known
+        found = _contradiction(frame, shared, table, rows, columns, patients=patients)
+        if found is None:
+            return OtherRun(result, _logits(predictions, frame, shared), columns)
+        contradictions.append(f"{predictions} has another {found}")
+    raise InputError(
+        f"The run {folder} was evaluated on images of the same names with other labels or patients "
+        f"({contradictions[0]}): evaluate it again on the same data."
+    )
+
+
+def _contradiction(
+    frame: pd.DataFrame,
+    theirs: Sequence[str],
+    table: CaseTable,
+    rows: Int[np.ndarray, " images"],
+    columns: Sequence[int],
+    *,
+    patients: bool,
+) -> str | None:
+    """Return the first patient or known label of a prediction that differs from the table's."""
+    names = np.array([table.patient_name(number) for number in table.patients[rows]])
+    pairs = [("patient", frame["patient"] != names)] if patients else []
+    for name, column in zip(theirs, columns, strict=True):
+        ours, other = table.labels[rows, column], frame[f"{name}_label"]
+        known = (ours >= 0) & (other != "")
+        pairs.append((f"label of {table.findings[column]}", known & (other != ours.astype(str))))
+    for what, differs in pairs:
+        if differs.any():
+            return f"{what} for {frame.index[differs][0]}"
+    return None
 
 
 def _read_result(path: Path, again: str) -> EvaluationResult:
@@ -225,31 +271,31 @@ def _read_result(path: Path, again: str) -> EvaluationResult:
         ) from None
 
 
-def read_logits(
-    path: Path, images: np.ndarray, findings: Sequence[str]
-) -> Float[np.ndarray, "images findings"]:
-    """Read the logits of ``predictions.csv``, in the order of the images.
+def _read_predictions(path: Path, images: np.ndarray, findings: Sequence[str]) -> pd.DataFrame:
+    """Read patients, labels and logits of ``predictions.csv`` as text, in the order of the images.
 
     Raises:
         InputError: the file is missing, damaged or without logits, or has other images.
     """
-    again = "evaluate that run again."
-    columns = [f"{name}_logit" for name in findings]
+    columns = ["patient", *(f"{name}_{kind}" for kind in ("label", "logit") for name in findings)]
     try:
-        table = pd.read_csv(
-            path, usecols=["image", *columns], dtype={"image": str}, keep_default_na=False
-        )
+        table = pd.read_csv(path, usecols=["image", *columns], dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise InputError(f"There is no {path}: {again}") from None
+        raise InputError(f"There is no {path}: {_AGAIN}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no readable logits ({error}): {again}") from None
+        raise InputError(f"{path} holds no readable logits ({error}): {_AGAIN}") from None
     if sorted(table["image"]) != sorted(images):
-        raise InputError(f"{path} holds other images than its metrics.json says: {again}")
-    logits = table.set_index("image").loc[list(images), columns]
+        raise InputError(f"{path} holds other images than its metrics.json says: {_AGAIN}")
+    return table.set_index("image").loc[list(images), columns]
+
+
+def _logits(
+    path: Path, frame: pd.DataFrame, findings: Sequence[str]
+) -> Float[np.ndarray, "images findings"]:
     try:
-        values = logits.to_numpy(np.float32)
+        values = frame[[f"{name}_logit" for name in findings]].to_numpy(np.float32)
     except ValueError:
-        values = np.full(logits.shape, np.nan, np.float32)
+        values = np.full(1, np.nan)
     if not np.isfinite(values).all():
-        raise InputError(f"{path} holds a logit that is not a number: {again}")
+        raise InputError(f"{path} holds a logit that is not a number: {_AGAIN}")
     return values

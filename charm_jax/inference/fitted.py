@@ -127,44 +127,54 @@ def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator
 def _fit_calibration(
     model: LoadedModel, data: Data, rows: np.ndarray, logits: np.ndarray
 ) -> dict[str, Any]:
-    path = model.folder / CALIBRATION
-    fitted = identity(model, data) | calibration.fit(
-        logits, data.table.labels[rows], data.table.findings
-    )
+    path, own = model.folder / CALIBRATION, identity(model, data)
+    before = _read(path) or own
+    fitted = own | calibration.fit(logits, data.table.labels[rows], data.table.findings)
     fitted["images"] = data.table.images[rows].tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
     folder.write_json(path, fitted)
-    _LOG.info(f"Thresholds and temperatures are fitted on {len(rows):,} validation images: {path}.")
+    other = [key.removesuffix("_sha256") for key in own if before.get(key) != own[key]]
+    replaced = f" They replace those of another {', '.join(other)}." if other else ""
+    _LOG.info(
+        f"Thresholds and temperatures are fitted on {len(rows):,} validation images: {path}."
+        f"{replaced}"
+    )
     return fitted
 
 
-def identity(model: LoadedModel, given: Data | None = None) -> dict[str, str]:
-    """Return digests of the network and the split that a fitted file belongs to.
+def identity(model: LoadedModel, given: Data | None = None) -> dict[str, Any]:
+    """Return the network, the cases and the reading of images that a fitted file belongs to.
 
     Args:
         given: data with the validation split of a model without a run.
     """
     last = model.settings.stage_names[-1]
     if model.trained is None:
-        sha256 = splits.part_summary(given.table, given.split.stages[last]["val"])["sha256"]
+        val = splits.part_summary(given.table, given.split.stages[last]["val"])
+        data = given.settings
     else:
-        sha256 = model.trained["stages"][last]["val"]["sha256"]
+        val, data = model.trained["stages"][last]["val"], model.settings.data
     return {
         "checkpoint": model.checkpoint,
         "network_sha256": network_sha256(model.state),
-        "split_sha256": sha256,
+        "split_sha256": val["sha256"],
+        "cases_sha256": val.get("cases_sha256"),
+        **model.reading(data),
     }
 
 
-def read_stored(path: Path, own: dict[str, str]) -> dict[str, Any] | None:
-    """Read a fitted file with these digests; None if it is missing, damaged or another one."""
-    if not path.exists():
-        return None
-    try:
-        stored = folder.read_json(path)
-    except InputError:
-        return None
+def read_stored(path: Path, own: dict[str, Any]) -> dict[str, Any] | None:
+    """Read a fitted file of this identity; None if it is missing, damaged or another one."""
+    stored = _read(path)
     return stored if own.items() <= stored.items() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a fitted file; empty if it is missing or damaged."""
+    try:
+        return folder.read_json(path)
+    except InputError:
+        return {}
 
 
 def _is_whole(stored: Mapping[str, Any]) -> bool:
@@ -180,33 +190,37 @@ def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data
         given: data that may have that split; a model without a run has no other.
 
     Raises:
-        InputError: the data are gone, or their validation split differs from the recorded one and
-            may hold test images.
+        InputError: the data are gone, or their validation split differs from the recorded one: it
+            may hold test images, or images of another hospital with the same names.
     """
     last = model.settings.stage_names[-1]
     if model.trained is None:
         return given, given.split.rows(last, "val")
-    if given is None or not _has_split(model, given, last):
+    if given is None or _difference(model, given, last):
         given = run_data.load_data(model.settings)
         given = run_data.for_findings(given, model.pathologies, f"The run {model.run}")
     rows = given.split.rows(last, "val")
-    if not _has_split(model, given, last):
+    if difference := _difference(model, given, last):
         data = model.settings.data
         raise InputError(
-            f"The validation split of {data.source} in {data.dir} ({len(rows):,} images) is "
-            f"not the one in {model.run / 'split.json'}: give the data and split that the run "
+            f"The validation split of {data.source} in {data.dir} ({len(rows):,} images) "
+            f"{difference} in {model.run / 'split.json'}: give the data and split that the run "
             "was trained with by --config.data.dir and --config.data.csv."
         )
     return given, rows
 
 
-def _has_split(model: LoadedModel, data: Data, stage: str) -> bool:
-    """Whether the data have the model's validation split; simulated names alone prove nothing."""
-    sha256 = splits.part_summary(data.table, data.split.stages[stage]["val"])["sha256"]
-    return (
-        sha256 == model.trained["stages"][stage]["val"]["sha256"]
-        and data.table.simulated == model.trained["simulated"]
-    )
+def _difference(model: LoadedModel, data: Data, stage: str) -> str:
+    """Return how data differ from the model's validation split; simulated names prove nothing."""
+    then = model.trained["stages"][stage]["val"]
+    now = splits.part_summary(data.table, data.split.stages[stage]["val"])
+    if (now["sha256"], data.table.simulated) != (then["sha256"], model.trained["simulated"]):
+        return "is not the one"
+    if now["cases_sha256"] != then.get("cases_sha256"):
+        return "has the images but not the labels or patients of the one"
+    if model.reading(data.settings) != model.reading(model.settings.data):
+        return "is read otherwise than the one"
+    return ""
 
 
 def fitted_on(

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from charm_jax.config import build, recipe, validate
-from charm_jax.config.settings import Settings, from_dict
+from charm_jax.config import build, cli, validate
+from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
@@ -26,7 +26,7 @@ from charm_jax.runs.banks import TRAINED, StoredBank
 from charm_jax.runs.cases import CaseMatch, known_cases, read_cases, unknown_cases
 from charm_jax.runs.data import Data
 from charm_jax.weights import load
-from charm_jax.weights.load import AUTO
+from charm_jax.weights.load import AUTO, Contents
 from data_pipelines.errors import InputError, listed
 from data_pipelines.loading import augment
 from data_pipelines.loading.augment import IMAGENET
@@ -34,6 +34,8 @@ from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 
 _LOG = logging.getLogger(__name__)
+# Keys of ``config.model`` that no parameter shows.
+_SCORING = ("channels", "input_range", "fusion", "momentum_branch", "retrieval_k", "init_key")
 _BANK_FACTS = ("source", "split", "images_sha256", "patients_known", "images_here")
 
 
@@ -74,6 +76,21 @@ class LoadedModel:
         stages = self.settings.stages
         batch = max(stages[name].batch_size for name in self.settings.stage_names)
         return batch + -batch % jax.device_count()
+
+    def reading(self, data: DataSettings) -> dict[str, Any]:
+        """Describe what changes the scores of images beside weights and bank.
+
+        Args:
+            data: settings that the images are read with.
+        """
+        keys = self.settings.model
+        return {
+            "image_size": data.image_size,
+            "value_range": data.value_range,
+            "outputs": list(self.pathologies),
+            "memory": self.provenance.get("memory"),
+            **{name: getattr(keys, name) for name in _SCORING},
+        }
 
     def compile(self, step: Callable, *, shared: bool = True) -> CompiledStep:
         """Compile a step on images once; it takes ``model`` and ``prepare``.
@@ -202,32 +219,37 @@ def _with_bank(model: LoadedModel, label: str) -> LoadedModel:
     )
 
 
-def file_settings(settings: Settings, given: Collection[str] = ()) -> Settings:
-    """Return settings with what the weight file ``config.model.init_from`` tells.
+def file_settings(settings: Settings, file: Contents, given: Collection[str] = ()) -> Settings:
+    """Return settings with what a weight file tells.
 
     Args:
-        settings: config that names the file.
+        settings: of a config, which rank below the file.
+        file: content of the file.
         given: keys of the command line, which rank above the file.
 
     Raises:
-        InputError: the file is missing or unreadable, or tells an unknown value.
+        InputError: the file tells an unknown value.
     """
-    path, _, told = load.read(settings.model.init_from, settings.model.backbone)
+    told, automatic = file.told, settings.model.input_range == AUTO
     names = ("backbone", "charm", "channels", "input_range", "retrieval_k", "bank_size")
     entries = {f"model.{name}": getattr(told, name) for name in names}
     entries["data.image_size"] = told.image_size
+    if automatic:
+        entries["model.input_range"] = told.input_range or IMAGENET
+        given = set(given) - {"model.input_range"}
     taken = {k: v for k, v in entries.items() if v is not None and k not in given}
-    if settings.model.input_range == AUTO:
-        taken.setdefault("model.input_range", IMAGENET)
     changed = []
     for key, value in taken.items():
         group, name = key.split(".")
         if settings.raw[group][name] not in (value, AUTO):
             changed.append(f"{key} {value}, not {settings.raw[group][name]}")
     settings = settings.replace(**{key.replace(".", "_", 1): v for key, v in taken.items()})
-    validate.check(settings)
+    try:
+        validate.check(settings)
+    except InputError as error:
+        raise InputError(f"{file.path} tells an unusable value: {error}") from None
     if changed:
-        _LOG.info(f"{path} is made for {listed(changed)}: the config gives way.")
+        _LOG.info(f"{file.path} is made for {listed(changed)}: the config gives way.")
     return settings
 
 
@@ -240,39 +262,37 @@ def load_alone(path: Path, findings: Sequence[str] | None = None) -> LoadedModel
     Raises:
         InputError: it cannot be read, or does not tell its backbone or its findings.
     """
-    told = load.read(str(path), "")[2]
-    if told.backbone is None:
+    file = load.read(str(path), "")
+    if file.told.backbone is None:
         raise InputError(
             f"{path} does not tell its backbone: write it to {path.name}.json beside it, such as "
             '{"backbone": "resnet50", "charm": false}.'
         )
-    if findings is None and told.findings is None:
+    if findings is None and file.told.findings is None:
         raise InputError(
             f"{path} does not tell its findings: give pathologies, the names of its outputs, or "
             f"write them to {path.name}.json beside it."
         )
-    raw = recipe.defaults().to_dict()
-    raw["model"]["init_from"] = str(path)
-    return load_file(file_settings(from_dict(raw)), tuple(findings or ()))
+    settings = cli.settings_from({"name": "weights", "model": {"init_from": str(path)}}, str(path))
+    return load_file(file_settings(settings, file), file, tuple(findings or ()))
 
 
-def load_file(settings: Settings, findings: tuple[str, ...]) -> LoadedModel:
-    """Load the weight file ``config.model.init_from``.
+def load_file(settings: Settings, contents: Contents, findings: tuple[str, ...]) -> LoadedModel:
+    """Load the whole network of a weight file.
 
     Args:
         settings: from ``file_settings``.
+        contents: content of the file.
         findings: names of the outputs, in their order, if the file does not tell them.
 
     Raises:
-        InputError: there is no such file, or it does not hold the whole network.
+        InputError: it does not hold the whole network.
     """
-    keys = settings.model
-    findings = load.read(keys.init_from, keys.backbone)[2].findings or findings
+    keys, findings = settings.model, contents.told.findings or findings
     network = build.build_network(settings, len(findings), (0.0,) * len(findings))
-    new = build.new_state(network, settings)
-    state, file = load.initial_weights(
-        new,
-        keys.init_from,
+    state, file = load.fill(
+        build.new_state(network, settings),
+        contents,
         keys.backbone,
         findings=findings,
         with_classifier=True,

@@ -117,6 +117,7 @@ def main(argv: list[str]) -> int:
         )
     run = find_run(arguments, name)
     config = read_settings(run, arguments)
+    validate.check(config)
     values.split = values.split or ("train" if command == "refill" else "val")
     if not config.model.charm:
         raise InputError(f"The run {run} is a plain network without a memory: name another run.")
@@ -188,7 +189,6 @@ def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
 
 def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     """Make a bank of a site's images."""
-    validate.check(opened.config)
     data = opened.load_data()
     for note in data.notes:
         say(note)

@@ -187,9 +187,11 @@ class EvaluationResult(Scores):
         source: name of the data source.
         simulated: whether a program drew the images.
         data: settings that the data were loaded with.
+        reading: what changes the scores of images beside weights and bank.
         rule: split rule.
         split: evaluated split.
         split_sha256: digest of the image names.
+        cases_sha256: digest of these with patients, findings and labels.
         images_present: images of the whole table that are there.
         images_missing: images of the whole table that are not.
         refused: image files that could not be used.
@@ -209,9 +211,11 @@ class EvaluationResult(Scores):
     source: str
     simulated: bool
     data: dict[str, Any]
+    reading: dict[str, Any]
     rule: str
     split: str
     split_sha256: str
+    cases_sha256: str
     n_images: int
     n_patients: int
     patients_known: bool

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from charm_jax.config import cli
+from charm_jax.config import cli, validate
 from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
 from charm_jax.inference import loaded
@@ -153,7 +153,9 @@ def _parse(argv: list[str]) -> tuple[list[str], Path, Settings, flags.FlagValues
     keys = ("data.dir", "data.csv", "data.value_range", "runs_dir")
     arguments = cli.parse(cli.Command(__doc__, _OPTIONS, keys, words=True), argv)
     run = find_run(arguments)
-    return arguments.words, run, read_settings(run, arguments), arguments.flags
+    config = read_settings(run, arguments)
+    validate.check(config)
+    return arguments.words, run, config, arguments.flags
 
 
 if __name__ == "__main__":

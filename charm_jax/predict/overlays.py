@@ -4,12 +4,13 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from charm_jax.inference.predictor import ATTENTION
 from charm_jax.report.overlays import FLAT, attention_overlay, stretched
@@ -17,12 +18,16 @@ from data_pipelines.atomic_files import whole_path
 from data_pipelines.images.decode import read_image
 from data_pipelines.images.search import SUFFIXES
 
+_IMAGE = "image"  # key of the digest in a picture
 _SIDE = 512  # least side of a picture in pixels; images are squeezed to squares
 _STEM, _TITLE = 120, 80  # bytes: with the name of a draft they stay below 255
 
 
 class Overlays:
-    """Write pictures to a folder, in files named after the images."""
+    """Write pictures to a folder, in files named after the images.
+
+    A picture keeps a digest of its image's path, so that it is replaced by that image's alone.
+    """
 
     def __init__(self, out: Path, image_size: int, value_range: str):
         self.out, self.side, self.value_range = out, max(_SIDE, image_size), value_range
@@ -37,22 +42,28 @@ class Overlays:
             name: name of the image; its folders become folders of the output.
             heats: maps by title.
         """
-        stem, written = self._stem(name), {}
+        written: dict[str, str] = {}
         if not heats:
             return written
+        digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+        plain = {title: _shortened(re.sub(r"[^\w-]+", "_", title), _TITLE) for title in heats}
+        stem, info = self._stem(name, plain.values(), digest), PngInfo()
+        info.add_text(_IMAGE, digest)
         image = read_image(path, self.side, self.value_range)[..., 0]
         for title, heat in heats.items():
-            plain = _shortened(re.sub(r"[^\w-]+", "_", title), _TITLE)
-            target = self.out / f"{stem}.{plain}.png"
+            target = self._path(stem, plain[title])
             target.parent.mkdir(parents=True, exist_ok=True)
             heat = stretched(heat, FLAT if title == ATTENTION else 0.0)
             picture = Image.fromarray(attention_overlay(image, heat))
             with whole_path(target) as draft:
-                picture.save(draft, format="PNG")
+                picture.save(draft, format="PNG", pnginfo=info)
             written[title] = target.as_posix()
         return written
 
-    def _stem(self, name: str) -> PurePosixPath:
+    def _path(self, stem: PurePosixPath, title: str) -> Path:
+        return self.out / f"{stem}.{title}.png"
+
+    def _stem(self, name: str, titles: Collection[str], digest: str) -> PurePosixPath:
         """Return the name without its suffix, or one that no other image has already."""
         parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
         whole = PurePosixPath(*parts)
@@ -60,9 +71,19 @@ class Overlays:
         numbered = (whole.with_name(f"{whole.name}_{number}") for number in itertools.count(2))
         for candidate in itertools.chain((stem, whole), numbered):
             short = candidate.with_name(_shortened(candidate.name, _STEM))
-            if short not in self._taken:
+            there = [path for title in titles if (path := self._path(short, title)).exists()]
+            if short not in self._taken and all(_image_of(path) == digest for path in there):
                 self._taken.add(short)
                 return short
+
+
+def _image_of(picture: Path) -> str | None:
+    """Return the digest that a picture keeps; None if there is none."""
+    try:
+        with Image.open(picture) as opened:
+            return opened.info.get(_IMAGE)
+    except OSError:  # no picture, though it is named like one
+        return None
 
 
 def _shortened(text: str, most: int) -> str:

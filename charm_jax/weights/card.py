@@ -163,10 +163,10 @@ def metadata(card: Card) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in card.entries().items()}
 
 
-def write_beside(path: Path, card: Card) -> None:
-    """Write a card as the JSON beside a weight file, whose digest it has."""
+def write_beside(path: Path, card: Card, digest: str) -> None:
+    """Write a card as the JSON beside a weight file with this SHA-256."""
     with whole_file(beside(path)) as file:
-        file.write(json.dumps(card.entries() | {"sha256": sha256(path)}, indent=2) + "\n")
+        file.write(json.dumps(card.entries() | {"sha256": digest}, indent=2) + "\n")
 
 
 def sha256(path: Path) -> str:

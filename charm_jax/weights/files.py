@@ -1,5 +1,6 @@
 """Read and write weight files, without running any code that is in them."""
 
+import hashlib
 import io
 import pickle
 import warnings
@@ -95,8 +96,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], told: Card | None = Non
         content = buffer.getvalue()
     with whole_path(path) as draft:
         draft.write_bytes(content)
-    if told is not None and kind == "torch":
-        card.write_beside(path, told)
+        if told is not None and kind == "torch":
+            card.write_beside(path, told, hashlib.sha256(content).hexdigest())
 
 
 def kind_of(path: Path) -> str:

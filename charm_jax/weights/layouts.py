@@ -15,6 +15,7 @@ from data_pipelines.loading.augment import IMAGENET
 BASE = "base_model."  # the reference's prefix of torchvision's names
 # Prefixes that only the reference's files have.
 REFERENCE = ("spatial_attention.", "momentum_final_block.", "memory_bank.")
+_WIDE_INPUT = 3.0  # unit inputs and those of ImageNet's scale stay below
 _ENOUGH = 0.5  # share of the backbone's tensors that makes a file one of this network
 _COPY = re.compile(r"ema|swa|averag|teacher|momentum|encoder_k")  # copies of a network beside it
 # Outputs of TorchXRayVision's classifiers.
@@ -121,23 +122,46 @@ def find(
     )
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> Card:
-    """Return what a file of a known project tells by its tensors."""
+def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Card, str]:
+    """Return what a file of a known project tells by its tensors.
+
+    Returns:
+        The card, and the end of a sentence on the reason where it is no more than likely.
+    """
     rows = {len(value) for value in tensors.values() if value.ndim == 2}
-    grey = any(
-        name.endswith(("conv0.weight", "conv1.weight")) and value.shape[1:] == (1, 7, 7)
-        for name, value in tensors.items()
-    )
-    thresholds = any(name.endswith("op_threshs") for name in tensors)
-    if 18 in rows and (grey or thresholds):
-        return Card(input_range="xrv", findings=_XRV_FINDINGS)
-    if thresholds:
-        return Card(input_range="xrv")
+    if any(name.endswith("op_threshs") for name in tensors):  # TorchXRayVision's alone
+        return Card(input_range="xrv", findings=_XRV_FINDINGS if 18 in rows else None), ""
     chexnet = any("densenet121.classifier.0." in name for name in tensors)
-    reference = any(f".{part}" in f".{name}" for name in tensors for part in REFERENCE)
-    if chexnet or reference or (1000 in rows and not grey):
-        return Card(input_range=IMAGENET)
-    return Card()
+    if chexnet or any(f".{part}" in f".{name}" for name in tensors for part in REFERENCE):
+        return Card(input_range=IMAGENET), ""
+    stem = next((name for name, value in tensors.items() if _is_grey_stem(name, value)), None)
+    if 1000 in rows and stem is None:
+        return Card(input_range=IMAGENET), "has 1000 outputs as ImageNet's networks have"
+    last = [name for name, value in tensors.items() if value.ndim == 2 and len(value) == 18]
+    classifies = any(name.endswith(("classifier.weight", "fc.weight")) for name in last)
+    if classifies and stem and _least_input(tensors, stem) > _WIDE_INPUT:
+        card = Card(input_range="xrv", findings=_XRV_FINDINGS)
+        return card, "has 18 outputs and wide grey inputs as TorchXRayVision's networks have"
+    return Card(), ""
+
+
+def _is_grey_stem(name: str, value: np.ndarray) -> bool:
+    return name.endswith(("conv0.weight", "conv1.weight")) and value.shape[1:] == (1, 7, 7)
+
+
+def _least_input(tensors: Mapping[str, np.ndarray], stem: str) -> float:
+    """Return a magnitude that some inputs of a network reach, by its first batch norm; 0 if none.
+
+    The root mean square of a channel is at most the largest input times the sum of the magnitudes
+    in its kernel.
+    """
+    norm = stem.replace("conv0.weight", "norm0").replace("conv1.weight", "bn1")
+    mean, var = (tensors.get(f"{norm}.running_{leaf}") for leaf in ("mean", "var"))
+    if mean is None or var is None:
+        return 0.0
+    kernel = np.abs(tensors[stem]).sum(axis=(1, 2, 3), dtype=np.float64)
+    square = np.square(mean, dtype=np.float64) + np.maximum(var, 0)
+    return float((np.sqrt(square[kernel > 0]) / kernel[kernel > 0]).max(initial=0))
 
 
 def _splits(name: str) -> Iterable[tuple[str, str]]:

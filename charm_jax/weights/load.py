@@ -26,7 +26,8 @@ from data_pipelines.tables.findings import columns_of
 
 NAMED = ("random", "imagenet")  # first weights that need no file of the user's
 AUTO = "auto"  # the input range of the weights
-_REMEDIES = ("set --config.", "train from it", "choose one of")  # in faults that name their remedy
+# In faults that name their remedy.
+_REMEDIES = ("set --config.", "train from it", "choose one of", "name each", "correct its")
 
 _BANK = ("memory_bank.memory", "memory_bank.index")
 _REFERENCE_LAST = "classifier.4"  # the reference's name of the last layer
@@ -54,7 +55,25 @@ class WeightFile:
     notes: list[str]
 
 
-def read(init_from: str, backbone: str) -> tuple[Path, dict[str, np.ndarray], Card]:
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """Hold what was read of a weight file.
+
+    Attributes:
+        init_from: the config's value.
+        tensors: arrays by name.
+        told: what the file, or its layout, tells.
+        assumed: ends of sentences on what its layout only suggests.
+    """
+
+    init_from: str
+    path: Path
+    tensors: dict[str, np.ndarray]
+    told: Card
+    assumed: list[str]
+
+
+def read(init_from: str, backbone: str) -> Contents:
     """Read a weight file and what it, or its layout, tells.
 
     Args:
@@ -70,9 +89,14 @@ def read(init_from: str, backbone: str) -> tuple[Path, dict[str, np.ndarray], Ca
         path = imagenet.fetch(backbone)
     else:
         path = Path(init_from).expanduser()
-    tensors = files.read(path)
-    told = layouts.recognise(tensors).entries() | cards.read(path).entries()
-    return path, tensors, Card(**told)
+    tensors, own = files.read(path), cards.read(path).entries()
+    layout, reason = layouts.recognise(tensors)
+    silent = {key: value for key, value in layout.entries().items() if key not in own}
+    assumed = []
+    if reason and silent and init_from != "imagenet":
+        shown = [f"{key} {v}" if isinstance(v, str) else key for key, v in silent.items()]
+        assumed = [f"{reason} and is taken to have their {' and '.join(shown)}"]
+    return Contents(init_from, path, tensors, Card(**layout.entries() | own), assumed)
 
 
 def input_range(init_from: str, backbone: str) -> str:
@@ -83,7 +107,7 @@ def input_range(init_from: str, backbone: str) -> str:
     """
     if init_from in NAMED:
         return IMAGENET
-    return read(init_from, backbone)[2].input_range or IMAGENET
+    return read(init_from, backbone).told.input_range or IMAGENET
 
 
 def initial_weights(
@@ -92,7 +116,6 @@ def initial_weights(
     backbone: str,
     *,
     findings: Sequence[str] | None = None,
-    with_classifier: bool = False,
     values: Mapping[str, Any] | None = None,
     key: str = "",
 ) -> tuple[TrainState, WeightFile | None]:
@@ -102,7 +125,6 @@ def initial_weights(
         init_from: ``random`` keeps the state; ``imagenet`` downloads torchvision's weights;
             everything else is the path of a weight file.
         findings: names of the state's outputs; None where they have none.
-        with_classifier: whether the whole network must come from the file, as in an evaluation.
         values: what the file may tell otherwise, by the names of its card.
         key: part of the path to the network in a file that holds several.
 
@@ -115,11 +137,30 @@ def initial_weights(
     """
     if init_from == "random":
         return state, None
-    path, tensors, told = read(init_from, backbone)
+    contents = read(init_from, backbone)
+    return fill(state, contents, backbone, findings=findings, values=values, key=key)
+
+
+def fill(
+    state: TrainState,
+    contents: Contents,
+    backbone: str,
+    *,
+    findings: Sequence[str] | None = None,
+    with_classifier: bool = False,
+    values: Mapping[str, Any] | None = None,
+    key: str = "",
+) -> tuple[TrainState, WeightFile]:
+    """Fill a new state with the weights of a file; see ``initial_weights``.
+
+    Args:
+        with_classifier: whether the whole network must come from the file, as in an evaluation.
+    """
+    path, told = contents.path, contents.told
     try:
         loaded = load(
             state,
-            tensors,
+            contents.tensors,
             BACKBONES[backbone],
             findings=findings,
             with_classifier=with_classifier,
@@ -133,13 +174,14 @@ def initial_weights(
             f"{path} does not fit this network (config.model.backbone {backbone}): {error}{remedy}."
         ) from error
     compared = {k: v for k, v in (values or {}).items() if loaded.charm or k != "retrieval_k"}
+    notes = [*contents.assumed, *loaded.notes, *compare(told, compared)]
     file = WeightFile(
-        init_from=init_from,
+        init_from=contents.init_from,
         file=str(path),
         sha256=cards.sha256(path),
         tensors=loaded.tensors,
         left_out=loaded.left_out,
-        notes=[f"{path} {note}." for note in [*loaded.notes, *compare(told, compared)]],
+        notes=[f"{path} {note}." for note in notes],
     )
     return loaded.state, file
 
@@ -220,9 +262,10 @@ def load(
 
     Raises:
         ValueError: the file does not explain the network, or a tensor is misshapen, contradictory
-            or not finite; or one is missing, ``with_classifier``.
+            or not finite; or one is missing, ``with_classifier``; or not every output has a name.
     """
     told = told or Card()
+    _check_names(state, findings)
     parts = _backbone_of(state)
     known = set(torch_names.leaf_names(parts, backbone).values())
     layout = layouts.find(tensors, backbone, known, key)
@@ -268,6 +311,17 @@ def load(
     left_out = sorted(name for name in layout.strangers if name not in taken)
     count = len(layout.names) - len(layout.names.keys() & set(left_out))
     return Loaded(state, of_reference, count, left_out, notes)
+
+
+def _output_bias(state: TrainState) -> Any:
+    params = state.params
+    return (params["classifier"] if state.memory is None else params["head"]["logits"])["bias"]
+
+
+def _check_names(state: TrainState, findings: Sequence[str] | None) -> None:
+    n = len(_output_bias(state))
+    if findings is not None and len(findings) != n:
+        raise ValueError(f"{len(findings)} findings are named for {n} outputs: name each output")
 
 
 def _by_own_names(
@@ -401,13 +455,12 @@ def _backbone_of(state: TrainState) -> Variables:
 
 def _check_classifier(state: TrainState, named: Mapping[str, np.ndarray], last: str) -> None:
     """Refuse a file with torchvision's names whose classifier cannot be used."""
-    baseline = state.memory is None
-    bias = (state.params["classifier"] if baseline else state.params["head"]["logits"])["bias"]
+    bias, baseline = _output_bias(state), state.memory is None
     names = [f"{last}.{leaf}" for leaf in ("weight", "bias")]
     outputs = [np.shape(named[name])[:1] for name in names if name in named]
     if outputs != [bias.shape] * len(names):
         raise ValueError(
-            "it holds no classifier for these findings: train from it with charm_jax.train"
+            "it holds no classifier for these findings: train from it with charm-jax train"
         )
     if not baseline:
         raise ValueError("it holds a baseline, not CHARM: set --config.model.charm=False")
@@ -504,11 +557,10 @@ def card(
     """
     bank = state.memory
     names = None if findings is None else tuple(findings)
-    last = state.params["classifier"] if bank is None else state.params["head"]["logits"]
-    if names is not None and len(names) != len(last["bias"]):
-        raise InputError(
-            f"{len(names)} findings are named for {len(last['bias'])} outputs: name each output."
-        )
+    try:
+        _check_names(state, names)
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
     return Card(
         charm_jax=__version__,
         backbone=backbone,

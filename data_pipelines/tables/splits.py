@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -104,12 +105,21 @@ def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:
 
 
 def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
-    """Return ``images``, ``patients`` and the ``sha256`` of the sorted image names."""
-    names = "\n".join(sorted(table.images[rows].tolist()))
+    """Count the cases of a split and compute their digests.
+
+    Returns:
+        ``images``, ``patients``, the ``sha256`` of the sorted image names, and ``cases_sha256`` of
+        these with patients (where they are known), findings and labels.
+    """
+    rows = rows[np.argsort(table.images[rows], kind="stable")]
+    names, known = table.images[rows].tolist(), table.patients_known
+    patients = [table.patient_name(number) for number in table.patients[rows]] if known else []
+    cases = json.dumps([names, patients, table.findings, table.labels[rows].tolist()])
     return {
         "images": len(rows),
         "patients": len(np.unique(table.patients[rows])),
-        "sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "cases_sha256": hashlib.sha256(cases.encode()).hexdigest(),
     }
 
 

@@ -77,12 +77,23 @@ def test_a_data_set_is_loaded_with_its_splits(tmp_path):
         (lambda: charm_jax.load_dataset("csv_folder", "nowhere"), "nowhere"),
         (
             lambda: charm_jax.load_dataset("csv_folder", "x", value_range="12 bits"),
-            "'12 bits': give",
+            "value_range is '12 bits': set it to",
         ),
         (
             lambda: charm_jax.load_dataset("csv_folder", "x", uncertain="one"),
             "uncertain is 'one': did you mean 'ones'",
         ),
+        (lambda: charm_jax.load_dataset("csv_folder", "x", value_range=0), "value_range is '0'"),
+        (lambda: charm_jax.load_dataset("csv_folder", "x", missing="skp"), "missing is 'skp'"),
+        (lambda: charm_jax.load_dataset("csv_folder", "x", image_size=8), "image_size is 8"),
+        (
+            lambda: charm_jax.load_dataset("phantom", "x", train_image=9),
+            "did you mean config.data.phantom.train_images",
+        ),
+        (lambda: charm_jax.create_model("resnet50", in_chans=2), "channels is 2: set it to 3 or 1"),
+        (lambda: charm_jax.create_model("resnet50", num_classes=0), "num_classes is 0: give"),
+        (lambda: charm_jax.create_model("resnet50", bank_size=0), "bank_size is 0"),
+        (lambda: charm_jax.create_model("resnet50", seed=-1), "seed is -1"),
     ],
 )
 def test_bad_input_is_one_sentence(act, words):

@@ -1,3 +1,6 @@
+import errno
+from pathlib import Path
+
 import chex
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ from charm_jax.config.settings import PHASES
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.runs import folder as runs
 from charm_jax.runs.checkpoints import Checkpoints
-from charm_jax.weights import files, load
+from charm_jax.weights import card, files, load
 from data_pipelines.errors import InputError
 from data_pipelines.tables.findings import NIH_FINDINGS
 
@@ -71,7 +74,9 @@ def test_a_plain_run_gets_torchvisions_names(tmp_path):
         ([], "Name one file to write, not 0"),
         (["--run=tried", "--to=torch"], "Name one file to write, not 0"),
         (["a.safetensors", "--run=tried", "b.safetensors"], "Name one file to write, not 2"),
-        (["--run=tried", "--to=torch", "a.safetensors"], "use .pth"),
+        (["--run=tried", "--to=torch", "a.safetensors"], "give --to safetensors, or use .pth"),
+        (["--run=tried", "a.pth"], "give --to torch, or use .safetensors"),
+        (["--run=tried", "--to=torch", "told.pth"], "told.pth.json already exists: move it"),
         (
             ["--run=tried", "--to=safetensors", "a.npz"],
             "a.npz has another suffix than a weight file: use .pt",
@@ -89,9 +94,11 @@ def test_a_plain_run_gets_torchvisions_names(tmp_path):
 def test_bad_arguments_get_a_sentence_and_leave_nothing(tmp_path, capsys, arguments, said):
     make_run(tmp_path, new_state(NANO))
     (tmp_path / "there.safetensors").write_text("mine")
+    (tmp_path / "told.pth.json").write_text("{}")
     assert guarded(convert.main, arguments) == 2
     assert said in capsys.readouterr().err
-    assert {file.name for file in tmp_path.iterdir()} == {"runs", "there.safetensors"}
+    mine = {"runs", "there.safetensors", "told.pth.json"}
+    assert {file.name for file in tmp_path.iterdir()} == mine
     assert (tmp_path / "there.safetensors").read_text() == "mine"
 
 
@@ -102,3 +109,18 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, state):
     with pytest.raises(InputError, match="damaged"):
         convert.main([f"--run={run}", str(tmp_path / "a.safetensors")])
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize("where", ["write_bytes", "write_beside"])
+@pytest.mark.torch
+def test_a_disk_that_fills_leaves_neither_weights_nor_card(tmp_path, capsys, monkeypatch, where):
+    pytest.importorskip("torch")
+    run = make_run(tmp_path, new_baseline_state(NANO))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path if where == "write_bytes" else card, where, full)
+    assert guarded(convert.main, [f"--run={run}", "--to=torch", "a.pth"]) == 2
+    assert "no space is left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]

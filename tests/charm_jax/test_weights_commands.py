@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from running import SMALL, command, command_here, copy_data, read, train, train_here
 
+import charm_jax
 from charm_jax import convert
 from charm_jax.eval import __main__ as eval_command
 from charm_jax.metrics.result import EvaluationResult
@@ -167,3 +168,21 @@ def test_findings_are_matched_by_name(finished, weights, tmp_path, monkeypatch, 
     for name in NIH_FINDINGS:
         same = expected[name]["auroc"] if name in some else None
         assert scores[name]["auroc"] == pytest.approx(same, abs=1e-6)
+
+
+def test_a_weight_file_alone_predicts_what_its_run_does(finished, weights, caplog):
+    images = sorted((finished[0] / "data/phantom/images").iterdir())[-2:]
+    alone, run = charm_jax.load(weights), charm_jax.load(finished[0] / "runs/demo")
+    assert (alone.pathologies, alone.image_size) == (run.pathologies, run.image_size)
+    assert len(alone.memory) == len(run.memory)
+    made, expected = alone.predict(images), run.predict(images)
+    np.testing.assert_allclose(made.logits, expected.logits, atol=1e-6)
+    np.testing.assert_allclose(made.attention, expected.attention, atol=1e-6)
+    for ours, theirs in zip(made.evidence, expected.evidence, strict=True):
+        assert [case["labels"] for case in ours] == [case["labels"] for case in theirs]
+    # Its validation images are unknown: nothing is decided or judged.
+    assert np.ma.getmaskarray(made.positive).all()
+    assert np.ma.getmaskarray(made.is_ood).all()
+    assert made.uncalibrated == alone.pathologies
+    assert set(alone.thresholds.values()) == {None}
+    assert not caplog.text

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import small_table
 
+from charm_jax.config import recipe, settings
 from charm_jax.eval import files
 from charm_jax.inference.loaded import LoadedModel
+from charm_jax.models.baseline import Baseline
+from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data
 from data_pipelines.errors import InputError
 from data_pipelines.tables import splits
@@ -73,9 +77,10 @@ def test_logits_come_back_bit_for_bit(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("run")
     logits = np.array(values, np.float32).reshape(2, 2)
     write(folder, logits, n=2)
-    metrics, again = read(folder, n=2, rows=np.array([1, 0]))
-    np.testing.assert_array_equal(again, logits[::-1])
-    assert metrics.checkpoint == "x/1"
+    other = read(folder, n=2, rows=np.array([1, 0]))
+    np.testing.assert_array_equal(other.logits, logits[::-1])
+    assert other.result.checkpoint == "x/1"
+    assert other.columns == [0, 1]
 
 
 def test_a_run_without_that_split_is_refused(tmp_path):
@@ -83,12 +88,83 @@ def test_a_run_without_that_split_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_other_findings_are_refused_with_both_lists(tmp_path):
+def with_columns(findings, columns):
+    """The table with some label columns, -1 for one that nobody knows."""
+    labels = table().labels[:, columns] * (np.array(columns) >= 0) - (np.array(columns) < 0)
+    return dataclasses.replace(table(), findings=findings, labels=labels.astype(np.int8))
+
+
+@pytest.mark.parametrize(
+    ("findings", "columns", "shared", "theirs"),
+    [
+        (FINDINGS[::-1], [1, 0], [0, 1], [1, 0]),
+        (("effusion,_either side",), [1], [0], [1]),
+        (("Nodule", "Mass"), [-1, 0], [1], [0]),
+    ],
+    ids=["another order", "another spelling, fewer", "one that only we have"],
+)
+def test_findings_are_compared_by_name(tmp_path, findings, columns, shared, theirs):
     write(tmp_path, LOGITS)
-    with pytest.raises(InputError, match="findings Mass, Effusion, either side and not on Mass:"):
-        read(tmp_path, findings=("Mass",))
-    with pytest.raises(InputError, match="same order"):
-        read(tmp_path, findings=FINDINGS[::-1])
+    ours = with_columns(findings, columns)
+    other = files.read_other(tmp_path, "test", "test", ours, np.arange(3))
+    assert other.columns == shared
+    np.testing.assert_array_equal(other.logits, LOGITS[:, theirs])
+
+
+def test_without_a_common_finding_nothing_is_compared(tmp_path):
+    write(tmp_path, LOGITS)
+    with pytest.raises(InputError, match=r"findings Mass, Effusion, either side, none of which"):
+        files.read_other(tmp_path, "x", "test", with_columns(("Nodule",), [-1]), np.arange(3))
+
+
+def relabelled(row, column, label):
+    labels = table().labels.copy()
+    labels[row, column] = label
+    return dataclasses.replace(table(), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        (relabelled(0, 0, 0), "another label of Mass for NA"),
+        (relabelled(1, 1, 0), "another label of Effusion, either side for b.png"),
+        (dataclasses.replace(table(), patients=np.array([0, 7, 2], np.int32)), "patient for b.png"),
+    ],
+)
+def test_images_of_another_hospital_with_the_same_names_are_not_compared(tmp_path, ours, words):
+    write(tmp_path, LOGITS)
+    with pytest.raises(InputError, match=rf"same names with other labels or pat.*{words}"):
+        files.read_other(tmp_path, "test", "test", ours, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        relabelled(1, 0, 1),  # unknown when the other run was evaluated
+        relabelled(0, 0, -1),
+        dataclasses.replace(
+            table(), patients=np.arange(3, dtype=np.int32) + 1, patients_known=False
+        ),
+    ],
+)
+def test_labels_or_patients_that_one_does_not_know_are_no_contradiction(tmp_path, ours):
+    write(tmp_path, LOGITS)
+    other = files.read_other(tmp_path, "test", "test", ours, np.arange(3))
+    np.testing.assert_array_equal(other.logits, LOGITS)
+
+
+def test_the_evaluation_with_these_labels_is_chosen_and_else_the_latest(tmp_path):
+    """Two folders hold images of the same names."""
+    for name, shift in (("test-a-01", 1), ("test-b-02", 2)):
+        out = write(tmp_path / name, LOGITS + shift).parent
+        target = tmp_path / "eval" / name
+        target.parent.mkdir(exist_ok=True)
+        out.rename(target)
+        os.utime(target / "metrics.json", (shift, shift))
+    np.testing.assert_array_equal(read(tmp_path).logits, LOGITS + 2)
+    path = tmp_path / "eval/test-b-02/predictions.csv"
+    path.write_text(path.read_text().replace(",P1,", ",P9,").replace(",1,", ",0,"))
+    np.testing.assert_array_equal(read(tmp_path).logits, LOGITS + 1)
 
 
 def test_other_images_are_refused_with_both_hashes(tmp_path):
@@ -153,40 +229,32 @@ def test_a_bank_that_is_never_read_leaves_a_header(tmp_path):
     assert path.read_text().splitlines() == ["image,rank,case,patient,similarity"]
 
 
-DATA = {
-    "source": "test",
-    "dir": "here",
-    "csv": "",
-    "split": "official",
-    "split_seed": 0,
-    "image_size": 64,
-    "value_range": "container",
-    "missing": "error",
-    "max_unreadable": 0.001,
-    "resident": False,
-    "processes": 0,
-    "test": {"seed": 0},
-    "phantom": {"seed": 0},
-}
+SETTINGS = settings.from_dict(recipe.defaults().to_dict()).replace(data_dir="here")
 ROWS = np.arange(3)
 
 
-def place(changes=None, cases=None, rows=ROWS, run=Path("runs/demo"), trained=None):
+def place(changes=None, cases=None, rows=ROWS, run=Path("runs/demo"), trained=None, **keys):
     """The folder's name, for a run that was tested on the three images of `table()`."""
     own = {
         "source": "test",
         "simulated": False,
-        "stages": {"focal": {"test": {"sha256": sha256()}}},
+        "stages": {"focal": {"test": splits.part_summary(table(), ROWS)}},
     }
-    model = Mock(
-        spec=LoadedModel,
+    model = LoadedModel(
+        settings=SETTINGS.replace(**{f"model_{key}": value for key, value in keys.items()}),
+        network=Mock(spec=Baseline),
+        state=Mock(spec=TrainState),
+        pathologies=FINDINGS,
+        description="",
+        checkpoint="focal/1",
         folder=Path("runs/demo"),
         run=run,
         trained=own | (trained or {}),
-        settings=Mock(stage_names=["bce", "focal"], raw={"data": DATA}),
+        provenance={},
     )
-    data = Mock(spec=Data, table=cases or table())
-    out = files.find_folder(model, data, DATA | (changes or {}), rows, "test")
+    given = dataclasses.replace(SETTINGS.data, **(changes or {}))
+    data = Mock(spec=Data, table=cases or table(), settings=given)
+    out = files.find_folder(model, data, rows, "test")
     assert out.parent == Path("runs/demo/eval")
     return out.name
 
@@ -194,7 +262,7 @@ def place(changes=None, cases=None, rows=ROWS, run=Path("runs/demo"), trained=No
 def test_the_runs_own_images_have_the_split_s_folder_wherever_they_are_named_from():
     assert place() == "test"
     unread = {"missing": "skip", "max_unreadable": 1.0, "resident": True, "processes": 2}
-    assert place(unread | {"phantom": {"seed": 1}}) == "test"
+    assert place(unread) == "test"
     assert place({"dir": str(Path("here").resolve())}) == "test"
 
 
@@ -207,11 +275,13 @@ def test_the_runs_own_images_have_the_split_s_folder_wherever_they_are_named_fro
         {"changes": {"split_seed": 1}},
         {"changes": {"image_size": 128}},
         {"changes": {"value_range": "image"}},
-        {"changes": {"test": {"seed": 1}}},
+        {"changes": {"options": {"seed": 1}}},
         {"rows": ROWS[:2]},  # the rest is missing and skipped
         {"run": None},  # a weight file
         {"trained": {"simulated": True}},
         {"trained": {"source": "another"}},
+        {"cases": relabelled(0, 0, 0)},  # the table was corrected in its place
+        {"cases": dataclasses.replace(table(), findings=("Mass", "Nodule"))},
     ],
     ids=str,
 )
@@ -234,16 +304,36 @@ def test_images_of_equal_names_share_no_folder():
     assert len({"test", *others}) == 5
 
 
+def test_a_weight_file_that_is_read_or_scored_otherwise_has_another_folder():
+    keys = {
+        "input_range": "unit",
+        "channels": 1,
+        "retrieval_k": 3,
+        "init_key": "state_dict_ema",
+        "fusion": False,
+        "momentum_branch": False,
+    }
+    names = [place(run=None, **{key: value}) for key, value in keys.items()]
+    others = [place(run=None), place({"image_size": 128}, run=None)]
+    assert len({*names, *others}) == len(keys) + 2
+
+
 def test_what_is_replaced_is_said_unless_it_is_the_same_evaluation(tmp_path):
     evaluated = report_data.evaluated(n=9, findings=FINDINGS)
     result = report_data.result(evaluated)
     assert files.describe_replaced(tmp_path, result) is None
     (tmp_path / "metrics.json").write_text(json.dumps(result.to_json()))
     assert files.describe_replaced(tmp_path, result) is None
-    for change in ({"checkpoint": "bce/1"}, {"split_sha256": "00"}, {"data": {"dir": "x"}}):
-        other = dataclasses.replace(result, **change)
-        said = files.describe_replaced(tmp_path, other)
+    for key, value in (
+        ("checkpoint", "bce/1"),
+        ("split_sha256", "00"),
+        ("cases_sha256", "00"),
+        ("data", {"dir": "x"}),
+        ("reading", {"input_range": "xrv"}),
+    ):
+        said = files.describe_replaced(tmp_path, dataclasses.replace(result, **{key: value}))
         assert "the evaluation of checkpoint focal/123 on 9 images of nih_chest_xray14" in said
+        assert said.endswith(f"it had another {key.removesuffix('_sha256')}.")
 
 
 def test_a_comparison_finds_the_same_images_wherever_the_other_run_has_them(tmp_path):
@@ -251,6 +341,6 @@ def test_a_comparison_finds_the_same_images_wherever_the_other_run_has_them(tmp_
     out = write(tmp_path, LOGITS).parent
     out.rename(out.parent / "test-csv_folder-01234567")
     write(tmp_path, -LOGITS, split_sha256="0" * 64)  # its own images, which are others
-    result, logits = read(tmp_path)
-    assert result.split_sha256 == sha256()
-    np.testing.assert_array_equal(logits, LOGITS)
+    other = read(tmp_path)
+    assert other.result.split_sha256 == sha256()
+    np.testing.assert_array_equal(other.logits, LOGITS)

@@ -27,7 +27,7 @@ SETTINGS = settings.from_dict(recipe.defaults().to_dict())
 def data(val, **columns):
     """Two thirds of the table's images have the finding; the validation split is given."""
     labels = (np.arange(N) % 3 > 0).astype(np.int8)[:, None]
-    table = small_table(N, labels=labels, **columns)
+    table = small_table(N, **({"labels": labels} | columns))
     rest = np.setdiff1d(np.arange(N), val)
     parts = {"train": rest[:8], "val": np.array(val), "test": rest[8:]}
     split = splits.Split("official", 0, {"bce": parts, "focal": parts}, 0, 0)
@@ -119,9 +119,17 @@ def test_given_data_with_another_part_give_way_to_the_run_s(model, monkeypatch):
     [
         (data(OTHER), "is not the one in"),
         (data(OWN, simulated=True), "is not the one in"),
+        (data(OWN, patients=np.arange(N, dtype=np.int32) // 2), "not the labels or patients of"),
+        (data(OWN, labels=np.eye(N, 1, dtype=np.int8)), "not the labels or patients of"),
         (None, "The data folder is gone."),
     ],
-    ids=["another part", "drawn images of the same names", "gone"],
+    ids=[
+        "another part",
+        "drawn images of the same names",
+        "another hospital's images of the same names",
+        "other labels",
+        "gone",
+    ],
 )
 def test_no_other_images_pass_for_the_run_s(model, monkeypatch, caplog, found, words):
     reads(monkeypatch, found)
@@ -131,6 +139,61 @@ def test_no_other_images_pass_for_the_run_s(model, monkeypatch, caplog, found, w
     assert "there are no thresholds and temperatures" in caplog.text
     assert words in caplog.text
     assert not (model.folder / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("key", ["image_size", "value_range"])
+def test_data_that_are_read_otherwise_give_way_to_the_run_s(model, monkeypatch, key):
+    """An evaluation at another size must not fit thresholds for the predictions of all others."""
+    value = {"image_size": 96, "value_range": "4095"}[key]
+    given = dataclasses.replace(
+        data(OWN), settings=dataclasses.replace(SETTINGS.data, **{key: value})
+    )
+    asked = []
+    monkeypatch.setattr(run_data, "load_data", lambda config: asked.append(config) or data(OWN))
+    found = fitted.load_calibration(model, given)
+    assert found[key] == getattr(SETTINGS.data, key)
+    assert asked == [model.settings]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("input_range", "unit"),
+        ("channels", 1),
+        ("retrieval_k", 3),
+        ("init_key", "state_dict_ema"),
+        ("fusion", False),
+    ],
+)
+def test_a_calibration_of_another_reading_is_fitted_again_and_said(model, caplog, key, value):
+    """A weight file tells these beside its weights, and its config may say otherwise."""
+    caplog.set_level(logging.INFO)
+    alone = dataclasses.replace(model, run=None, trained=None)
+    first = fitted.load_calibration(alone, data(OWN))
+    assert fitted.load_calibration(alone, data(OWN)) == first
+    other = SETTINGS.replace(**{f"model_{key}": value})
+    again = fitted.load_calibration(dataclasses.replace(alone, settings=other), data(OWN))
+    assert (first[key], again[key]) == (getattr(SETTINGS.model, key), value)
+    assert caplog.text.count("are fitted on") == 2
+    assert f"They replace those of another {key}." in caplog.text
+
+
+def test_a_calibration_of_a_file_whose_outputs_got_other_names_is_fitted_again(model):
+    alone = dataclasses.replace(model, run=None, trained=None)
+    fitted.load_calibration(alone, data(OWN))
+    renamed = dataclasses.replace(alone, pathologies=("Nodule",))
+    found = fitted.load_calibration(renamed, data(OWN, findings=("Nodule",)))
+    assert list(found["findings"]) == ["Nodule"]
+
+
+def test_a_calibration_on_other_labels_is_fitted_again(model, caplog):
+    caplog.set_level(logging.INFO)
+    alone = dataclasses.replace(model, run=None, trained=None)
+    first = fitted.load_calibration(alone, data(OWN))
+    other = data(OWN, patients=np.arange(N, dtype=np.int32) // 2)
+    again = fitted.load_calibration(alone, other)
+    assert first["split_sha256"] == again["split_sha256"]
+    assert "They replace those of another cases." in caplog.text
 
 
 def test_predictions_refuse_other_images_likewise(model, monkeypatch, caplog):

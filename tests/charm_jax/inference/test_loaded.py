@@ -1,5 +1,7 @@
-"""The bank that an evaluation read is described truly."""
+"""A bank is described truly, and a weight file is loaded by what it tells."""
 
+import dataclasses
+import logging
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -7,15 +9,21 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import charm_jax
 from charm_jax.config import recipe, settings
+from charm_jax.inference import loaded
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.models import memory_bank
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.state import TrainState
 from charm_jax.runs.banks import StoredBank
 from charm_jax.runs.cases import CaseMatch
+from charm_jax.weights import files
+from charm_jax.weights.card import Card
+from charm_jax.weights.load import Contents
+from data_pipelines.errors import InputError
 
-SETTINGS = settings.from_dict(recipe.defaults().to_dict())
+SETTINGS = settings.from_dict(recipe.defaults().to_dict() | {"name": "demo"})
 TRAINED = {"source": "nih", "patients_known": True, "stages": {}}
 ROWS = np.array([1, 2, 3])
 REFILLED = {
@@ -89,3 +97,76 @@ def test_a_refilled_bank_is_what_its_description_says():
 def test_of_a_file_s_bank_nothing_is_known_and_a_plain_network_has_none():
     assert set(model(run=None).describe_bank(NOBODY, ROWS).values()) == {None}
     assert model(plain=True).describe_bank(NOBODY, ROWS) is None
+
+
+def file(**told):
+    return Contents("w.pth", Path("w.pth"), {}, Card(**told), [])
+
+
+def test_a_file_ranks_above_the_config_and_the_command_line_above_the_file(caplog):
+    caplog.set_level(logging.INFO)
+    told = file(backbone="resnet50", channels=1, retrieval_k=3, input_range="xrv", image_size=96)
+    config = SETTINGS.replace(model_channels=3, model_input_range="unit")
+    found = loaded.file_settings(config, told, given=["model.retrieval_k", "data.image_size"])
+    assert found.model.backbone == "resnet50"
+    assert (found.model.channels, found.model.input_range) == (1, "xrv")
+    assert (found.model.retrieval_k, found.data.image_size) == (5, 224)
+    assert "model.channels 1, not 3" in caplog.text
+    assert "retrieval_k" not in caplog.text
+    assert found.model.bank_size == SETTINGS.model.bank_size  # not told
+
+
+@pytest.mark.parametrize("given", [[], ["model.input_range"]])
+@pytest.mark.parametrize(("told", "expected"), [("unit", "unit"), (None, "imagenet")])
+def test_an_automatic_input_range_is_the_file_s_or_imagenet_s(caplog, given, told, expected):
+    caplog.set_level(logging.INFO)
+    found = loaded.file_settings(SETTINGS, file(input_range=told), given)
+    assert found.model.input_range == expected
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"backbone": "resnet51"}, "config.model.backbone is 'resnet51': did you mean 'resnet50'"),
+        ({"channels": 2}, "config.model.channels is 2: set it to 3 or 1"),
+        ({"image_size": 0}, "config.data.image_size is 0: set it to 32 or more"),
+        ({"bank_size": 0}, "config.model.bank_size is 0"),
+    ],
+)
+def test_an_unusable_value_of_a_file_is_named_with_the_file(told, words):
+    with pytest.raises(InputError, match=rf"w\.pth tells an unusable value: {words}"):
+        loaded.file_settings(SETTINGS, file(**told))
+
+
+def test_a_file_alone_must_tell_its_network_and_its_findings(tmp_path):
+    path = tmp_path / "w.safetensors"
+    files.write(path, {"w": np.zeros(2, np.float32)})
+    with pytest.raises(
+        InputError, match=r"not tell its backbone: write it to w\.safetensors\.json"
+    ):
+        charm_jax.load(path)
+    (tmp_path / "w.safetensors.json").write_text('{"backbone": "resnet50"}')
+    with pytest.raises(InputError, match="not tell its findings: give pathologies"):
+        charm_jax.load(path)
+
+
+def test_a_network_is_read_and_scored_as_its_settings_bank_and_names_say():
+    one = model()
+    assert one.reading(SETTINGS.data) == {
+        "image_size": 224,
+        "value_range": "container",
+        "outputs": ["Mass"],
+        "memory": None,
+        "channels": 3,
+        "input_range": "auto",
+        "fusion": True,
+        "momentum_branch": True,
+        "retrieval_k": 5,
+        "init_key": "",
+    }
+    other = dataclasses.replace(one, provenance={"memory": "site"}, pathologies=("Nodule",))
+    wide = dataclasses.replace(SETTINGS.data, image_size=320, value_range="image")
+    changed = other.reading(wide)
+    assert (changed["outputs"], changed["memory"]) == (["Nodule"], "site")
+    assert (changed["image_size"], changed["value_range"]) == (320, "image")

@@ -219,6 +219,8 @@ def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, t
         (["in", "--memory", "traind"], ["no memory 'traind'", "'trained'"]),
         (["in", "--rn", "demo"], ["rn"]),
         (["in", "--config.model.retrieval_k=9"], ["config.model.retrieval_k", "cannot change"]),
+        (["in", "--config.data.value_range=0"], ["config.data.value_range is '0': set it to"]),
+        (["in", "--config.data.value_range=foo"], ["config.data.value_range is 'foo': set it to"]),
     ],
 )
 def test_bad_input_gets_one_sentence(folder, refused, arguments, words):

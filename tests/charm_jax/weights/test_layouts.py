@@ -9,7 +9,8 @@ from golden import spec
 from weight_states import NANO, new_baseline_state, new_state, random_like
 
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.weights import layouts, load
+from charm_jax.weights import files, layouts, load
+from charm_jax.weights.card import Card
 
 DENSE, RES = "densenet121", "resnet50"
 
@@ -179,8 +180,6 @@ def test_a_copy_beside_the_network_is_said_and_a_key_takes_it(first, second, swa
 
 
 def test_a_plain_classifier_is_found_by_its_shape_and_taken_where_its_findings_match():
-    from charm_jax.weights.card import Card
-
     names = tuple("abcdefghijklmn")
     file = network(DENSE) | linear("class_layers.out", 14, 1024)
     state = new_baseline_state(DENSE)
@@ -204,17 +203,30 @@ def test_half_of_the_network_is_enough_and_less_is_refused():
         load.load(new_state(NANO), less, BACKBONES[NANO])
 
 
-def xrv_dense():
-    file = network(DENSE) | linear("classifier", 18, 1024)
+def grey_dense(inputs, classifier="classifier", rows=18):
+    """A DenseNet with a grey stem whose running statistics are those of inputs around a value."""
+    file = network(DENSE) | linear(classifier, rows, 1024)
     file["features.conv0.weight"] = file["features.conv0.weight"][:, :1]
+    file["features.norm0.running_mean"] = inputs * file["features.conv0.weight"].sum((1, 2, 3))
+    file["features.norm0.running_var"] = np.ones(64, np.float32)
     return file
+
+
+WIDE = lambda: grey_dense(500.0)  # noqa: E731 - of inputs from -1024 to 1024
 
 
 @pytest.mark.parametrize(
     ("tensors", "expected"),
     [
-        (xrv_dense, "xrv"),
-        (lambda: xrv_dense() | {"op_threshs": np.ones(18, np.float32)}, "xrv"),
+        (WIDE, "xrv"),
+        (lambda: prefixed("model.", WIDE()), "xrv"),
+        # Without its statistics nothing is sure; with others it is not TorchXRayVision's.
+        (lambda: {n: v for n, v in WIDE().items() if "norm0.running" not in n}, None),
+        (lambda: grey_dense(0.5), None),
+        (lambda: grey_dense(2.4), None),
+        (lambda: grey_dense(500.0, "class_layers.out"), None),
+        (lambda: grey_dense(500.0, rows=14), None),
+        (lambda: grey_dense(0.5) | {"op_threshs": np.ones(18, np.float32)}, "xrv"),
         (
             lambda: (
                 prefixed("model.", network(RES) | linear("fc", 18, 2048))
@@ -229,7 +241,34 @@ def xrv_dense():
     ],
 )
 def test_the_input_range_of_known_projects_is_known(tensors, expected):
-    assert layouts.recognise(tensors()).input_range == expected
+    card, _ = layouts.recognise(tensors())
+    assert card.input_range == expected
+    assert (card.findings is not None) == (expected == "xrv")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "backbone", "words"),
+    [
+        (WIDE, DENSE, "has 18 outputs and wide grey inputs as TorchXRayVision's networks have"),
+        (
+            lambda: network(RES) | linear("fc", 1000, 2048),
+            RES,
+            "has 1000 outputs as ImageNet's networks have and is taken to have their input_range",
+        ),
+    ],
+)
+def test_what_a_layout_only_suggests_is_said_unless_the_file_tells(
+    tmp_path, tensors, backbone, words
+):
+    path = tmp_path / "w.safetensors"
+    files.write(path, tensors())
+    (said,) = load.read(str(path), backbone).assumed
+    assert said.startswith(words)
+    told = Card(charm_jax="0.1.0", input_range="unit", findings=tuple(map(str, range(18))))
+    files.write(path, tensors(), told)
+    contents = load.read(str(path), backbone)
+    assert contents.assumed == []
+    assert contents.told == told
 
 
 def test_torchxrayvisions_resnet_loads_around_its_thresholds():

@@ -460,7 +460,8 @@ def test_random_leaves_the_state_as_it_is():
 
 
 def test_a_file_of_a_whole_network_fills_the_state(file, filled):
-    loaded, record = load.initial_weights(new_state(NANO), str(file), NANO, with_classifier=True)
+    contents = load.read(str(file), NANO)
+    loaded, record = load.fill(new_state(NANO), contents, NANO, with_classifier=True)
     chex.assert_trees_all_equal(loaded.params, filled.params)
     assert dataclasses.asdict(record) == {
         "init_from": str(file),

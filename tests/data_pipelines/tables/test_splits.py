@@ -251,11 +251,38 @@ def test_leak_counts_abnormal_test_images_of_patients_seen_in_any_stage():
 def test_part_summary_hashes_the_sorted_names():
     table = _table([5, 5, 6], [0, 1, 0])
     names = "00000.png\n00001.png"
-    assert part_summary(table, np.array([1, 0])) == {
+    summary = part_summary(table, np.array([1, 0]))
+    assert len(summary.pop("cases_sha256")) == 64
+    assert summary == {
         "images": 2,
         "patients": 1,
         "sha256": hashlib.sha256(names.encode()).hexdigest(),
     }
+
+
+def test_part_summary_tells_cases_of_the_same_names_apart():
+    """Not by the number of the patients' rows, which other rows of the table shift."""
+    table, rows = _table([5, 5, 6], [0, 1, 0]), np.array([0, 1])
+
+    def digest(changed):
+        return part_summary(changed, rows)["cases_sha256"]
+
+    others = [
+        dataclasses.replace(table, labels=1 - table.labels),
+        dataclasses.replace(table, patients=np.array([5, 6, 6], np.int32)),
+        dataclasses.replace(table, findings=("Nodule",)),
+    ]
+    assert len({digest(table), *map(digest, others)}) == 4
+    named = [
+        dataclasses.replace(table, patients=np.array(numbers, np.int32), patient_names=names)
+        for numbers, names in (([0, 0, 1], ("ann", "bob")), ([2, 2, 0], ("bob", "cyd", "ann")))
+    ]
+    assert digest(named[0]) == digest(named[1])
+    unknown = [
+        dataclasses.replace(table, patients=np.array(numbers, np.int32), patients_known=False)
+        for numbers in ([0, 1, 2], [1, 2, 3])
+    ]
+    assert digest(unknown[0]) == digest(unknown[1])
 
 
 def _error(call, *needles):
