@@ -178,17 +178,6 @@ def test_the_published_config_states_the_values_of_the_recipe():
             assert notebook.stages[stage][key] == value, key
 
 
-def test_a_whole_number_is_accepted_where_a_key_takes_text(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        "def get_config():\n    return ConfigDict({'data': {'value_range': 4095}})\n"
-    )
-    config = cli.load_config(path)
-    assert config.data.value_range == "4095"
-    validate.check(settings.from_dict(config.to_dict()))
-
-
 @pytest.mark.parametrize("backbone", recipe.BACKBONES)
 def test_every_backbone_is_a_variant(backbone):
     config = cli.load_config(f"effv2s:{backbone}")
