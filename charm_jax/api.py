@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from charm_jax.runs.data import Data, load_or_draw
 from charm_jax.weights import files, load
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.sources import SOURCES
-
-_LOG = logging.getLogger(__name__)
 
 
 def list_models() -> list[str]:
@@ -118,8 +115,8 @@ def _filled(
     state: TrainState, path: str, backbone: str, pathologies: Sequence[str] | None, key: str
 ) -> TrainState:
     state, file = load.initial_weights(state, path, backbone, findings=pathologies, key=key)
-    if file is not None and (file.notes or file.left_out):
-        _LOG.warning(load.describe(file))
+    if file is not None:
+        load.log(file)
     return state
 
 

@@ -72,9 +72,7 @@ def _parse(argv: list[str]) -> tuple[Path, flags.FlagValues, Path]:
             "weights.safetensors --run RUN."
         )
     target = Path(arguments.words[0])
-    known = [suffix for kind in files.SUFFIXES.values() for suffix in kind]
-    if target.suffix.casefold() not in known:
-        raise InputError(f"{target} has another suffix than a weight file: use {', '.join(known)}.")
+    files.kind_of(target)  # before the run is sought
     return target, arguments.flags, find_run(arguments)
 
 

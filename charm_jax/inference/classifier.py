@@ -19,6 +19,7 @@ from charm_jax.inference.records import Record
 from charm_jax.models import memory_bank
 from charm_jax.runs import folder
 from charm_jax.runs.banks import TRAINED
+from charm_jax.weights import files
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.images.decode import Check, decode, decoded_array
 from data_pipelines.loading import given
@@ -277,6 +278,7 @@ def load(
     memory: str = TRAINED,
     *,
     pathologies: Sequence[str] | None = None,
+    key: str = "",
 ) -> Classifier:
     """Load a trained classifier.
 
@@ -285,11 +287,17 @@ def load(
         checkpoint: ``best``, ``last`` or ``<stage>/<step>``, of a run.
         memory: label of a memory bank of the run; ``trained`` for the checkpoint's own.
         pathologies: names of the outputs of a weight file that does not tell them.
+        key: part of the path to the network in a weight file of several, as ``load_weights`` takes.
 
     Raises:
-        InputError: there is no such run, checkpoint or memory, or it is damaged.
+        InputError: there is no such run, checkpoint, memory or file, it is damaged, or an argument
+            does not apply to it.
     """
-    run = Path(run)
-    if run.is_file():
-        return Classifier(loaded.load_alone(run, pathologies))
+    run = Path(run).expanduser()
+    if run.is_file() or (not run.exists() and run.suffix.casefold() in files.ENDINGS):
+        if (checkpoint, memory) != ("best", TRAINED):
+            raise InputError(f"{run} is a weight file: leave out checkpoint and memory.")
+        return Classifier(loaded.load_alone(run, pathologies, key))
+    if pathologies or key:
+        raise InputError(f"{run} is no weight file: leave out pathologies and key.")
     return Classifier(loaded.load_run(folder.find(run.parent, run.name), checkpoint, memory))

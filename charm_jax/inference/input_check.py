@@ -59,7 +59,9 @@ def check_inputs(
     here = compare(keys.input_range)
     if here is None or _fits(*here):
         return []
-    others = [name for name in ("imagenet", *augment.RANGES, "-1,1") if name != keys.input_range]
+    others = [
+        name for name in ("imagenet", *augment.RANGES, "-1,1", "0,255") if name != keys.input_range
+    ]
     fitting = {name: compare(name) for name in others}
     better = min(fitting, key=lambda name: _misfit(*fitting[name]))
     advice = "set --config.model.input_range to that of its training"

@@ -253,11 +253,12 @@ def file_settings(settings: Settings, file: Contents, given: Collection[str] = (
     return settings
 
 
-def load_alone(path: Path, findings: Sequence[str] | None = None) -> LoadedModel:
+def load_alone(path: Path, findings: Sequence[str] | None = None, key: str = "") -> LoadedModel:
     """Load a weight file by what it tells of its network.
 
     Args:
         findings: names of the outputs, in their order, if the file does not tell them.
+        key: value of ``config.model.init_key``.
 
     Raises:
         InputError: it cannot be read, or does not tell its backbone or its findings.
@@ -273,8 +274,14 @@ def load_alone(path: Path, findings: Sequence[str] | None = None) -> LoadedModel
             f"{path} does not tell its findings: give pathologies, the names of its outputs, or "
             f"write them to {path.name}.json beside it."
         )
-    settings = cli.settings_from({"name": "weights", "model": {"init_from": str(path)}}, str(path))
-    return load_file(file_settings(settings, file), file, tuple(findings or ()))
+    told = tuple(findings or file.told.findings)
+    if told != (file.told.findings or told):
+        raise InputError(
+            f"{path} names its outputs {listed(file.told.findings)}: leave out pathologies."
+        )
+    model = {"init_from": str(path), "init_key": key}
+    settings = cli.settings_from({"name": "weights", "model": model}, str(path))
+    return load_file(file_settings(settings, file), file, told)
 
 
 def load_file(settings: Settings, contents: Contents, findings: tuple[str, ...]) -> LoadedModel:
@@ -299,7 +306,7 @@ def load_file(settings: Settings, contents: Contents, findings: tuple[str, ...])
         values=settings.told_by_weights,
         key=keys.init_key,
     )
-    _LOG.info(load.describe(file))
+    load.log(file)
     provenance = {
         "checkpoint": file.file,
         "trained_on_simulated": None,

@@ -20,6 +20,8 @@ from data_pipelines.errors import InputError, listed
 
 # A suffix ".tar" is that of ".pth.tar".
 SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt", ".tar"), "safetensors": (".safetensors",)}
+ENDINGS = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+_NESTS = (Mapping, list, tuple)
 _MAGIC = (b"PK\x03\x04", b"\x80")  # first bytes of torch's zip archives and, up to 1.5, pickles
 # Classes that fastai, Lightning and training scripts store beside the weights.
 _IGNORED = (
@@ -109,8 +111,7 @@ def kind_of(path: Path) -> str:
     for kind, suffixes in SUFFIXES.items():
         if path.suffix.casefold() in suffixes:
             return kind
-    known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-    raise InputError(f"{path} has no suffix of a weight file: use one of {known}.")
+    raise InputError(f"{path} has no suffix of a weight file: use one of {', '.join(ENDINGS)}.")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -146,7 +147,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         # The text before it advises to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         raise _unreadable(path, reason or type(error).__name__) from error
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, _NESTS):
         raise InputError(
             f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
             "name."
@@ -172,9 +173,10 @@ def _as_numpy(torch: Any, path: Path, name: Any, value: Any) -> np.ndarray:
         raise _unreadable(path, f"{name}: {error}") from error
 
 
-def _flat(nest: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in nest.items():
-        if isinstance(value, Mapping):
+def _flat(nest: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what dicts and lists hold, by the path to it."""
+    for name, value in nest.items() if isinstance(nest, Mapping) else enumerate(nest):
+        if isinstance(value, _NESTS):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

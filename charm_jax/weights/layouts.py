@@ -17,7 +17,15 @@ BASE = "base_model."  # the reference's prefix of torchvision's names
 REFERENCE = ("spatial_attention.", "momentum_final_block.", "memory_bank.")
 _WIDE_INPUT = 3.0  # unit inputs and those of ImageNet's scale stay below
 _ENOUGH = 0.5  # share of the backbone's tensors that makes a file one of this network
-_COPY = re.compile(r"ema|swa|averag|teacher|momentum|encoder_k")  # copies of a network beside it
+# Copies of a network beside it.
+_COPY = re.compile(
+    r"(?<![a-z])(ema|swa)(?![a-z])|averag|shadow|teacher|target|momentum|encoder_k|key_encoder",
+    re.I,
+)
+# What PyTorch puts between a module and its child to compile, share or checkpoint it.
+_WRAPPED = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 # Outputs of TorchXRayVision's classifiers.
 _XRV_FINDINGS = (
     *("Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema"),
@@ -174,6 +182,7 @@ def _splits(name: str) -> Iterable[tuple[str, str]]:
 
 def _forms(rest: str, backbone: Backbone) -> Iterable[str]:
     """Yield torchvision's names of a tensor of the network, its features, or numbered children."""
+    rest = _WRAPPED.sub("", rest)
     yield backbone.torchvision_name(rest.removeprefix(BASE))
     yield backbone.torchvision_name(f"features.{rest}")
     if rest[:1].isdigit():

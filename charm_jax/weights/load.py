@@ -1,6 +1,7 @@
 """Load the weights of a file into a state, and convert a state to the tensors of a file."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ AUTO = "auto"  # the input range of the weights
 # In faults that name their remedy.
 _REMEDIES = ("set --config.", "train from it", "choose one of", "name each", "correct its")
 
+_LOG = logging.getLogger(__name__)
 _BANK = ("memory_bank.memory", "memory_bank.index")
 _REFERENCE_LAST = "classifier.4"  # the reference's name of the last layer
 # Case ids of a bank that was filled elsewhere: beyond those of any source, so that none equals a
@@ -192,6 +194,11 @@ def describe(file: WeightFile | None) -> str:
         return "Weights: random."
     left_out = f"; left out: {listed(file.left_out)}" if file.left_out else ""
     return "\n".join([f"Weights: {file.file}, {file.tensors} tensors{left_out}.", *file.notes])
+
+
+def log(file: WeightFile) -> None:
+    """Log what was loaded, as a warning where something is left out, lacking or not known."""
+    _LOG.log(logging.WARNING if file.notes or file.left_out else logging.INFO, describe(file))
 
 
 def compare(told: Card, values: Mapping[str, Any]) -> list[str]:

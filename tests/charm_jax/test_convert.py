@@ -79,7 +79,7 @@ def test_a_plain_run_gets_torchvisions_names(tmp_path):
         (["--run=tried", "--to=torch", "told.pth"], "told.pth.json already exists: move it"),
         (
             ["--run=tried", "--to=safetensors", "a.npz"],
-            "a.npz has another suffix than a weight file: use .pt",
+            "a.npz has no suffix of a weight file: use one of .pt",
         ),
         (["--run=tried", "--to=safetensors", "none/a.safetensors"], "There is no folder none"),
         (["--run=tried", "--to=safetensors", "there.safetensors"], "already exists"),

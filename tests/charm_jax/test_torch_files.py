@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from torch_networks import EfficientNetV2, ResNet, torch
@@ -204,3 +205,15 @@ def test_a_file_that_does_not_fit_is_named_with_every_fault(path, spoil, said):
         load.initial_weights(new_state(NANO), str(path), NANO)
     for part in (str(path), NANO, *said):
         assert part in str(error.value)
+
+
+def test_tensors_in_lists_are_found_or_named(path):
+    """An average may be kept as a list without names, and a state dict within one."""
+    shadow = {"decay": 0.99, "shadow_params": [value + 1 for value in nano().values()]}
+    save(path, {"state_dict": nano(), "ema": shadow})
+    plain, file = load.initial_weights(new_state(NANO), str(path), NANO)
+    assert file.left_out == ["ema"]
+    torch.save([nano(), {"lr": 1e-3}], path)
+    again, file = load.initial_weights(new_state(NANO), str(path), NANO)
+    assert file.left_out == []
+    chex.assert_trees_all_equal(again.params, plain.params)

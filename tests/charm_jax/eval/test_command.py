@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -76,7 +77,9 @@ def test_the_calibration_is_of_the_validation_split_and_the_checkpoint(finished)
         assert (entry["temperature"] is None) <= (entry["threshold"] is None)
 
 
-@pytest.mark.parametrize("key", [None, "checkpoint", "network_sha256", "split_sha256"])
+@pytest.mark.parametrize(
+    "key", [None, "checkpoint", "network_sha256", "split_sha256", "cases_sha256", "input_range"]
+)
 def test_it_is_fitted_anew_for_another_checkpoint_or_split_alone(copy, key, monkeypatch, capfd):
     path = copy / RUN / "calibration.json"
     before = read(path)
@@ -169,6 +172,23 @@ def test_a_checkpoint_is_compared_with_another(copy, monkeypatch, capfd):
     assert saved["interval_method"]["auroc"] == "delong"
 
 
+def test_a_run_that_knows_fewer_findings_is_compared_in_these(copy, monkeypatch, capfd):
+    shutil.copytree(copy / RUN, copy / "runs/other")
+    path = copy / "runs/other/eval/test/metrics.json"
+    saved = read(path)
+    some = {name: saved["findings"][name] for name in ("Nodule", "Mass", "Effusion")}
+    path.write_text(json.dumps(saved | {"findings": some}))
+    shown = evaluate(
+        "--run=demo", "--compare=other", cwd=copy, monkeypatch=monkeypatch, capfd=capfd
+    )
+    compared = read(copy / RUN / "eval/test/metrics.json")["comparison"]
+    assert list(compared["findings"]) == ["Effusion", "Nodule", "Mass"]
+    mean = np.mean([entry["auroc"] for entry in some.values()])
+    assert compared["macro"]["auroc"]["value"] == pytest.approx(mean, abs=1e-12)
+    assert compared["macro"]["auroc"]["difference"] == 0
+    assert "warning: other does not know Atelectasis, Consolidation, Infil" in shown.err
+
+
 def test_what_cannot_be_compared_is_refused_before_anything_is_evaluated(copy, refused):
     shutil.copytree(copy / RUN, copy / "runs/other")
     arguments = ["--run=demo", "--compare=other"]
@@ -176,8 +196,15 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_evaluated(copy, r
     saved = read(path)
     path.write_text(json.dumps(saved | {"split_sha256": "0" * 64}))
     refused(eval_command.main, arguments, "on other images", "000000000000", cwd=copy)
-    path.write_text(json.dumps(saved | {"findings": {"Mass": saved["findings"]["Mass"]}}))
-    refused(eval_command.main, arguments, "on the findings Mass and not on Atelec", cwd=copy)
+    path.write_text(json.dumps(saved | {"findings": {"Cyst": saved["findings"]["Mass"]}}))
+    refused(eval_command.main, arguments, "on the findings Cyst, none of which", cwd=copy)
+    path.write_text(json.dumps(saved))
+    predictions = path.parent / "predictions.csv"
+    kept = predictions.read_text()
+    image = table(predictions)[0]["image"]
+    predictions.write_text(re.sub(rf"(?m)^{re.escape(image)},\d+,", f"{image},9999,", kept))
+    words = ("of the same names with other labels or patients", f"another patient for {image}")
+    refused(eval_command.main, arguments, *words, cwd=copy)
     path.unlink()
     refused(eval_command.main, arguments, "not evaluated on the split 'test'", cwd=copy)
     refused(eval_command.main, ["--run=demo", "--compare=othr"], "'othr'", "'other'", cwd=copy)

@@ -149,6 +149,25 @@ def test_a_file_alone_must_tell_its_network_and_its_findings(tmp_path):
     (tmp_path / "w.safetensors.json").write_text('{"backbone": "resnet50"}')
     with pytest.raises(InputError, match="not tell its findings: give pathologies"):
         charm_jax.load(path)
+    (tmp_path / "w.safetensors.json").write_text('{"backbone": "resnet50", "findings": ["a"]}')
+    with pytest.raises(InputError, match="names its outputs a: leave out pathologies"):
+        charm_jax.load(path, pathologies=["b"])
+
+
+@pytest.mark.parametrize(
+    ("path", "keywords", "words"),
+    [
+        ("none.safetensors", {}, "There is no weight file none.safetensors"),
+        ("none.pth", {"memory": "site"}, "is a weight file: leave out checkpoint and memory"),
+        ("none.pth", {"checkpoint": "last"}, "is a weight file: leave out checkpoint and memory"),
+        ("runs/demo", {"pathologies": ["a"]}, "is no weight file: leave out pathologies"),
+        ("runs/demo", {"key": "ema"}, "is no weight file: leave out pathologies and key"),
+        ("runs/demo-1.5", {}, "There is no run 'demo-1.5'"),
+    ],
+)
+def test_arguments_of_a_run_and_of_a_file_are_not_mixed(path, keywords, words):
+    with pytest.raises(InputError, match=words):
+        charm_jax.load(path, **keywords)
 
 
 def test_a_network_is_read_and_scored_as_its_settings_bank_and_names_say():

@@ -95,6 +95,20 @@ def lightning(tensors):
 
 LAYOUTS = {
     "compiled": (NANO, lambda t: prefixed("_orig_mod.", t), []),
+    "compiled layers": (
+        RES,
+        lambda t: {re.sub(r"^(layer\d)", r"\1._orig_mod", n): v for n, v in t.items()},
+        [],
+    ),
+    # Two that PyTorch wraps likewise: shards, and checkpoints of activations.
+    "sharded": (
+        DENSE,
+        lambda t: {
+            n.replace("block1.", "block1._fsdp_wrapped_module._checkpoint_wrapped_module."): v
+            for n, v in prefixed("_fsdp_wrapped_module.", t).items()
+        },
+        [],
+    ),
     "parallel": (NANO, lambda t: prefixed("module.", t), []),
     "compiled in parallel": (NANO, lambda t: prefixed("_orig_mod.module.", t), []),
     "averaged": (
@@ -155,7 +169,9 @@ def test_a_network_is_found_under_any_prefix_and_strangers_are_named(name):
         ("state_dict.", "state_dict_ema."),
         ("model.", "model_ema.module."),
         ("", "ema."),
-        ("student.", "teacher."),  # not of the list: distillation
+        ("student.", "teacher."),  # distillation
+        ("online_encoder.net.", "target_encoder.net."),  # BYOL
+        ("net.", "EMA.net."),
     ],
 )
 @pytest.mark.parametrize("swapped", [False, True])
@@ -171,12 +187,21 @@ def test_a_copy_beside_the_network_is_said_and_a_key_takes_it(first, second, swa
     key = second.split(".")[0]
     (note,) = loaded.notes
     assert (first.rstrip(".") or "the outermost") + " is taken" in note
-    assert f"--config.model.init_key={second.rstrip('.')}" in note
+    assert f"--config.model.init_key={key}" in note
     assert loaded.left_out == []
     chosen = load.load(new_state(NANO), file, BACKBONES[NANO], key=key)
     chex.assert_trees_all_equal(chosen.state.params, other.state.params)
     with pytest.raises(ValueError, match="under 'emma': choose one of "):
         load.load(new_state(NANO), file, BACKBONES[NANO], key="emma")
+
+
+def test_a_name_that_only_holds_the_letters_of_a_copy_is_none():
+    tensors = network(NANO)
+    other = {name: value + 1 for name, value in tensors.items()}
+    file = prefixed("semantic.", tensors) | prefixed("zoom.", other)
+    loaded = load.load(new_state(NANO), file, BACKBONES[NANO])
+    (note,) = loaded.notes
+    assert "semantic is taken, not zoom" in note
 
 
 def test_a_plain_classifier_is_found_by_its_shape_and_taken_where_its_findings_match():
