@@ -223,8 +223,8 @@ def read_other(
         columns = np.flatnonzero(theirs >= 0).tolist()
         if not columns:
             raise InputError(
-                f"The run {folder} was evaluated on the findings {listed(names)}, none of which "
-                "is scored here: compare with a run that shares some."
+                f"The run {folder} was evaluated on the findings {listed(names)} and on none "
+                "that is scored here: compare with a run that shares some."
             )
         shared = [names[theirs[column]] for column in columns]
         predictions = path.parent / "predictions.csv"

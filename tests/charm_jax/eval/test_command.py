@@ -197,7 +197,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_evaluated(copy, r
     path.write_text(json.dumps(saved | {"split_sha256": "0" * 64}))
     refused(eval_command.main, arguments, "on other images", "000000000000", cwd=copy)
     path.write_text(json.dumps(saved | {"findings": {"Cyst": saved["findings"]["Mass"]}}))
-    refused(eval_command.main, arguments, "on the findings Cyst, none of which", cwd=copy)
+    refused(eval_command.main, arguments, "on the findings Cyst and on none that", cwd=copy)
     path.write_text(json.dumps(saved))
     predictions = path.parent / "predictions.csv"
     kept = predictions.read_text()

@@ -113,7 +113,9 @@ def test_findings_are_compared_by_name(tmp_path, findings, columns, shared, thei
 
 def test_without_a_common_finding_nothing_is_compared(tmp_path):
     write(tmp_path, LOGITS)
-    with pytest.raises(InputError, match=r"findings Mass, Effusion, either side, none of which"):
+    with pytest.raises(
+        InputError, match=r"findings Mass, Effusion, either side and on none that is scored"
+    ):
         files.read_other(tmp_path, "x", "test", with_columns(("Nodule",), [-1]), np.arange(3))
 
 
