@@ -114,12 +114,13 @@ def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
     rows = rows[np.argsort(table.images[rows], kind="stable")]
     names, known = table.images[rows].tolist(), table.patients_known
     patients = [table.patient_name(number) for number in table.patients[rows]] if known else []
-    cases = json.dumps([names, patients, table.findings, table.labels[rows].tolist()])
+    cases = hashlib.sha256(json.dumps([names, patients, table.findings]).encode())
+    cases.update(table.labels[rows].tobytes())
     return {
         "images": len(rows),
         "patients": len(np.unique(table.patients[rows])),
         "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        "cases_sha256": hashlib.sha256(cases.encode()).hexdigest(),
+        "cases_sha256": cases.hexdigest(),
     }
 
 
