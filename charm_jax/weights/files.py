@@ -147,7 +147,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         # The text before it advises to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         raise _unreadable(path, reason or type(error).__name__) from error
-    if not isinstance(loaded, _NESTS):
+    parts = loaded if isinstance(loaded, list | tuple) else [loaded]
+    if not any(isinstance(part, Mapping) for part in parts):
         raise InputError(
             f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
             "name."
@@ -157,7 +158,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         for name, value in _flat(loaded)
         if isinstance(value, torch.Tensor)
     }
-    if loaded and not tensors:
+    if not tensors and isinstance(loaded, Mapping) and loaded:
         raise InputError(
             f"{path} holds no tensors by name but {listed(sorted(map(str, loaded)))}: save the "
             "state dict in it alone."

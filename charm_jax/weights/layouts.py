@@ -16,6 +16,7 @@ BASE = "base_model."  # the reference's prefix of torchvision's names
 # Prefixes that only the reference's files have.
 REFERENCE = ("spatial_attention.", "momentum_final_block.", "memory_bank.")
 _WIDE_INPUT = 3.0  # unit inputs and those of ImageNet's scale stay below
+_FEW = 5  # tensors beside the network that are named one by one
 _ENOUGH = 0.5  # share of the backbone's tensors that makes a file one of this network
 # Copies of a network beside it.
 _COPY = re.compile(
@@ -190,14 +191,19 @@ def _forms(rest: str, backbone: Backbone) -> Iterable[str]:
 
 
 def _shown(names: Iterable[str], prefix: str) -> list[str]:
-    """Name tensors that are beside the network's nest by the nest that they are in."""
-    shown = []
+    """Name tensors outside the network's nest, and many beside it, by the nest that they are in."""
+    path = prefix.split(".")[:-1]
+    nests = {}
     for name in names:
-        parts, path = name.split("."), prefix.split(".")[:-1]
-        shared = 0
+        parts, shared = name.split("."), 0
         while shared < len(path) and parts[shared : shared + 1] == path[shared : shared + 1]:
             shared += 1
-        shown.append(name if shared >= len(path) - 1 else ".".join(parts[: shared + 1]))
+        nests[name] = shared, ".".join(parts[: shared + 1])
+    sizes = Counter(nest for _, nest in nests.values())
+    shown = [
+        name if shared >= len(path) - (sizes[nest] <= _FEW) else nest
+        for name, (shared, nest) in nests.items()
+    ]
     return list(dict.fromkeys(shown))
 
 

@@ -209,11 +209,13 @@ def test_a_file_that_does_not_fit_is_named_with_every_fault(path, spoil, said):
 
 def test_tensors_in_lists_are_found_or_named(path):
     """An average may be kept as a list without names, and a state dict within one."""
-    shadow = {"decay": 0.99, "shadow_params": [value + 1 for value in nano().values()]}
-    save(path, {"state_dict": nano(), "ema": shadow})
+    network = nano()
+    shadow = {"decay": 0.99, "shadow_params": [value + 1 for value in network.values()]}
+    save(path, {"state_dict": network, "ema": shadow})
     plain, file = load.initial_weights(new_state(NANO), str(path), NANO)
-    assert file.left_out == ["ema"]
-    torch.save([nano(), {"lr": 1e-3}], path)
+    classifier = [f"state_dict.classifier.1.{leaf}" for leaf in ("bias", "weight")]
+    assert file.left_out == ["ema", *classifier]
+    torch.save([network, {"lr": 1e-3}], path)
     again, file = load.initial_weights(new_state(NANO), str(path), NANO)
-    assert file.left_out == []
+    assert file.left_out == ["0.classifier.1.bias", "0.classifier.1.weight"]
     chex.assert_trees_all_equal(again.params, plain.params)
