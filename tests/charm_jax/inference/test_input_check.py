@@ -59,7 +59,7 @@ def test_the_range_of_training_passes(data, input_range):
         ("imagenet", "xrv", 3, "--config.model.input_range=imagenet fits (1"),
         ("imagenet", "unit", 3, "--config.model.input_range=imagenet fits (1"),
         ("0,255", "unit", 1, "--config.model.input_range=0,255 fits (1"),
-        ("0,65535", "unit", 1, "set --config.model.input_range to that of its training."),
+        ("0,4095", "unit", 1, "set --config.model.input_range to that of its training."),
     ],
 )
 def test_another_range_is_said_with_numbers(data, trained, given, channels, advice):
