@@ -61,6 +61,14 @@ def _parser() -> CommandParser:
         help=f"values that are black and white: {VALUE_RANGES} (default: {CONTAINER})",
     )
     add(
+        "--uncertain",
+        "--config.data.uncertain",
+        metavar="POLICY",
+        default="ignore",
+        help="labels that a report calls possible: "
+        f"{', '.join(sources.UNCERTAIN_POLICIES)} (default: ignore)",
+    )
+    add(
         "--sample",
         type=int,
         metavar="N",
@@ -93,7 +101,7 @@ def _inspect(options: argparse.Namespace) -> int:
     source, size = options.source or defaults["source"], options.size or defaults["size"]
     out = options.out or Path("inspection", options.dir.resolve().name)
     value_range = options.value_range or defaults["value_range"]
-    table = sources.load(source, options.dir, options.csv, value_range)
+    table = sources.load(source, options.dir, options.csv, value_range, options.uncertain)
     table.store.check_size(size)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -43,7 +43,7 @@ def _head(summary: Mapping) -> str:
     lines += [
         f"{title}: {card[key]}"
         for title, key in (("terms", "license"), ("to cite", "citation"), ("from", "homepage"))
-        if card[key]
+        if card["homepage"]  # terms of a published set
     ]
     return "\n".join(lines)
 

@@ -14,13 +14,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.images.search import walk
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.card import Card
-from data_pipelines.sources.csv_tables import (
-    READ_ERRORS,
-    check_fields,
-    given_file,
-    sex_letters,
-    whole_years,
-)
+from data_pipelines.sources.csv_tables import sex_letters, whole_years
+from data_pipelines.sources.published import need_table, read_rows
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING, is_no_finding, plain
 
@@ -43,11 +38,10 @@ CARD = Card(
     homepage=DOWNLOAD_PAGE,
 )
 TABLES = ("Data_Entry_2017*.csv",)
-COLUMNS = ("Image Index", "Finding Labels")
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
-_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # Optional columns, for subgroups.
-_OPTIONAL = ("View Position", "Patient Gender", "Patient Age")
+_OPTIONAL = ("View Position", "Patient Gender", "Patient Sex", "Patient Age")
 _INT32_MAX = int(np.iinfo(np.int32).max)
 
 
@@ -55,9 +49,9 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     """Read the table and the official lists, and find the images.
 
     Args:
-        directory: folder with ``Data_Entry_2017*.csv`` or ``.csv.gz`` (where there are several, the
-            last by name), ``train_val_list.txt``, ``test_list.txt``, and PNG files anywhere below.
-            A file ``SIMULATED.txt`` marks simulated images.
+        directory: folder with ``Data_Entry_2017*.csv``, ``.gz`` or ``.zip`` (where there are
+            several, the last by name), ``train_val_list.txt``, ``test_list.txt``, and PNG files
+            anywhere below. A file ``SIMULATED.txt`` marks simulated images.
         csv: table to read in place of ``Data_Entry_2017*``: a path, also looked for in
             ``directory``.
 
@@ -75,7 +69,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
             f"{DOWNLOAD_PAGE} and name its folder with --config.data.dir or CHARM_DATA, or run "
             "`charm-jax train` without a config for the demo that needs no data."
         )
-    path = _table_path(directory, csv)
+    path = need_table(directory, csv, TABLES, DOWNLOAD_PAGE)
     rows = _read_rows(path)
     images = rows["Image Index"].to_numpy(str)
     return CaseTable(
@@ -87,66 +81,18 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         official_part=_official_part(directory, images),
         official_files=tuple(LISTS.values()),
         views=rows["View Position"].to_numpy(str),
-        sexes=sex_letters(rows["Patient Gender"]),
+        sexes=sex_letters(rows["Patient Gender"] + rows["Patient Sex"]),  # one of them is empty
         ages=whole_years(rows["Patient Age"]),
         store=ImageFiles(images, _find_files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
     )
 
 
-def _table_path(directory: Path, csv: str) -> Path:
-    if csv:
-        remedy = (
-            "correct the path, or leave the key empty to read the Data_Entry_2017*.csv of the data "
-            "folder"
-        )
-        return given_file(csv, directory, "table", remedy)
-    found = [
-        path
-        for pattern in ("Data_Entry_2017*.csv", "Data_Entry_2017*.csv.gz")
-        for path in directory.glob(pattern)
-        if path.is_file()  # reading a pipe may wait forever
-    ]
-    if not found:
-        raise InputError(
-            f"The data folder {directory} has no Data_Entry_2017*.csv or .csv.gz: download it from "
-            f"{DOWNLOAD_PAGE} into that folder, or name a table with --config.data.csv."
-        )
-    return max(found, key=lambda path: path.name)
-
-
 def _read_rows(path: Path) -> pd.DataFrame:
     """Read the columns as text, sorted by image, indexed by line."""
-    known = {plain(column): column for column in (*_COLUMNS, *_OPTIONAL)}
     # The original header holds "OriginalImage[Width,Height]" unquoted and ends in a comma, so only
     # the needed columns are read, by name.
-    try:
-        rows = pd.read_csv(
-            path,
-            usecols=lambda column: plain(column) in known,
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-        check_fields(path)
-    except READ_ERRORS as error:
-        raise InputError(
-            f"The table {path} cannot be read as a csv file ({error}): download it again."
-        ) from error
-    rows = rows.rename(columns=lambda column: known[plain(column)])
-    absent = [column for column in _COLUMNS if column not in rows.columns]
-    if absent:
-        raise InputError(
-            f"The table {path} has no column {absent[0]!r}: its first line must name "
-            f"{', '.join(_COLUMNS)}."
-        )
-    if rows.empty:
-        raise InputError(f"The table {path} has no rows: download it again from {DOWNLOAD_PAGE}.")
-    for column in _OPTIONAL:
-        if column not in rows:
-            rows[column] = ""
-    rows.index += 2  # the header is line 1
+    rows = read_rows(path, COLUMNS, _OPTIONAL)
     rows = rows.sort_values("Image Index", kind="stable")
     twice = rows["Image Index"].duplicated()
     if twice.any():

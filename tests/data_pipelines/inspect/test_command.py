@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from data_pipelines import sources
 from data_pipelines.inspect.__main__ import main
 from data_pipelines.prepare.preparation import prepare
 
@@ -51,7 +52,9 @@ def test_the_warnings_of_a_source_are_printed(films, tmp_path, capsys):
     (films.path / "labels.csv").write_text("\n".join(["image,Mass", *lines]) + "\n")
     arguments = ("--source", "csv_folder", "--split", "patient")
     assert _inspect(films, tmp_path / "out", *arguments) == 0
-    assert "warning: The table" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "warning: The table" in printed.err
+    assert "terms:" not in printed.out
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -78,3 +81,18 @@ def test_another_size_than_the_prepared_one_is_refused_at_once(films, tmp_path, 
 def test_a_folder_is_read_with_the_range_that_it_was_prepared_with(films, tmp_path):
     prepare("nih_chest_xray14", films.path, tmp_path / "prepared", size=24, value_range="4095")
     assert main([str(tmp_path / "prepared"), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_uncertain_labels_are_counted_by_the_policy(films, tmp_path, monkeypatch):
+    policies = []
+    load = sources.load
+
+    def note(*arguments):
+        policies.append(arguments[-1])
+        return load(*arguments)
+
+    monkeypatch.setattr(sources, "load", note)
+    assert _inspect(films, tmp_path / "out", "--uncertain", "ones") == 0
+    assert _inspect(films, tmp_path / "out") == 0
+    assert policies == ["ones", "ignore"]

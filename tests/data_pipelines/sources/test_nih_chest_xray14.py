@@ -124,6 +124,11 @@ def test_view_sex_and_age_are_read_and_may_be_absent(nih):
     assert (load(nih.path).ages == -1).all()
 
 
+def test_sex_is_read_under_its_other_name(nih):
+    nih.edit_csv("Patient Gender", "Patient Sex")
+    assert set(load(nih.path).sexes.tolist()) == {"M"}
+
+
 def test_marker_file_makes_the_table_simulated(nih):
     assert not load(nih.path).simulated
     (nih.path / "SIMULATED.txt").write_text("drawn")
