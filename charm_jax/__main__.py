@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from charm_jax import __version__
+from data_pipelines import stopping
 
 _COMMANDS = {
     "train": ("charm_jax.train.__main__", "train a network from a config"),
@@ -35,6 +36,7 @@ def main() -> None:
         print(f"error: There is no command {name!r}: {remedy}", file=sys.stderr)
         sys.exit(2)
     else:
+        stopping.exit_at_once()  # until the command itself handles the signals
         module = importlib.import_module(_COMMANDS[name][0])
         sys.argv = [f"charm-jax {name}", *rest]
         if module.__name__.startswith("data_pipelines."):

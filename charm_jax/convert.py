@@ -8,6 +8,11 @@ FILE gets the names and layouts of the reference's state dict; for a baseline, w
 does not have, torchvision's. exit codes: 0 done; 2 bad input.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from charm_jax.runs import folder
 from charm_jax.runs.arguments import CHECKPOINT, RUN, find_run, read_settings
 from charm_jax.weights import files, load
 from charm_jax.weights.card import Card, beside
+from data_pipelines.atomic_files import check_writable
 from data_pipelines.errors import InputError
 
 _OPTIONS = RUN | CHECKPOINT | {"to": Option("safetensors", "kind of file", list(files.SUFFIXES))}
@@ -88,6 +94,7 @@ def _check_target(target: Path, kind: str) -> None:
             raise InputError(f"{path} already exists: move it or choose another name.")
     if not target.parent.is_dir():
         raise InputError(f"There is no folder {target.parent}: create it or choose another.")
+    check_writable(target.parent, "choose another folder")
 
 
 def _shapes(meta: dict[str, Any]) -> TrainState:

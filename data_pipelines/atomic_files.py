@@ -5,9 +5,11 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from data_pipelines.errors import InputError
 
 _DRAFT = re.compile(r".+\.[0-9a-f]{32}\.tmp")
 
@@ -26,11 +28,24 @@ def is_draft(path: Path) -> bool:
 def whole_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` at the end."""
     draft = draft_of(path)
+    with _named(path, draft):
+        try:
+            yield draft
+            os.replace(draft, path)
+        finally:
+            with suppress(OSError):  # a read-only disk refuses what is not there, too
+                draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path, draft: Path) -> Iterator[None]:
+    """Let errors name ``path``: those of ``write`` name no file, others the draft."""
     try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if str(error.filename or draft).startswith(str(draft)):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -50,10 +65,25 @@ def whole_files(directory: Path) -> Iterator[Path]:
     None of them is replaced before all are written.
     """
     draft = draft_of(directory / "files")
-    draft.mkdir()
-    try:
-        yield draft
-        for path in sorted(draft.iterdir()):
-            os.replace(path, directory / path.name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with _named(directory, draft):
+        draft.mkdir()
+        try:
+            yield draft
+            for path in sorted(draft.iterdir()):
+                os.replace(path, directory / path.name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_writable(directory: Path, remedy: str) -> None:
+    """Check that files can be written to a folder, which need not exist yet.
+
+    Args:
+        remedy: end of the sentence, such as "name another folder with --out".
+
+    Raises:
+        InputError: it is read-only, or a file is in its way.
+    """
+    there = next(p for p in (directory, *directory.absolute().parents) if os.path.exists(p))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(f"{directory} cannot be written ({there} is read-only): {remedy}.")

@@ -1,6 +1,7 @@
 """Check shapes at run time, refuse silent rank promotion and compile each program once."""
 
 import os
+import signal
 import tempfile
 
 # Set before JAX is imported; commands that run as processes and pytest's workers inherit it.
@@ -46,3 +47,12 @@ def _away_from_home(monkeypatch, tmp_path):
     """A test neither reads nor writes the folder that it was started in."""
     monkeypatch.chdir(tmp_path)
     os.environ.pop("CHARM_DATA", None)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """A command that ran in this process leaves Ctrl-C to pytest."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

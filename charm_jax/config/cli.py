@@ -1,8 +1,8 @@
 """Parse the options and config of a command, and report its errors in one sentence."""
 
 import ast
+import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import re
@@ -22,6 +22,8 @@ from tqdm import tqdm
 from charm_jax.config import recipe, settings
 from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
+from data_pipelines import command_line
+from data_pipelines.cache import cache_folder
 from data_pipelines.errors import InputError, did_you_mean
 
 # Beside this package in a clone and in an installation; a folder of the user's cannot shadow it.
@@ -34,36 +36,54 @@ _WIDTH, _COLUMN = 100, 34  # of the help
 def run(command: Callable[[list[str]], int]) -> None:
     """Run a command on the process's arguments and exit with its code.
 
-    Bad input becomes one sentence on standard error and exit code 2; so does a disk that is full or
-    may not be written. Faults of the program keep their traceback.
-
     Compiled steps are kept in the user's cache folder, so that a second start is quick;
     JAX_COMPILATION_CACHE_DIR names another folder.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "charm_jax" / "xla"))
+        _keep_programs(cache_folder())
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is intended
     sys.exit(guarded(command, sys.argv[1:]))
 
 
+def _keep_programs(cache: Path | None) -> None:
+    """Keep compiled programs below a folder; if it is None or read-only, each start compiles."""
+    if cache is not None:
+        with contextlib.suppress(OSError):
+            (cache / "xla").mkdir(parents=True, exist_ok=True)
+            if os.access(cache / "xla", os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+
+
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Return the command's exit code, or 2 after printing a sentence."""
-    _notices()
+    """Return the command's exit code, or print a sentence; see ``command_line.guarded``."""
+    log = _notices()
+    return command_line.guarded(lambda: command(argv), _sentence_of, log)
+
+
+def _sentence_of(error: BaseException) -> str | None:
+    _, full, reason = str(error).partition("RESOURCE_EXHAUSTED: ")
+    if full and isinstance(error, RuntimeError):
+        return (
+            f"The device's memory is used up ({reason.splitlines()[0].rstrip('.')}): end other "
+            "programs that use it, or train with a smaller --config.stages.STAGE.batch_size or "
+            "--config.data.image_size."
+        )
+    if isinstance(error, RuntimeError | AssertionError) and (reason := _no_device()):
+        return (
+            f"JAX finds no device ({reason}): install charm-jax[cuda] and NVIDIA's driver to use a "
+            "GPU, or unset JAX_PLATFORMS."
+        )
+    return command_line.sentence_of(error)
+
+
+def _no_device() -> str | None:
+    """Return why JAX has no device at all, or None."""
     try:
-        return command(argv)
-    except InputError as error:
-        logging.getLogger("charm_jax").debug("Raised here:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-    except BrokenPipeError:  # whoever read the results has read enough
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the very end
-        return 141  # 128 + SIGPIPE, which Windows lacks
-    except OSError as error:
-        sentence = _sentence_of(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-    return 2
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for an unknown JAX_PLATFORMS=cuda
+        reason = (str(error).splitlines() or [""])[0].partition(" (")[0]
+        return f"JAX_PLATFORMS={jax.config.jax_platforms}{reason and ': '}{reason}"
+    return None
 
 
 class Notice(logging.Formatter):
@@ -94,23 +114,6 @@ def _notices() -> logging.Logger:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     return logger
-
-
-def _sentence_of(error: OSError) -> str | None:
-    where = error.filename or "the run's folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{where}: no space is left on the disk: free some and start the command again, it "
-            "continues from the last complete checkpoint."
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return (
-            f"{where} may not be read or written ({error.strerror}): change its permissions, or "
-            "for the folder of a run choose another with --config.runs_dir."
-        )
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
-        return f"{where} is no path that can be used ({error.strerror}): correct it."
-    return None
 
 
 def _set_verbosity(*, quiet: bool, verbose: bool) -> None:

@@ -9,6 +9,11 @@ With --config all keys of a config are accepted. exit codes: 0 done; 1 done, wit
 refused; 2 bad input.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +45,7 @@ from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 from charm_jax.weights import load
 from charm_jax.weights.load import Contents
+from data_pipelines.atomic_files import check_writable
 from data_pipelines.errors import InputError, listed
 from data_pipelines.tables import splits
 
@@ -48,6 +54,7 @@ _OPTIONS = {
     **CHECKPOINT,
     **MEMORY,
     "split": Option("test", "split to evaluate", SPLITS),
+    "out": Option("", "folder to write, by default in that of the run"),
     "compare": Option("", "name or folder of a run evaluated on the same images, to compare with"),
     "interval": Option(
         "bootstrap",
@@ -79,13 +86,15 @@ def main(argv: list[str]) -> int:
         say(run_data.describe_findings(given, data))
     match = model.match_cases(data.table)
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
-    out = files.find_folder(model, data, rows, values.split)
+    own = files.find_folder(model, data, rows, values.split)
+    out = Path(values.out) if values.out else own
+    check_writable(out, "name another folder with --out")
     other = None
     if values.compare:  # read before anything is evaluated
         compared = folder.find_evaluated(Path(config.runs_dir), values.compare)
-        other = files.read_other(compared, out.name, values.split, data.table, rows)
+        other = files.read_other(compared, own.name, values.split, data.table, rows)
     say(f"Evaluating {model.description}.")
-    if run is not None and out.name != values.split:
+    if run is not None and own.name != values.split:
         say(f"These are not the run's own {values.split} images and settings: writing to {out}.")
     outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
     cases = data.table

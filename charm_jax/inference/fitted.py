@@ -89,7 +89,9 @@ def load_calibration(model: LoadedModel, given: Data | None) -> dict[str, Any] |
             f"evaluated: {error}"
         )
         return None
-    return _fit_calibration(model, data, rows, logits)
+    fitted = _fit_calibration(model, data, rows, logits)
+    _keep(model.folder, {CALIBRATION: fitted})
+    return fitted
 
 
 def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator:
@@ -116,30 +118,42 @@ def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator
             )
         else:
             reference = own | ood.fit(ood.measures(outputs), outputs["thumbnail"])
-            with whole_file(model.folder / REFERENCE) as file:
-                # Not indented: some ten thousand numbers.
-                file.write(json.dumps(reference, allow_nan=False) + "\n")
+            made = {REFERENCE: reference}
             if fitted is None or not _is_whole(fitted):
-                fitted = _fit_calibration(model, data, rows, outputs["logits"])
+                fitted = made[CALIBRATION] = _fit_calibration(model, data, rows, outputs["logits"])
+            _keep(model.folder, made)
     return Calibrator(model.pathologies, fitted, reference)
 
 
 def _fit_calibration(
     model: LoadedModel, data: Data, rows: np.ndarray, logits: np.ndarray
 ) -> dict[str, Any]:
-    path, own = model.folder / CALIBRATION, identity(model, data)
-    before = _read(path) or own
+    own = identity(model, data)
+    before = _read(model.folder / CALIBRATION) or own
     fitted = own | calibration.fit(logits, data.table.labels[rows], data.table.findings)
     fitted["images"] = data.table.images[rows].tolist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_json(path, fitted)
     other = [key.removesuffix("_sha256") for key in own if before.get(key) != own[key]]
     replaced = f" They replace those of another {', '.join(other)}." if other else ""
     _LOG.info(
-        f"Thresholds and temperatures are fitted on {len(rows):,} validation images: {path}."
-        f"{replaced}"
+        f"Thresholds and temperatures are fitted on {len(rows):,} validation images.{replaced}"
     )
     return fitted
+
+
+def _keep(directory: Path, made: Mapping[str, Mapping[str, Any]]) -> None:
+    """Store fitted files; a folder that refuses them leaves them to this command alone."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in made.items():
+            with whole_file(directory / name) as file:
+                # The reference has some ten thousand numbers.
+                indent = None if name == REFERENCE else 2
+                file.write(json.dumps(content, indent=indent, allow_nan=False) + "\n")
+    except OSError as error:
+        _LOG.warning(
+            f"{' and '.join(made)} cannot be kept in {directory} ({error.strerror}): each command "
+            "fits them again until that folder can be written."
+        )
 
 
 def identity(model: LoadedModel, given: Data | None = None) -> dict[str, Any]:

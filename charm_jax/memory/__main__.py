@@ -14,6 +14,11 @@ The checkpoint does not change: a new bank is in memory/LABEL/ of the run, and c
 eval read it with --memory LABEL. exit codes: 0 done; 1 done, with some images refused; 2 bad input.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 import csv
 import dataclasses
 import sys

@@ -8,6 +8,11 @@ FILE is a PNG, JPEG, TIFF or DICOM file, or a folder of them. A terminal gets te
 JSON object for each image. exit codes: 0 done; 1 done, with some images unread; 2 bad input.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 import dataclasses
 import errno
 import json
@@ -30,6 +35,7 @@ from charm_jax.predict.overlays import Overlays
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.arguments import CHECKPOINT, MEMORY, RUN, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
+from data_pipelines.atomic_files import check_writable
 from data_pipelines.errors import InputError
 from data_pipelines.loading import given as given_images
 from data_pipelines.loading.given import GivenImages
@@ -53,7 +59,8 @@ def main(argv: list[str]) -> int:
     """
     given, run, config, values = _parse(argv)
     images = given_images.find(given)
-    _check_out(Path(values.out), given)
+    if values.overlays:
+        _check_out(Path(values.out), given)
     if images.others:
         say(f"{images.others:,} files of the folders hold no image and are left out.")
     # The data may have moved since training; the given files alone are read with another range.
@@ -135,11 +142,12 @@ def _announce(predictor: Predictor) -> None:
 
 
 def _check_out(out: Path, given: list[str]) -> None:
-    """Keep pictures out of the folders that the images are read from.
+    """Check the folder of the pictures, which may not be one that images are read from.
 
     Raises:
-        InputError: the output lies in one of them.
+        InputError: the output lies in one of them, or is read-only.
     """
+    check_writable(out, "name another folder with --out, or draw nothing with --nooverlays")
     for folder in given:
         if os.path.isdir(folder) and out.resolve().is_relative_to(Path(folder).resolve()):
             raise InputError(

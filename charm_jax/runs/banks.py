@@ -25,7 +25,7 @@ from charm_jax.models.state import TrainState
 from charm_jax.runs import cases as run_cases
 from charm_jax.runs import folder as runs
 from charm_jax.runs.checkpoints import weights_sha256
-from data_pipelines.atomic_files import draft_of
+from data_pipelines.atomic_files import check_writable, draft_of
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
 
@@ -51,7 +51,7 @@ def check_label(run: Path, label: str) -> None:
     """Check the name of a new bank before anything is computed.
 
     Raises:
-        InputError: it is no plain name, or is taken.
+        InputError: it is no plain name, or is taken, or the run is read-only.
     """
     if not re.fullmatch(r"[\w.-]+", label) or not label.strip(".") or label == TRAINED:
         raise InputError(
@@ -62,6 +62,7 @@ def check_label(run: Path, label: str) -> None:
         raise InputError(
             f"{run / 'memory' / label} already exists: choose another --label, or remove it."
         )
+    check_writable(run / "memory", "copy the run to a folder where it can be")
 
 
 def write(

@@ -1,5 +1,6 @@
 """Write, lock and find the folder of a run."""
 
+import errno
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from data_pipelines.errors import InputError, did_you_mean, listed
 from data_pipelines.tables.case_table import CaseTable
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_LOG = logging.getLogger(__name__)
 # Keys that may differ when a run continues: they do not change its results.
 _FREE_KEYS = (
     *("name", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
@@ -129,15 +132,22 @@ def locked(directory: Path) -> Iterator[None]:
             f"The folder {directory} cannot be made ({error.strerror}): choose another place with "
             "--config.runs_dir."
         ) from error
-    lock = FileLock(directory / "lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"Another process is training in {directory}: wait for it, or choose another "
-            "--config.name."
-        ) from None
-    with lock:
+    with ExitStack() as stack:
+        try:
+            lock = FileLock(directory / "lock", blocking=False, fallback_to_soft=False)
+            stack.enter_context(lock)
+        except Timeout:
+            raise InputError(
+                f"Another process is training in {directory}: wait for it, or choose another "
+                "--config.name."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _LOG.warning(
+                f"The file system of {directory} has no locks: start no second training in it, "
+                "which would not be refused."
+            )
         try:
             yield
         finally:

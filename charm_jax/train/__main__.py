@@ -9,6 +9,11 @@ The same command continues a run that was cut off. exit codes: 0 done; 1 done, w
 refused; 2 bad input; 3 a loss that is not finite; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 import contextlib
 import dataclasses
 import json

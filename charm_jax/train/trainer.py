@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,9 @@ from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, r
 from charm_jax.train.plan import VALIDATION_SCORES, Progress
 from charm_jax.train.setup import Experiment
 from charm_jax.weights.load import WeightFile
+from data_pipelines import stopping
 from data_pipelines.errors import InputError
+from data_pipelines.stopping import Stopped
 
 _AGREE_EVERY = 10  # steps between which several processes tell each other what they want
 _TRACE_AFTER = 10  # steps: the first ones compile and fill queues
@@ -65,7 +67,7 @@ class Training:
         self.finished: dict[str, dict[str, Any]] = {}
         self.range_tests: dict[str, dict[str, Any] | None] = {}
         self.peaks: dict[str, float] = {}
-        self.signal: int | None = None
+        self.signals: list[int] = []
 
     def begin(self, source: str = "") -> Beginning:
         """Read the newest readable checkpoint, or create a state with its first weights.
@@ -100,7 +102,7 @@ class Training:
     def run(self, beginning: Beginning) -> int:
         """Train to the end and return the exit code."""
         try:
-            with handled(lambda number, frame: setattr(self, "signal", number)):
+            with stopping.caught(raising=False) as self.signals:
                 state = self._train_phases(beginning.state, beginning.progress)
                 processes.broadcast_from_first(lambda: self._summarise(state))
         except NonFiniteLoss as error:
@@ -110,7 +112,11 @@ class Training:
         except Interrupted:
             last = self._last_good(self._newest_saved())
             say(f"Asked to stop: {last} The same command continues from there.")
-            return 128 + (self.signal or signal.SIGTERM)
+            return 128 + (*self.signals, signal.SIGTERM)[0]  # another process may have got it
+        except Exception as error:
+            if self.signals:  # loader processes may have got the signal, too
+                raise Stopped(self.signals[0]) from error
+            raise
         else:
             return self._calibrate()
         finally:
@@ -158,7 +164,7 @@ class Training:
                 validate=setup.validator(self.experiment, plan, self.eval_step),
                 log=log,
                 save=self._save,
-                asked_to_stop=lambda: self.signal is not None,
+                asked_to_stop=lambda: bool(self.signals),
                 agree=agree,
             )
             return run_phase(state, progress, plan, hooks)
@@ -367,24 +373,20 @@ class Training:
         """
         evaluate = evaluation_command(self.settings)
         try:
-            with handled(self._interrupt):
-                if self.signal:
-                    raise Interrupted
+            with stopping.caught(raising=True):
+                if self.signals:
+                    raise Stopped(self.signals[0])
                 if jax.process_count() == 1:
                     fitted.load_calibrator(loaded.load_run(self.directory), self.experiment.data)
-        except Interrupted:
+        except Stopped as stopped:
             say(
                 f"Asked to stop: the run {self.directory} is finished, but not calibrated, which "
                 f"its evaluation does: {evaluate}"
             )
-            return 128 + self.signal
+            return 128 + stopped.number
         seconds = sum(done["seconds"] for done in self.finished.values())
         say(f"Done in {seconds:.0f} s. Evaluate it: {evaluate}")
         return 0
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self.signal = number
-        raise Interrupted
 
 
 def evaluation_command(settings: Settings) -> str:
@@ -402,17 +404,6 @@ def agree(step: int, wishes: Sequence[bool]) -> Sequence[bool]:
     if step % _AGREE_EVERY:
         return [False] * len(wishes)
     return processes.all_gather(np.array([wishes])).any(axis=0).tolist()
-
-
-@contextlib.contextmanager
-def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle SIGTERM and Ctrl-C otherwise for a while."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,11 @@
 import hashlib
 import http.client
 import logging
-import os
 import urllib.request
 from pathlib import Path
 
 from data_pipelines.atomic_files import whole_path
+from data_pipelines.cache import cache_folder
 from data_pipelines.errors import InputError
 from data_pipelines.progress import progress
 
@@ -31,15 +31,22 @@ def path_of(backbone: str, folder: Path | None = None) -> Path:
         folder: ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
 
     Raises:
-        InputError: there are no weights for that backbone.
+        InputError: there are no weights for that backbone, or there is no home folder.
     """
     if backbone not in FILES:
         raise InputError(
             f"There are no ImageNet weights for {backbone}: use "
             f"--config.model.init_from=random, or one of {', '.join(FILES)}."
         )
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return (folder or cache / "charm_jax" / "weights") / FILES[backbone]
+    if folder is None:
+        cache = cache_folder()
+        if cache is None:
+            raise InputError(
+                f"There is no home folder for {FILES[backbone]}: let $XDG_CACHE_HOME name a "
+                "folder, or give a weight file with --config.model.init_from."
+            )
+        folder = cache / "weights"
+    return folder / FILES[backbone]
 
 
 def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def read(init_from: str, backbone: str) -> Contents:
             files.import_torch("The file of ImageNet weights")
         path = imagenet.fetch(backbone)
     else:
-        path = Path(init_from).expanduser()
+        path = Path(os.path.expanduser(init_from))  # that of Path fails without a home
     tensors, own = files.read(path), cards.read(path).entries()
     layout, reason = layouts.recognise(tensors)
     silent = {key: value for key, value in layout.entries().items() if key not in own}

@@ -1,5 +1,10 @@
 """``charm-jax inspect``: describe a data set before training on it."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 import argparse
 import sys
 from pathlib import Path

@@ -2,12 +2,15 @@
 
 import dataclasses
 import operator
+import re
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
+from data_pipelines import stopping
 from data_pipelines.errors import InputError
 from data_pipelines.tables.case_table import CaseTable
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 # Threads, not worker processes: faster on few cores, and the position of a stream stays one number
 # that does not depend on their number.
 DEFAULT_THREADS = 8
+_BUS_ERROR = getattr(
+    signal, "SIGBUS", None
+)  # of a page that /dev/shm does not have; not on Windows
 
 Batch = dict[str, np.ndarray]
 
@@ -184,7 +190,7 @@ def training_batches(
     threads: int = DEFAULT_THREADS,
     workers: int = 0,
     start_step: int = 0,
-) -> "grain.DatasetIterator[Batch]":
+) -> Iterator[Batch]:
     """Read the batches that ``case_id_batches`` lists.
 
     Args:
@@ -241,9 +247,7 @@ def evaluation_batches(
     return _stream(batches.map(_ReadPadded(ReadCases(table, image_size))), threads, workers)
 
 
-def _stream(
-    batches: "grain.MapDataset[Batch]", threads: int, workers: int
-) -> "grain.DatasetIterator[Batch]":
+def _stream(batches: "grain.MapDataset[Batch]", threads: int, workers: int) -> Iterator[Batch]:
     import grain
 
     if workers:
@@ -252,10 +256,48 @@ def _stream(
         # A worker process has not parsed JAX's flags, and Grain's worker reads its own.
         flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        stream = batches.to_iter_dataset(options)
-        return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+        processes = grain.MultiprocessingOptions(num_workers=workers)
+        stream = batches.to_iter_dataset(options).mp_prefetch(processes, _start_worker)
+        return _from_processes(stream)
     # Two batches ahead of the threads hide a slow disk without filling the memory.
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=threads + 2 * (threads > 0)
     )
     return iter(batches.to_iter_dataset(options))
+
+
+def _start_worker(index: int, count: int) -> None:
+    stopping.end_with_parent()
+
+
+def _from_processes(batches: "grain.IterDataset[Batch]") -> Iterator[Batch]:
+    """Yield the batches of worker processes, and close them at the end.
+
+    Raises:
+        InputError: a process was killed, or /dev/shm, through which batches pass, is full.
+    """
+    stream = iter(batches)
+    try:
+        # They start with the first batch.
+        with stopping.for_children(signal.SIGINT, signal.SIGTERM):
+            batch = next(stream, None)
+        while batch is not None:
+            yield batch
+            batch = next(stream, None)
+    except (OSError, RuntimeError) as error:
+        code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        # Semaphores have no name, segments have this one.
+        no_file = str(getattr(error, "filename", None) or "/dev/shm").startswith("/dev/shm")
+        if (isinstance(error, OSError) and no_file) or (code and -int(code[1]) == _BUS_ERROR):
+            raise InputError(
+                f"Loader processes find too little shared memory (/dev/shm: {error}): set "
+                "--config.data.processes=0, or start the container with a larger --shm-size."
+            ) from error
+        if code:
+            raise InputError(
+                f"A loader process was killed (exit code {code[1]}), perhaps for lack of memory: "
+                "set a smaller --config.data.processes; 0 loads in threads."
+            ) from error
+        raise
+    finally:
+        stream.close()

@@ -1,5 +1,10 @@
 """``charm-jax prepare``: resize the images of a data set once."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from data_pipelines import stopping
+
+    stopping.exit_at_once()
+
 import argparse
 import os
 import re

@@ -100,7 +100,8 @@ def at_work(layout: Layout) -> Iterator[BinaryIO]:
 
     # NFS locks only files that are open for writing.
     with (layout.directory / dataset.IDENTITY).open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
         yield file
 
 
@@ -116,6 +117,8 @@ def is_alone(file: BinaryIO) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fcntl.flock(file, fcntl.LOCK_SH)  # the attempt has released it
+        return False
+    except OSError:  # a file system without locks: another call may be at work
         return False
     return True
 

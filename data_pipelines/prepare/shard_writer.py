@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ def _draft(layout: Layout, index: int) -> Iterator[Path]:
     path = layout.reports / f"{index:05d}.{uuid.uuid4().hex}{_DRAFT}"
     with path.open("xb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            # Without locks no draft is taken for that of a killed process.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield path
         finally:
             path.unlink(missing_ok=True)

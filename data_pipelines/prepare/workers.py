@@ -2,9 +2,7 @@
 
 import concurrent.futures
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
@@ -12,6 +10,7 @@ from multiprocessing.synchronize import Event
 
 from tqdm import tqdm
 
+from data_pipelines import stopping
 from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageArray
 from data_pipelines.prepare.shard_writer import Report, write_shard
@@ -37,7 +36,7 @@ def write_shards(
         Index and report of each shard, in order of completion.
 
     Raises:
-        InputError: a worker process was killed.
+        InputError: a worker process was killed, or /dev/shm is full or missing.
     """
     total = layout.present_in(indices, table)
     with progress(total=total, desc="preparing images", unit="images") as bar:
@@ -60,12 +59,19 @@ def _in_processes(
 ) -> Iterator[tuple[int, Report]]:
     # A fork would copy the locks of threads; JAX does not support it.
     context = multiprocessing.get_context("spawn")
-    count, stop = context.Value("q", 0), context.Event()
+    try:
+        count, stop = context.Value("q", 0), context.Event()
+    except OSError as error:
+        raise InputError(
+            f"Processes cannot share memory here (/dev/shm: {error.strerror}): give --processes=1, "
+            "or start the container with a larger --shm-size."
+        ) from error
     with concurrent.futures.ProcessPoolExecutor(
         min(processes, len(indices)), context, _start_worker, (table, layout, count, stop)
     ) as pool:
         try:
-            waiting = {pool.submit(_work, index): index for index in indices}
+            with stopping.for_children(signal.SIGINT):
+                waiting = {pool.submit(_work, index): index for index in indices}
             while waiting:
                 done, _ = concurrent.futures.wait(
                     waiting, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
@@ -96,9 +102,7 @@ def _work(index: int) -> Report | None:
 def _start_worker(
     table: CaseTable, layout: Layout, count: "Synchronized[int]", stop: Event
 ) -> None:
-    # Ctrl-C reaches the whole process group; only the parent handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stopping.end_with_parent()
 
     def step() -> bool:
         with count.get_lock():
@@ -106,9 +110,3 @@ def _start_worker(
         return stop.is_set()
 
     _Worker.write = lambda index: write_shard(table, layout, index, step)
-
-
-def _end_with_parent() -> None:
-    """Exit with the parent, or a killed parent would leave waiting workers."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -1,6 +1,8 @@
+import errno
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 from preparing import ROOT
 
+from data_pipelines.command_line import guarded
 from data_pipelines.prepared.shards import ROWS_PER_SHARD
 
 COMMANDS = ("prepare", "inspect", "phantom")
@@ -88,6 +91,61 @@ def test_quiet_hides_progress_and_verbose_says_where_an_error_is_raised(capsys):
     assert not logging.getLogger("data_pipelines.progress").isEnabledFor(logging.WARNING)
     assert _main("phantom")(wrong) == 2
     assert logging.getLogger("data_pipelines.progress").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "full", "runs/a"), "runs/a: no space is left on the disk: free"),
+        (OSError(errno.EDQUOT, "quota"), "error: no space is left on the disk: free"),
+        (OSError(errno.EROFS, "Read-only", "runs/a"), "runs/a: Read-only: change its permissions"),
+        (OSError(errno.EACCES, "denied", "a.png"), "a.png: denied: change its permissions"),
+        (OSError(errno.EMFILE, "many files", "a.png"), "a.png: many files: raise the limit"),
+        (OSError(errno.EIO, "broken", "a.png"), "a.png: broken: fix this"),
+        (OSError(errno.ENOMEM, "no memory"), "The memory is used up: end other programs"),
+        (MemoryError(), "The memory is used up: end other programs"),
+    ],
+)
+def test_a_machine_that_refuses_is_one_sentence(error, words, capsys):
+    def work():
+        raise error
+
+    assert guarded(work) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("about no file"), ZeroDivisionError])
+def test_a_signal_counts_whatever_a_library_makes_of_it_and_a_fault_keeps_its_traceback(
+    error, capsys
+):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise error from None
+
+    def fault():
+        raise error
+
+    assert guarded(work) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM: start the same command again.\n"
+    if error is KeyboardInterrupt:
+        assert guarded(fault) == 130
+    else:
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            guarded(fault)
+
+
+def test_readers_that_have_read_enough_end_a_command_silently(capsys):
+    def work():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    out = sys.stdout
+    assert guarded(work) == 141
+    sys.stdout = out
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.fixture

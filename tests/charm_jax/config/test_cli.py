@@ -1,10 +1,13 @@
 """Options, help, packaged configs and notices, which all commands share."""
 
 import logging
+import os
 import shlex
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import charm_jax.convert
@@ -252,3 +255,58 @@ def test_verbose_shows_where_an_error_came_from(capsys):
     assert "Traceback" in err and err.splitlines()[-1].startswith("error: There is no config 'zzz'")
     assert guarded(train.main, ["--config", "zzz"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_memory_that_is_used_up_is_one_sentence(capsys):
+    assert guarded(lambda _: jnp.zeros(1 << 45, jnp.int8), []) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: The device's memory is used up (Out of memory alloc")
+    assert "--config.stages.STAGE.batch_size" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (AssertionError(), "(JAX_PLATFORMS=cuda): install charm-jax[cuda]"),
+        (
+            RuntimeError("Unable to initialize backend 'cuda': no driver (set JAX_PLATFORMS='')"),
+            "(JAX_PLATFORMS=cuda: Unable to initialize backend 'cuda': no driver): install",
+        ),
+    ],
+)
+def test_a_missing_backend_is_one_sentence(error, words, capsys, monkeypatch):
+    class Platforms:
+        jax_platforms = "cuda"
+
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(jax, "config", Platforms)
+    assert guarded(lambda _: len(jax.devices()), []) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: JAX finds no device ") and words in err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("RESOURCES"), AssertionError(), KeyError("a")])
+def test_a_fault_of_the_program_keeps_its_traceback(error):
+    def command(_):
+        raise error
+
+    with pytest.raises(type(error)):
+        guarded(command, [])
+
+
+def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch):
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    cli._keep_programs(None)
+    (tmp_path / "file").touch()
+    cli._keep_programs(tmp_path / "file")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        cli._keep_programs(tmp_path / "read_only")
+    assert set_to == {}
+    cli._keep_programs(tmp_path / "cache")
+    assert set_to == {"jax_compilation_cache_dir": str(tmp_path / "cache/xla")}

@@ -1,6 +1,7 @@
 """Thresholds are fitted on the model's own validation images, or there are none."""
 
 import dataclasses
+import errno
 import json
 import logging
 
@@ -232,6 +233,24 @@ def test_an_unreadable_image_costs_the_thresholds_alone(model, monkeypatch, capl
     reads(monkeypatch, data(OWN))
     assert both(model) == (None, None)
     assert "00003.png cannot be read." in caplog.text
+
+
+def test_a_run_that_cannot_be_written_is_fitted_for_each_command(model, monkeypatch, caplog):
+    reads(monkeypatch, data(OWN))
+
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitted, "whole_file", refuse)
+        found, reference = both(model)
+        [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+        alone = fitted.load_calibration(model, data(OWN))
+    assert "novelty.json and calibration.json cannot be kept in" in record.message
+    assert "(Read-only file system)" in record.message
+    assert not (model.folder / "calibration.json").exists()
+    assert found == alone == fitted.load_calibration(model, data(OWN))
+    assert both(model)[1] == reference == read(model.folder / fitted.REFERENCE)
 
 
 def test_images_that_were_fitted_on_are_known_one_by_one(model):

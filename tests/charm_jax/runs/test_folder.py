@@ -1,7 +1,12 @@
+"""What a run's folder tells, and file systems that lack something."""
+
+import errno
 import itertools
 import json
+import logging
 
 import pytest
+from filelock import FileLock
 
 from charm_jax.config import recipe, settings
 from charm_jax.config.settings import PHASES
@@ -80,3 +85,32 @@ def test_the_epochs_of_an_old_config_count_as_none():
 def test_an_unknown_prevalence_is_read_as_none(tmp_path):
     text = json.dumps({"findings": ["Mass", "Edema"], "prevalence": {"Mass": None, "Edema": 0.0}})
     assert folder.prevalence(tmp_path, json.loads(text)) == (None, 0.0)
+
+
+def refusing(number):
+    def refuse(*_):
+        raise OSError(number, "refused")
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_a_run_goes_on_with_a_warning(number, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fcntl.flock", refusing(number))
+    with folder.locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").touch()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"{tmp_path / 'run'} has no locks" in record.message
+
+
+def test_other_errors_and_other_processes_are_not_taken_for_a_lack_of_locks(tmp_path, monkeypatch):
+    with (
+        FileLock(tmp_path / "lock"),
+        pytest.raises(InputError, match="Another process is training"),
+        folder.locked(tmp_path),
+    ):
+        pass
+    monkeypatch.setattr("fcntl.flock", refusing(errno.EIO))
+    with pytest.raises(OSError, match="refused"), folder.locked(tmp_path):
+        pass

@@ -78,7 +78,7 @@ def training_of(config):
     training.directory = training.settings.directory
     phases = training.settings.phases
     training.plans = {phase: setup.make_plan(training.experiment, phase) for phase in phases}
-    training.finished, training.signal = {"focal": {"seconds": 7.0}}, None
+    training.finished, training.signals = {"focal": {"seconds": 7.0}}, []
     return training
 
 
@@ -183,7 +183,7 @@ def test_a_signal_ends_the_calibration_of_a_finished_run(
 
 def test_a_signal_before_the_calibration_leaves_it_out(tmp_path, monkeypatch):
     training = small_training(tmp_path)
-    training.signal = signal.SIGTERM
+    training.signals = [signal.SIGTERM]
     monkeypatch.setattr(trainer.loaded, "load_run", lambda run: pytest.fail("it was fitted"))
     assert training._calibrate() == 143
 

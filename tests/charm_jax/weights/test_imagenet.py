@@ -123,6 +123,12 @@ def test_files_are_kept_in_the_users_cache(tmp_path, server, monkeypatch):
     assert path == tmp_path / "charm_jax" / "weights" / NAME
 
 
+def test_a_user_without_a_home_is_told_which_variable_names_a_folder(monkeypatch):
+    monkeypatch.setattr(imagenet, "cache_folder", lambda: None)
+    with pytest.raises(InputError, match=r"no home folder for resnet50-.*: let \$XDG_CACHE_HOME"):
+        imagenet.fetch("resnet50")
+
+
 def test_a_backbone_without_imagenet_weights_is_named():
     with pytest.raises(InputError, match="efficientnet_v2_nano"):
         imagenet.fetch("efficientnet_v2_nano")

@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM, from the first import on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from preparing import ROOT
+
+from data_pipelines import stopping
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+SENTENCES = {
+    signal.SIGINT: "stopped by Ctrl-C: start the same command again.\n",
+    signal.SIGTERM: "stopped by SIGTERM: start the same command again.\n",
+}
+# The first package that takes time to import, for each command.
+MODULES = {
+    **{f"charm_jax.{name}": "jax" for name in ("train", "eval", "predict", "memory", "convert")},
+    **{f"data_pipelines.{name}": "numpy" for name in ("prepare", "inspect", "phantom")},
+}
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("module", [*MODULES, "charm_jax"])
+def test_a_signal_during_the_imports_is_one_sentence(module, number, tmp_path):
+    slow = MODULES.get(module, "jax")
+    (tmp_path / f"{slow}.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{number.name})\ntime.sleep(60)\n"
+    )
+    command = [module, "train"] if module == "charm_jax" else [module]
+    result = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ROOT])},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (CODES[number], SENTENCES[number])
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_signals_are_noted_or_raised_and_the_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with stopping.caught(raising=False) as received:
+        os.kill(os.getpid(), number)
+    assert received == [number]
+    with pytest.raises(stopping.Stopped) as raised, stopping.caught(raising=True):
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    assert raised.value.number == number
+    assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    """A shell starts background commands like this, and their Ctrl-C is not theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping.caught(raising=True) as received:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert received == []
+
+
+def test_ctrl_c_a_second_time_does_not_wait(monkeypatch):
+    clock = iter([0.0, 5.0, 5.5, 6.5])  # entry, then a signal that a wrapper passes on, then anew
+    monkeypatch.setattr(time, "monotonic", clock.__next__)
+    with pytest.raises(stopping.Stopped), stopping.caught(raising=False) as received:
+        for count in (1, 2, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert len(received) == count < 3
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGINT, signal.SIGTERM]])
+def test_some_signals_do_not_reach_children(numbers):
+    with stopping.for_children(*numbers):
+        child = subprocess.Popen([sys.executable, "-c", "print(input())"], stdin=-1, stdout=-1)
+    for number in numbers:
+        child.send_signal(number)
+    assert child.communicate(b"alive\n")[0] == b"alive\n"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
