@@ -322,7 +322,10 @@ def _decode(path: Path, value_range: str) -> Decoded:
 
 def _upright(decoded: Decoded, stored: Image.Image) -> Decoded:
     """Apply the EXIF orientation."""
-    turn = _ORIENTATIONS.get(stored.getexif().get(ExifTags.Base.Orientation))
+    try:
+        turn = _ORIENTATIONS.get(stored.getexif().get(ExifTags.Base.Orientation))
+    except DECODE_ERRORS:
+        return dataclasses.replace(decoded, remarks=("EXIF is damaged and ignored",))
     if turn is None:
         return decoded
     return dataclasses.replace(decoded, image=decoded.image.transpose(turn))
@@ -357,7 +360,8 @@ def _is_dicom(path: Path) -> bool:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image and check its header, without decoding its pixels."""
     quiet_decoders()
-    with Image.open(path, formats=_FORMATS) as image:
+    # Given a path, Pillow maps a raw file into memory, and garbles a TIFF that it turns.
+    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
         check_size(*image.size)
         if image.mode not in _SIXTEEN_BIT | _EIGHT_BIT:
             raise ValueError(f"pixel format {image.mode} is not supported")

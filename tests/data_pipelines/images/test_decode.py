@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from data_pipelines.errors import InputError
 from data_pipelines.images.decode import (
@@ -392,28 +392,40 @@ def test_a_value_range_is_a_word_or_a_number(text, valid):
 
 
 UPRIGHT = AS_8_BITS.astype(np.uint8)
-_STORED = {  # what a camera stores for each EXIF orientation
-    1: UPRIGHT,
-    2: UPRIGHT[:, ::-1],
-    3: UPRIGHT[::-1, ::-1],
-    4: UPRIGHT[::-1],
-    5: UPRIGHT.T,
-    6: np.rot90(UPRIGHT),
-    7: UPRIGHT[::-1, ::-1].T,
-    8: np.rot90(UPRIGHT, -1),
-    9: UPRIGHT,
-}
 
 
-@pytest.mark.parametrize("orientation", _STORED)
+def _stored(upright, orientation):
+    """What a camera stores for an EXIF orientation."""
+    turned = {
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }
+    return Image.fromarray(np.ascontiguousarray(turned.get(orientation, upright)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 def test_an_image_is_turned_upright(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[274] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation]))
-    stored.save(tmp_path / "image", kind, exif=exif, quality=100)
+    _stored(UPRIGHT, orientation).save(tmp_path / "image", kind, exif=exif, quality=100)
     image = read_image(tmp_path / "image", 64)[..., 0]
     assert abs(image.astype(int) - UPRIGHT).max() <= (4 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_image_that_is_not_square_is_turned_whole(tmp_path, kind, orientation, dtype):
+    exif, upright = Image.Exif(), UPRIGHT[:40].astype(dtype)
+    exif[274] = orientation
+    _stored(upright, orientation).save(tmp_path / f"image.{kind}", exif=exif)
+    np.testing.assert_array_equal(decode(tmp_path / f"image.{kind}").image, upright)
 
 
 def test_16_bits_are_turned_upright_too(tmp_path):
@@ -423,12 +435,18 @@ def test_16_bits_are_turned_upright_too(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "image.png", 64, "4095")[..., 0], AS_8_BITS)
 
 
-@pytest.mark.parametrize("exif", [b"no exif at all", b"II*\0\x08\0\0\0\x05\0"])
-def test_damaged_exif_is_ignored(tmp_path, exif):
-    info = PngImagePlugin.PngInfo()
-    info.add(b"eXIf", exif)
-    Image.fromarray(UPRIGHT).save(tmp_path / "image.png", pnginfo=info)
-    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 64)[..., 0], UPRIGHT)
+@pytest.mark.parametrize(
+    ("exif", "remarks"),
+    [
+        (b"no exif at all", ("EXIF is damaged and ignored",)),
+        (b"II*\0\x08\0\0\0\x05\0", ()),
+    ],
+)
+def test_damaged_exif_is_ignored(tmp_path, exif, remarks):
+    path = tmp_path / "image.png"
+    Image.fromarray(UPRIGHT).save(path, exif=exif)
+    np.testing.assert_array_equal(read_image(path, 64)[..., 0], UPRIGHT)
+    assert examine(path, 64)[1].remarks == remarks
 
 
 def _pipe(path):
