@@ -170,10 +170,15 @@ def _unreadable(reports: Iterable[Report | None]) -> list[Entry]:
 
 
 def _check_refused(out: Path, refused: list[Entry], expected: int, max_unreadable: float) -> None:
-    if len(refused) <= max_unreadable * expected:
+    if len(refused) <= max_unreadable * expected and len(refused) < expected:
         return
     write_quarantine(out / QUARANTINE, refused)
     shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:3])
+    if len(refused) == expected:
+        raise _RefusedError(
+            f"None of the {expected} images can be read ({shown}): see {out / QUARANTINE}, and name "
+            "the folder that holds them with --source."
+        )
     raise _RefusedError(
         f"{len(refused)} of {expected} images are absent or unreadable ({shown}), more than the "
         f"{max_unreadable:.1%} allowed: see {out / QUARANTINE}, fetch them again, or allow a "

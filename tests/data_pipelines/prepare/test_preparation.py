@@ -204,6 +204,14 @@ def test_too_many_unreadable_images_stop_and_are_listed(nih, out):
     assert is_prepared(out)
 
 
+def test_nothing_is_prepared_of_unreadable_images_alone(nih, out):
+    for name in nih.names:
+        nih.file(name).write_text("<html>")
+    with pytest.raises(InputError, match="None of the 12 images can be read"):
+        prepare_nih(nih, out, max_unreadable=1.0)
+    assert [path.name for path in out.iterdir()] == ["quarantine.csv"]
+
+
 def test_a_refused_call_keeps_what_an_earlier_one_finished(nih, out):
     prepare_nih(nih, out, part=(0, 2))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
