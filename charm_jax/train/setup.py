@@ -118,12 +118,15 @@ def make_optimizer(
 
 
 def compile_train_step(
-    experiment: Experiment, plan: Plan, optimizer: optax.GradientTransformation
+    experiment: Experiment,
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    cases: ResidentCases | None = None,
 ) -> CompiledStep:
-    """Compile the training step of a phase."""
+    """Compile the training step of a phase; ``cases`` are shapes in place of resident images."""
     settings = experiment.settings
     return jit_train_step(
-        experiment.cases,
+        cases or experiment.cases,
         mesh.mesh(),
         model=experiment.model.clone(freeze_trunk=plan.freeze_trunk),
         optimizer=optimizer,

@@ -25,6 +25,7 @@ from charm_jax.train import lr_finder, optim, setup
 from charm_jax.train.first_weights import first_weights
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
+from charm_jax.train.memory import check_memory
 from charm_jax.train.plan import VALIDATION_SCORES, Progress
 from charm_jax.train.setup import Experiment
 from charm_jax.weights.load import WeightFile
@@ -60,6 +61,7 @@ class Training:
         self.directory = experiment.directory
         self.plans = {phase: setup.make_plan(experiment, phase) for phase in self.settings.phases}
         self.phases = list(self.plans)
+        check_memory(experiment, self.plans.values())
         self.checkpoints = Checkpoints(
             self.directory / "checkpoints", self.phases, self.settings.checkpoint.keep
         )

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int8, Int32, UInt8
 
-from data_pipelines.errors import InputError
 from data_pipelines.loading.loader import evaluation_batches
 from data_pipelines.progress import progress
 from data_pipelines.tables.case_table import CaseTable
@@ -64,9 +63,8 @@ def load(
         place: function that puts the cases on the devices of a step.
 
     Raises:
-        InputError: the images exceed the device's memory, or one is absent or unreadable.
+        InputError: an image is absent or unreadable.
     """
-    _check_memory(len(rows) * image_size**2)
     images = np.empty((len(rows), image_size, image_size, 1), np.uint8)
     done = 0
     with progress(total=len(rows), desc="loading images", unit="images") as bar:
@@ -80,13 +78,3 @@ def load(
     return place(
         ResidentCases(images, table.labels[rows], table.patients[rows].astype(np.int32), row_of)
     )
-
-
-def _check_memory(needed: int) -> None:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    if limit is not None and needed > limit - stats.get("bytes_in_use", 0):
-        raise InputError(
-            f"config.data.resident needs {needed / 2**30:.1f} GiB for the images, more than the "
-            f"device's {limit / 2**30:.1f} GiB leave: set --config.data.resident=False."
-        )

@@ -2,7 +2,6 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.errors import InputError
 from data_pipelines.loading import resident
 from data_pipelines.loading.loader import (
     case_id_batches,
@@ -65,10 +64,3 @@ def test_real_images_are_the_same_in_both_modes(nih_table):
         training_batches(table, order, image_size=32), training_ids(order), strict=True
     ):
         _assert_same(batch, cases.batch(ids["case_id"]))
-
-
-def test_more_than_the_device_holds_is_refused(nih, monkeypatch):
-    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 400}})()
-    monkeypatch.setattr(resident.jax, "local_devices", lambda: [device])
-    with pytest.raises(InputError, match=r"config\.data\.resident needs .* set --config"):
-        resident.load(load(nih.path), ROWS, 8)
