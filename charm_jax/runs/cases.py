@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int32
 
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
+from data_pipelines.images.search import spelling_key
+from data_pipelines.sources.csv_tables import patient_key
 from data_pipelines.tables.case_table import CaseTable
 
 FILES = ("cases.csv", "patients.csv", "trained_on.txt")
@@ -77,8 +79,9 @@ def known_cases(
     """Match the images of a table with those of a run, by name.
 
     An image matches by its name; between different sources the name of the file is enough, since
-    its folder may differ. A patient matches by an image, or by name within one source. Simulated
-    and real images never match.
+    its folder may differ. A patient matches by an image, or by name within one source. Where no
+    name is the same, one counts that differs in spelling only. Simulated and real images never
+    match.
 
     Args:
         trained: the run's ``split.json``.
@@ -139,15 +142,20 @@ def _look_up(
     """Return the run's id of each image; -1 for none."""
     ids = pd.Series(cases.index, index=cases["image"])
     found = ids.reindex(table.images).fillna(-1).to_numpy(np.int32)
-    if same_source:
-        return found
-    # By the file's name, where it is unique in the run and, unless copies match, in the table.
-    known = pd.Series(cases.index, index=[PurePosixPath(name).name for name in cases["image"]])
-    files = pd.Index([PurePosixPath(name).name for name in table.images])
-    known = known[~known.index.duplicated(keep=False)]
-    by_file = known.reindex(files).fillna(-1).to_numpy(np.int32)
-    certain = copies | ~files.duplicated(keep=False)
-    return np.where((found < 0) & certain, by_file, found)
+    keys = [spelling_key] if same_source else [spelling_key, _file_key]
+    for key in keys if (found < 0).any() else []:
+        # It must be unique in the run and, unless copies match, in the table.
+        known = pd.Series(cases.index, index=cases["image"].map(key))
+        known = known[~known.index.duplicated(keep=False)]
+        names = pd.Index(table.images).map(key)
+        matched = known.reindex(names).fillna(-1).to_numpy(np.int32)
+        certain = copies | ~names.duplicated(keep=False)
+        found = np.where((found < 0) & certain, matched, found)
+    return found
+
+
+def _file_key(name: str) -> str:
+    return PurePosixPath(spelling_key(name)).name
 
 
 def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) -> np.ndarray:
@@ -157,7 +165,11 @@ def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) 
     named = cases.drop_duplicates("number").set_index("patient")["number"]
     strangers = np.unique(table.patients[patient_ids < 0])
     names = pd.Series([table.patient_name(number) for number in strangers], index=strangers)
-    by_name = names.map(named)
-    ours = siblings.reindex(strangers).fillna(by_name).fillna(-1)
+    ours = siblings.reindex(strangers).fillna(names.map(named))
+    if ours.isna().any():  # another spelling, such as 007 for 7
+        keys = named.rename(patient_key)
+        keys = keys[~keys.index.duplicated(keep=False)]
+        ours = ours.fillna(names.map(patient_key).map(keys))
+    ours = ours.fillna(-1)
     found = ours.reindex(table.patients).fillna(-1).to_numpy(np.int32)
     return np.where(patient_ids < 0, found, patient_ids)

@@ -109,7 +109,7 @@ def match_names(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], di
     for key, key_of_file in (
         (_same_text, _same_text),
         (_same_but_case, _same_but_case),
-        (_same_but_case, _without_ending),
+        (_same_but_case, spelling_key),
     ):
         places: dict[str, list[Path]] = {}
         for path in free:
@@ -137,6 +137,10 @@ def _same_but_case(name: str) -> str:
     return _same_text(name).casefold()
 
 
-def _without_ending(name: str) -> str:
+def spelling_key(name: str) -> str:
+    """Return a path as names of images are compared between tables.
+
+    It has one Unicode form and slashes, and neither case nor the ending of an image.
+    """
     name = _same_but_case(name)
     return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)

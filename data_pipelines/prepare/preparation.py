@@ -176,8 +176,8 @@ def _check_refused(out: Path, refused: list[Entry], expected: int, max_unreadabl
     shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:3])
     if len(refused) == expected:
         raise _RefusedError(
-            f"None of the {expected} images can be read ({shown}): see {out / QUARANTINE}, and name "
-            "the folder that holds them with --source."
+            f"None of the {expected} images can be read ({shown}): see {out / QUARANTINE}, and "
+            "name the folder that holds them with --source."
         )
     raise _RefusedError(
         f"{len(refused)} of {expected} images are absent or unreadable ({shown}), more than the "

@@ -99,7 +99,7 @@ def merge_patients(names: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
     alike: dict[str, str] = {}
     pairs = []
     for name in sorted(set(written)):
-        other = alike.setdefault(_patient_key(name), name)
+        other = alike.setdefault(patient_key(name), name)
         if other != name:
             pairs.append((other, name))
     warning = (
@@ -112,7 +112,8 @@ def merge_patients(names: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
     return np.array(written)[rank.reshape(-1)], (warning,) if warning else ()
 
 
-def _patient_key(name: str) -> str:
+def patient_key(name: str) -> str:
+    """Return a patient's name as it is compared: numbers by value, others without separators."""
     try:
         return str(Decimal(name).normalize())
     except ArithmeticError:

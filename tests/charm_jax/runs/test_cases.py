@@ -60,6 +60,24 @@ def test_another_image_of_a_patient_is_told_by_the_patients_name(run):
     assert not found.image_seen.any()
 
 
+@pytest.mark.parametrize("source", ["test", "another"])
+def test_images_are_told_in_another_spelling(tmp_path, source):
+    cases.write_cases(
+        tmp_path, table(["Caf\u00e9/A.PNG", "b.png", "c", "c.png"], range(4)), np.arange(4)
+    )
+    other = table(["B.jpg", "C.png", "b/d.png", "cafe\u0301\\a.png"], [0, 1, 2, 3])
+    found = known(tmp_path, other, source=source)
+    assert found.case_ids.tolist() == [1, -1, -1, 0]
+    assert found.image_seen.tolist() == [True, False, False, True]
+
+
+def test_a_patient_is_told_in_another_spelling(tmp_path):
+    own = table(["1.png", "2.png", "3.png", "4.png"], range(4), ("7", "P-01", "Q1", "q 1"))
+    cases.write_cases(tmp_path, own, np.arange(4))
+    other = table(["5.png", "6.png", "7.png", "8.png"], range(4), ("007", "Q-1", "p1", "8"))
+    assert known(tmp_path, other).patient_ids.tolist() == [0, -1, 1, -1]
+
+
 def test_a_number_of_another_table_means_nothing(run):
     assert not known(run, table(["new/1.png"], [0], ("Q",))).patient_seen.any()
 
