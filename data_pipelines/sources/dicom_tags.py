@@ -24,7 +24,11 @@ def read_tags(
         files: file of each image that is present, by position.
         n: number of images.
     """
-    known = {row: path for row, path in files.items() if path.suffix.lower() in _SUFFIXES}
+    known = {
+        row: path
+        for row, path in files.items()
+        if path.suffix.lower() in _SUFFIXES and path.is_file()  # a pipe may wait forever
+    }
     found = pd.DataFrame("", index=range(n), columns=list(_TAGS), dtype=str)
     quiet_decoders()
     read = {

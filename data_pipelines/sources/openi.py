@@ -176,7 +176,8 @@ def _nlm(directory: Path, csv: str) -> tuple[Path, pd.DataFrame]:
 def _reports(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each XML file of an archive or below a folder."""
     if path.is_dir():
-        yield from ((file.name, file.read_bytes()) for file in sorted(path.rglob("*.xml")))
+        files = filter(Path.is_file, sorted(path.rglob("*.xml")))  # a pipe may wait forever
+        yield from ((file.name, file.read_bytes()) for file in files)
         return
     with tarfile.open(path) as archive:
         for member in archive:

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 from dicom_files import make_dicom, save
 from PIL import Image
@@ -11,9 +13,12 @@ def test_view_sex_and_age_are_read_where_a_file_tells_them(tmp_path):
     empty = save(make_dicom(), tmp_path / "empty.dicom")
     damaged = tmp_path / "damaged.dcm"
     damaged.write_bytes(whole.read_bytes()[:140])
+    os.mkfifo(tmp_path / "pipe.dcm")
     other = tmp_path / "other.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(other)
-    views, sexes, ages = read_tags({0: whole, 1: empty, 3: damaged, 4: other}, 5)
+    views, sexes, ages = read_tags(
+        {0: whole, 1: empty, 2: tmp_path / "pipe.dcm", 3: damaged, 4: other}, 5
+    )
     assert views.tolist() == ["PA", "", "", "", ""]
     assert sexes.tolist() == ["F", "", "", "", ""]
     assert ages.tolist() == [44, -1, -1, -1, -1]

@@ -1,3 +1,4 @@
+import os
 import tarfile
 
 import pytest
@@ -80,6 +81,11 @@ def test_without_views_all_images_are_read_and_a_warning_says_so(folder):
     table = sources.load("openi", folder)
     assert len(table.images) == 4
     assert "lateral images count, too" in table.warnings[0]
+
+
+def test_a_pipe_is_no_report(folder):
+    os.mkfifo(folder / "ecgen-radiology/5.xml")
+    assert sources.load("openi", folder).images.tolist() == IMAGES
 
 
 def test_reports_may_be_in_their_archive(folder):
