@@ -133,7 +133,7 @@ def remove_leftovers(layout: Layout) -> None:
 
 
 def withdraw(layout: Layout, indices: Iterable[int]) -> None:
-    """Remove shards, and the claim if no shard is left; no other call may be at work.
+    """Remove shards, and the claim and folder if nothing is left; no other call may be at work.
 
     Args:
         layout: layout of the data set.
@@ -145,3 +145,5 @@ def withdraw(layout: Layout, indices: Iterable[int]) -> None:
     if not any(layout.reports.iterdir()):
         layout.reports.rmdir()
         (layout.directory / dataset.IDENTITY).unlink()
+        with contextlib.suppress(OSError):  # it holds other files
+            layout.directory.rmdir()

@@ -4,7 +4,7 @@
 
 | column | content |
 | --- | --- |
-| ``image`` | path of the image file below the folder, written as on the disk |
+| ``image`` | path of the image file below the folder, with or without its ending |
 | ``patient`` (optional) | any text or number; images of one patient have the same |
 | ``split`` (optional) | ``train``, ``val`` or ``test``: the split under the rule ``official`` |
 | ``view``, ``sex``, ``age`` (optional) | for subgroups: ``PA`` ..., ``F`` or ``M``, years |

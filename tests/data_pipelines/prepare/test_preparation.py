@@ -1,8 +1,10 @@
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
+from dicom_files import make_dicom, save
 from PIL import Image
 from preparing import SOURCE, content, leftovers, prepare_nih
 
@@ -202,6 +204,14 @@ def test_too_many_unreadable_images_stop_and_are_listed(nih, out):
     assert [path.name for path in out.iterdir()] == ["quarantine.csv"]
     prepare_nih(nih, out, size=16, max_unreadable=0.2)  # the folder is free for any other call
     assert is_prepared(out)
+
+
+def test_a_call_that_cannot_begin_leaves_nothing(nih, out, monkeypatch):
+    save(make_dicom(), nih.file(nih.names[0]))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(InputError, match=r'pip install "charm-jax\[dicom\]"'):
+        prepare_nih(nih, out)
+    assert not out.exists()
 
 
 def test_nothing_is_prepared_of_unreadable_images_alone(nih, out):
