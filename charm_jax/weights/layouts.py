@@ -33,6 +33,12 @@ _XRV_FINDINGS = (
     *("Fibrosis", "Effusion", "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass"),
     *("Hernia", "Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum"),
 )
+# Outputs of CheXNet's implementations, in the order of the data set's paper.
+_CHEXNET_FINDINGS = (
+    *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia"),
+    *("Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening"),
+    "Hernia",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +146,10 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Card, str]:
     rows = {len(value) for value in tensors.values() if value.ndim == 2}
     if any(name.endswith("op_threshs") for name in tensors):  # TorchXRayVision's alone
         return Card(input_range="xrv", findings=_XRV_FINDINGS if 18 in rows else None), ""
-    chexnet = any("densenet121.classifier.0." in name for name in tensors)
+    chexnet = [len(v) for name, v in tensors.items() if "densenet121.classifier.0." in name]
+    if 14 in chexnet:
+        card = Card(input_range=IMAGENET, findings=_CHEXNET_FINDINGS)
+        return card, "has the names and 14 outputs that CheXNet's networks have"
     if chexnet or any(f".{part}" in f".{name}" for name in tensors for part in REFERENCE):
         return Card(input_range=IMAGENET), ""
     stem = next((name for name, value in tensors.items() if _is_grey_stem(name, value)), None)

@@ -11,6 +11,7 @@ from weight_states import NANO, new_baseline_state, new_state, random_like
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.weights import files, layouts, load
 from charm_jax.weights.card import Card
+from data_pipelines.tables.findings import NIH_FINDINGS
 
 DENSE, RES = "densenet121", "resnet50"
 
@@ -268,7 +269,8 @@ WIDE = lambda: grey_dense(500.0)  # noqa: E731 - of inputs from -1024 to 1024
 def test_the_input_range_of_known_projects_is_known(tensors, expected):
     card, _ = layouts.recognise(tensors())
     assert card.input_range == expected
-    assert (card.findings is not None) == (expected == "xrv")
+    if expected == "xrv":
+        assert len(card.findings) == 18
 
 
 @pytest.mark.parametrize(
@@ -280,6 +282,12 @@ def test_the_input_range_of_known_projects_is_known(tensors, expected):
             RES,
             "has 1000 outputs as ImageNet's networks have and is taken to have their input_range",
         ),
+        (
+            lambda: chexnet(network(DENSE)),
+            DENSE,
+            "has the names and 14 outputs that CheXNet's networks have and is taken to have their "
+            "findings and input_range imagenet",
+        ),
     ],
 )
 def test_what_a_layout_only_suggests_is_said_unless_the_file_tells(
@@ -289,11 +297,23 @@ def test_what_a_layout_only_suggests_is_said_unless_the_file_tells(
     files.write(path, tensors())
     (said,) = load.read(str(path), backbone).assumed
     assert said.startswith(words)
-    told = Card(charm_jax="0.1.0", input_range="unit", findings=tuple(map(str, range(18))))
+    told = Card(charm_jax="0.1.0", input_range="unit", findings=("a", "b"))
     files.write(path, tensors(), told)
     contents = load.read(str(path), backbone)
     assert contents.assumed == []
     assert contents.told == told
+
+
+def test_outputs_of_chexnet_are_not_in_the_order_of_the_table():
+    file = chexnet(network(DENSE))
+    card, _ = layouts.recognise(file)
+    state = new_baseline_state(DENSE)
+    loaded = load.load(state, file, BACKBONES[DENSE], findings=NIH_FINDINGS, told=card)
+    bias = dict(
+        zip(NIH_FINDINGS, np.asarray(loaded.state.params["classifier"]["bias"]), strict=True)
+    )
+    theirs = file["state_dict.module.densenet121.classifier.0.bias"]
+    assert (bias["Cardiomegaly"], bias["Effusion"], bias["Hernia"]) == tuple(theirs[[1, 2, 13]])
 
 
 def test_torchxrayvisions_resnet_loads_around_its_thresholds():
