@@ -72,7 +72,7 @@ class Sliver:
     """Describe an image whose values use little of their container's range.
 
     Attributes:
-        used: share of the range, above 0 and at most ``SLIVER``.
+        used: share of the range, at most ``SLIVER``.
         white: value for ``config.data.value_range`` that would show the image in full; None where
             only the range of each image does: tags give the scale, or no value is near 0.
     """
@@ -125,7 +125,7 @@ class Decoded:
         return (255 - grey if self.inverted else grey)[..., None]
 
     def sliver(self) -> Sliver | None:
-        """Measure the range that the values use; None if it is not suspiciously small."""
+        """Measure the range that the values use; None if it is large, or all values are equal."""
         values = np.asarray(self.image)
         step = [max(side // _MEASURED, 1) for side in values.shape]
         values = values[:: step[0], :: step[1]].astype(np.float32)
@@ -133,7 +133,7 @@ class Decoded:
         shares = np.clip((values - low) / (high - low), 0, 1)
         first, last = np.percentile(shares, [_TAIL, 100 - _TAIL])
         used = float(last - first)
-        if not 0 < used <= SLIVER:
+        if used > SLIVER or values.min() == values.max():
             return None
         if self.stored_top is None or last > SLIVER:
             return Sliver(used, None)

@@ -358,6 +358,20 @@ def test_ordinary_and_constant_images_are_no_slivers(tmp_path, bits):
         assert examine(tmp_path / "image.png", 8)[1].sliver is None
 
 
+def test_an_image_of_nearly_one_value_is_a_sliver(tmp_path):
+    stored = np.full((64, 64), 200, np.uint16)
+    stored[0, :32] = np.arange(32) * 100
+    Image.fromarray(stored).save(tmp_path / "image.png")
+    assert examine(tmp_path / "image.png", 8)[1].sliver.used == 0
+
+
+def test_a_value_range_that_makes_an_image_white_is_told(tmp_path):
+    Image.fromarray(TWELVE + 64).save(tmp_path / "image.png")
+    image, check = examine(tmp_path / "image.png", 8, "63")
+    assert (image == 255).all()
+    assert (check.sliver.used, check.sliver.white) == (0, None)
+
+
 def test_no_real_image_is_a_sliver(nih_dir):
     for path in sorted(nih_dir.glob("images/*.png"))[::5]:
         assert decode(path).sliver() is None
