@@ -93,12 +93,12 @@ def all_succeed(work: Callable[[], T]) -> T:
     """Run ``work`` in each process and return its value if all of them succeed.
 
     Raises:
-        InputError: it failed in this process or another.
+        InputError: it failed in another process; in this one its own error, of whatever kind.
     """
     failure: Exception | None = None
     try:
         value = work()
-    except (InputError, OSError) as error:
+    except Exception as error:  # the others wait for this process
         failure = error
     if any_of(failure is not None):
         raise failure or InputError("Another process cannot go on: its own message says why.")
@@ -127,7 +127,7 @@ def broadcast_from_first(work: Callable[[], Any]) -> Any:
     """Run ``work`` in the first process alone and return its value, JSON, in all of them.
 
     Raises:
-        InputError: in every process, if ``work`` raised it or, in the others, an OSError.
+        InputError: in the other processes, if ``work`` failed; in the first its own error.
     """
     if jax.process_count() == 1:
         return work()
@@ -136,7 +136,7 @@ def broadcast_from_first(work: Callable[[], Any]) -> Any:
     if is_first():
         try:
             answer = {"value": work()}
-        except (InputError, OSError) as error:
+        except Exception as error:  # the others wait for this process
             failure = error
             answer = {"error": f"The first process cannot go on: {error}"}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
@@ -158,7 +158,7 @@ def broadcast_arrays_from_first(
         like: creates from that JSON a tree of the same shapes, in the other processes.
 
     Raises:
-        InputError: in every process, if ``work`` raised it.
+        InputError: as in ``broadcast_from_first``.
     """
     kept: list[PyTree] = []
 

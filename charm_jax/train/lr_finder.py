@@ -47,7 +47,7 @@ def range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[st
     Args:
         experiment: of the run.
         plan: of the phase.
-        state: in the phase, on all devices.
+        state: in the phase.
 
     Returns:
         ``peak_lr``, and the ``rates`` and ``losses`` of the steps; nothing is written.

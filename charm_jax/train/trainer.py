@@ -99,7 +99,7 @@ class Training:
         """Do what else may refuse to begin: load resident images and run the first range test."""
         processes.all_succeed(lambda: self.experiment.cases)
         if beginning.is_new:
-            self._test_rate(mesh.replicated(beginning.state, mesh.mesh()), beginning.progress.phase)
+            self._test_rate(beginning.state, beginning.progress.phase)
 
     def run(self, beginning: Beginning) -> int:
         """Train to the end and return the exit code."""

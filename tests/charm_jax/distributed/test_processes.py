@@ -41,6 +41,30 @@ def test_a_process_of_its_own_asks_nobody():
     processes.check_alike({"config.seed": 0})
 
 
+@pytest.mark.parametrize("kind", [InputError, OSError, ValueError, MemoryError])
+def test_whatever_ends_one_process_is_told_to_the_others_before(kind, monkeypatch):
+    """An error that leaves without a word lets them wait for a minute and more."""
+    told = []
+    monkeypatch.setattr(processes, "any_of", lambda flag: told.append(flag) or flag)
+
+    def fail():
+        raise kind("no such thing.")
+
+    with pytest.raises(kind, match="no such thing"):
+        processes.all_succeed(fail)
+    assert told == [True]
+
+    def broadcast(value):
+        told.append(value)
+        return value
+
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", broadcast)
+    with pytest.raises(kind, match="no such thing"):
+        processes.broadcast_from_first(fail)
+    assert "The first process cannot go on: no such thing." in bytes(told[-1]).decode()
+
+
 def test_processes_that_differ_are_told_in_what(monkeypatch):
     def also_of_another(mine):
         theirs = mine.copy()
