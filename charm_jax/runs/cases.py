@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import hashlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int32
 
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
-from data_pipelines.images.search import spelling_key
+from data_pipelines.images.search import file_key, spelling_key
 from data_pipelines.sources.csv_tables import patient_key
 from data_pipelines.tables.case_table import CaseTable
 
@@ -142,7 +142,7 @@ def _look_up(
     """Return the run's id of each image; -1 for none."""
     ids = pd.Series(cases.index, index=cases["image"])
     found = ids.reindex(table.images).fillna(-1).to_numpy(np.int32)
-    keys = [spelling_key] if same_source else [spelling_key, _file_key]
+    keys = [spelling_key] if same_source else [spelling_key, file_key]
     for key in keys if (found < 0).any() else []:
         # It must be unique in the run and, unless copies match, in the table.
         known = pd.Series(cases.index, index=cases["image"].map(key))
@@ -152,10 +152,6 @@ def _look_up(
         certain = copies | ~names.duplicated(keep=False)
         found = np.where((found < 0) & certain, matched, found)
     return found
-
-
-def _file_key(name: str) -> str:
-    return PurePosixPath(spelling_key(name)).name
 
 
 def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) -> np.ndarray:

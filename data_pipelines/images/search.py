@@ -144,3 +144,8 @@ def spelling_key(name: str) -> str:
     """
     name = _same_but_case(name)
     return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
+
+
+def file_key(name: str) -> str:
+    """Return the last part of a path as ``spelling_key`` writes it."""
+    return spelling_key(name).rpartition("/")[2]

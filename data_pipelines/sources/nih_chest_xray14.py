@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.search import walk
+from data_pipelines.images.search import file_key, walk
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import sex_letters, whole_years
@@ -162,12 +162,13 @@ def _official_part(directory: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _find_files(directory: Path, images: np.ndarray) -> dict[int, Path]:
-    """Find each image's file by row; another case counts last, and of equal names the first."""
+    """Find each image's file by row; another spelling counts last, and of equal names the first."""
     rows = {name: row for row, name in enumerate(images.tolist())}
-    folded = {name.casefold(): row for name, row in rows.items()}
+    spelt = {file_key(name): row for name, row in rows.items()}
     found: dict[int, tuple[bool, Path]] = {}
     for path in walk(directory):
-        row = rows.get(path.name, folded.get(path.name.casefold()))
+        row = rows.get(path.name)
+        row = spelt.get(file_key(path.name)) if row is None else row
         if row is not None:
             rank = (path.name not in rows, path)
             found[row] = min(found.get(row, rank), rank)

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Int32
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.search import SUFFIXES, walk
+from data_pipelines.images.search import SUFFIXES, spelling_key, walk
 from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_file
 from data_pipelines.tables.findings import plain
 
@@ -219,7 +219,5 @@ def find_files(directory: Path, names: Sequence[str], depth: int = 1) -> dict[in
 
 
 def _tail(name: str, depth: int) -> str:
-    """Return the last parts of a path without case and the ending of an image."""
-    text = "/".join(name.rsplit("/", depth)[-depth:]).casefold()
-    stem, dot, end = text.rpartition(".")
-    return stem if dot + end in SUFFIXES else text
+    """Return the last parts of a path as they are compared."""
+    return "/".join(spelling_key(name).rsplit("/", depth)[-depth:])

@@ -106,6 +106,17 @@ def test_a_file_in_another_case_counts_where_none_has_the_name(nih):
     assert [paths[0].suffix, paths[1].suffix] == [".PNG", ".png"]
 
 
+@pytest.mark.parametrize("name", ["images/{}", "images_001\\{}", "{}"])
+@pytest.mark.parametrize("ending", [".jpg", ""])
+def test_files_are_found_by_names_with_folders_and_with_other_endings(nih, name, ending):
+    nih.edit_csv(nih.names[0], name.format(nih.names[0]))
+    for part in ("train_val", "test"):
+        (nih.path / f"{part}_list.txt").unlink()
+    path = nih.file(nih.names[0])
+    path.rename(path.with_suffix(ending))
+    assert load(nih.path).present.all()
+
+
 def test_of_two_files_with_one_name_the_first_in_sorted_order_counts(nih):
     for folder in ("a_copy", "z_copy"):
         os.makedirs(nih.path / folder)
