@@ -235,7 +235,7 @@ def test_the_same_site_gives_the_same_bank(folder, refilled):
         (["demo", "list", "--config.model.retrieval_k=1"], ["cannot change"]),
         (
             ["demo", "refill", "--label", "x", "--config.data.source=csv_folder"],
-            ["has no labels.csv", "--config.data.csv"],
+            ["not of csv_folder", "--config.data.source=nih_chest_xray14"],
         ),
     ],
 )
