@@ -100,8 +100,8 @@ def _write_tfds(
             description=(
                 f"{prefix}{card.description} Here: {summary['images']} images of "
                 f"{summary['patients']} patients, grey, {layout.size} x {layout.size} pixels, "
-                f"sorted by name. Labels: 1 present, 0 absent, -1 unknown, in this order, with "
-                f"images that have the finding: {counts}. Terms: {card.license}"
+                f"sorted by name. Labels: 1 present, 0 absent, -1 unknown, -2 possible, in this "
+                f"order, with images that have the finding: {counts}. Terms: {card.license}"
             ),
             citation=card.citation,
             homepage=card.homepage,
