@@ -57,6 +57,8 @@ def sentence_of(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "The memory is used up: end other programs, or use a machine with more."
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "No thread can be started: raise the limits (ulimit -u, ulimit -v, --pids-limit)."
     if not isinstance(error, OSError) or error.errno is None:
         return None
     where = f"{error.filename}: " if error.filename else ""

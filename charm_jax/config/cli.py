@@ -81,7 +81,7 @@ def _no_device() -> str | None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter for an unknown JAX_PLATFORMS=cuda
-        reason = (str(error).splitlines() or [""])[0].partition(" (")[0]
+        reason = (str(error).splitlines() or [""])[0].partition(" (")[0].rstrip(".")
         return f"JAX_PLATFORMS={jax.config.jax_platforms}{reason and ': '}{reason}"
     return None
 

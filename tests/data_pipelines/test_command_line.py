@@ -104,6 +104,7 @@ def test_quiet_hides_progress_and_verbose_says_where_an_error_is_raised(capsys):
         (OSError(errno.EIO, "broken", "a.png"), "a.png: broken: fix this"),
         (OSError(errno.ENOMEM, "no memory"), "The memory is used up: end other programs"),
         (MemoryError(), "The memory is used up: end other programs"),
+        (RuntimeError("can't start new thread"), "No thread can be started: raise the limits"),
     ],
 )
 def test_a_machine_that_refuses_is_one_sentence(error, words, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 
@@ -89,6 +90,22 @@ def test_it_is_fitted_anew_for_another_checkpoint_or_split_alone(copy, key, monk
     shown = evaluate(cwd=copy, monkeypatch=monkeypatch, capfd=capfd)
     assert ("are fitted on" in shown.err) == (key is not None)
     assert read(path) == (marked if key is None else before)
+
+
+def test_a_read_only_run_is_evaluated_elsewhere(copy, monkeypatch, capfd, refused):
+    def state():
+        return {path: path.stat().st_mtime_ns for path in (copy / RUN).rglob("*")}
+
+    before, access = state(), os.access
+    inside = str(copy / RUN)
+    monkeypatch.setattr(
+        os, "access", lambda p, m: inside not in os.path.abspath(p) and access(p, m)
+    )
+    refused(eval_command.main, [], "runs/demo/eval/test", "another folder with --out", cwd=copy)
+    evaluate("--out=seen/it", cwd=copy, monkeypatch=monkeypatch, capfd=capfd)
+    assert state() == before
+    assert read(copy / "seen/it/metrics.json") == read(copy / RUN / "eval/test/metrics.json")
+    assert (copy / "seen/it/report.html").is_file()
 
 
 def test_validation_judged_by_its_own_thresholds_says_so(copy, monkeypatch, capfd):

@@ -1,4 +1,6 @@
+import errno
 import itertools
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 from tables import small_table
 
 from data_pipelines.errors import InputError
+from data_pipelines.loading import loader
 from data_pipelines.loading.loader import (
     case_id_batches,
     evaluation_batches,
@@ -137,6 +140,59 @@ def test_resuming_at_a_step_continues_the_stream(table, step):
 
 def test_worker_processes_change_nothing(table):
     _same(list(_train(table))[1:], list(_train(table, workers=2, start_step=1)))
+
+
+class Failing:
+    """A stream that fails at its second batch, and keeps a count of what it was asked."""
+
+    def __init__(self, error):
+        self.error, self.taken, self.closed = error, 0, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.taken += 1
+        if self.taken > 1:
+            raise self.error
+        return {}
+
+    def close(self):
+        self.closed = True
+
+
+DIED = "Worker process was terminated unexpectedly with exit code {}. Search the logs above."
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError(DIED.format(-signal.SIGBUS)), r"/dev/shm: .*processes=0, or .*--shm-size"),
+        (OSError(errno.ENOSPC, "No space"), r"/dev/shm: .*No space.*processes=0, or .*--shm-size"),
+        (OSError(errno.EROFS, "Read-only", "/dev/shm/pym-1"), r"/dev/shm: .*Read-only"),
+        (RuntimeError(DIED.format(-signal.SIGKILL)), r"killed \(exit code -9\).*smaller --config"),
+    ],
+)
+def test_what_ends_a_loader_process_is_one_sentence(error, words):
+    stream = Failing(error)
+    with pytest.raises(InputError, match=words):
+        list(loader._from_processes(stream))
+    assert stream.closed
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError(errno.EIO, "broken", "a.png")])
+def test_other_errors_of_a_loader_process_stay(error):
+    with pytest.raises(type(error)) as raised:
+        list(loader._from_processes(Failing(error)))
+    assert raised.value is error
+
+
+def test_a_stream_that_is_left_early_ends_its_processes():
+    stream = Failing(None)
+    batches = loader._from_processes(stream)
+    next(batches)
+    batches.close()
+    assert stream.closed and stream.taken == 1
 
 
 def test_seeds_do_not_share_epochs(table):

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import sys
 
@@ -39,6 +40,18 @@ def test_summary_counts_what_was_prepared(nih, out):
     assert len(summary["sha256"]) == 64
     with (out / "quarantine.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["image", "reason"]]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_enough(nih, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "refused")
+
+    prepare_nih(nih, tmp_path / "locked")
+    monkeypatch.setattr("fcntl.flock", refuse)
+    prepare_nih(nih, tmp_path / "bare")
+    assert content(tmp_path / "bare") == content(tmp_path / "locked")
+    assert leftovers(tmp_path / "bare") == []
 
 
 def test_images_that_use_little_of_their_range_are_counted(nih, tmp_path, capsys):
