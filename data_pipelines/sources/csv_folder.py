@@ -53,8 +53,8 @@ _RESERVED = {
         *("patient id", "patient name", "patient number", "patient no", "subject", "subject id"),
         *("case id", "pid", "mrn"),
     ),
-    "split": (),
-    "view": ("view position",),
+    "split": ("subset", "partition", "set"),
+    "view": ("view position", "projection"),
     "sex": ("gender", "patient sex", "patient gender"),
     "age": ("patient age",),
 }
@@ -312,10 +312,9 @@ def _contradictions(rows: pd.DataFrame, labels: np.ndarray, path: Path) -> list[
 
 def _complements(findings: tuple[str, ...], labels: np.ndarray, path: Path) -> list[str]:
     """Return a warning of the columns that are 1 exactly where no other is."""
-    found = []
-    for column, name in enumerate(findings):
-        mine, others = labels[:, column], (np.delete(labels, column, axis=1) == 1).any(axis=1)
-        known = mine >= 0
+    found, present = [], (labels == 1).sum(axis=1)
+    for name, mine in zip(findings, labels.T, strict=True):
+        known, others = mine >= 0, present > (mine == 1)
         if len(np.unique(mine[known])) == 2 and ((mine == 1) != others)[known].all():
             found.append(repr(name))
     if not found:

@@ -339,6 +339,12 @@ def test_usual_names_of_columns_are_known(write, header):
     )
 
 
+@pytest.mark.parametrize("name", ["Subset", "partition", "SET", "sp_lit"])
+def test_the_split_has_other_names_too(write, name):
+    table = csv_folder.load(write(f"image,patient,{name},Mass\na.png,1,train,1\nb.png,2,test,0\n"))
+    assert table.official_part.tolist() == ["train", "test"]
+
+
 def test_another_name_stands_for_an_absent_column_only(write):
     with pytest.raises(InputError, match="'p1' in the column 'Patient ID'"):
         csv_folder.load(write("image,patient,Patient ID,Mass\na.png,1,p1,0\n"))
