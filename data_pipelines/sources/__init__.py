@@ -76,6 +76,7 @@ UNCERTAIN_POLICIES: dict[str, Callable[[str], int]] = {
     "ones": lambda finding: 1,
     "chexpert": lambda finding: 1 if finding in ("Atelectasis", "Edema") else -1,
 }
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 
 
 def load(
@@ -106,10 +107,10 @@ def load(
             f"{did_you_mean(source, SOURCES)}"
         )
     if Path(directory).is_file():
-        raise InputError(
-            f"The data folder {directory} is a file: name the folder that it is in, "
-            f"{Path(directory).parent}."
-        )
+        packed = Path(directory).name.lower().endswith(_ARCHIVES)
+        near = f"name the folder that it is in, {Path(directory).parent}"
+        remedy = "unpack it and name that folder" if packed else near
+        raise InputError(f"The data folder {directory} is a file: {remedy}.")
     if not valid_value_range(value_range):
         raise InputError(f"config.data.value_range is {value_range!r}: give {VALUE_RANGES}.")
     if uncertain not in (*UNCERTAIN_POLICIES, "keep"):

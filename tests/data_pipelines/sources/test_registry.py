@@ -21,6 +21,22 @@ def test_unknown_source_names_the_nearest(tmp_path):
         sources.load("nih_xray", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("labels.csv", "name the folder that it is in"),
+        ("chestmnist.npz", "name the folder that it is in"),
+        ("images.zip", "unpack it"),
+        ("images_001.tar.gz", "unpack it"),
+    ],
+)
+@pytest.mark.parametrize("source", ["csv_folder", "chestmnist", "nih_chest_xray14"])
+def test_a_file_in_place_of_the_folder_is_named(tmp_path, source, name, remedy):
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=rf"{name} is a file: {remedy}"):
+        sources.load(source, tmp_path / name)
+
+
 def test_an_unfinished_preparation_is_named(nih, tmp_path):
     prepare("nih_chest_xray14", nih.path, tmp_path / "out", size=8, part=(0, 1))
     with pytest.raises(InputError, match=r"not finished: run .* once more without --part"):
