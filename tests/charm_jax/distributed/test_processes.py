@@ -184,4 +184,4 @@ def test_weights_that_one_of_two_processes_lacks_end_both(finished, tmp_path):
     assert codes == [2, 2], messages
     assert "Another process cannot go on" in messages[0]
     assert "w.safetensors" in messages[1]
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs/demo").exists()
