@@ -180,6 +180,15 @@ def test_a_store_goes_to_worker_processes(out):
         np.testing.assert_array_equal(batch["image"], before[batch["case_id"]])
 
 
+def test_a_record_does_not_tell_the_white_of_its_source(nih, tmp_path):
+    for name in nih.names:
+        Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(nih.file(name))
+    prepare("nih_chest_xray14", nih.path, tmp_path / "out", size=64)
+    sliver = sources.load("nih_chest_xray14", tmp_path / "out").store.examine(0, 8)[1].sliver
+    assert sliver.used < 1 / 15
+    assert sliver.white is None
+
+
 def test_another_size_is_refused_before_anything_is_read(out):
     with pytest.raises(InputError, match=r"config\.data\.image_size is 16 .* at 8: set"):
         load(out, SOURCE).store.check_size(16)
