@@ -64,7 +64,7 @@ def caught(*, raising: bool) -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _handle(handler: Handler) -> dict[int, Any]:

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 # Threads, not worker processes: faster on few cores, and the position of a stream stays one number
 # that does not depend on their number.
 DEFAULT_THREADS = 8
-_BUS_ERROR = getattr(
-    signal, "SIGBUS", None
-)  # of a page that /dev/shm does not have; not on Windows
+# A page that /dev/shm does not have; not on Windows.
+_BUS_ERROR = getattr(signal, "SIGBUS", None)
 
 Batch = dict[str, np.ndarray]
 
@@ -287,10 +286,11 @@ def _from_processes(batches: "grain.IterDataset[Batch]") -> Iterator[Batch]:
     except (OSError, RuntimeError) as error:
         code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         # Semaphores have no name, segments have this one.
-        no_file = str(getattr(error, "filename", None) or "/dev/shm").startswith("/dev/shm")
-        if (isinstance(error, OSError) and no_file) or (code and -int(code[1]) == _BUS_ERROR):
+        shared = str(getattr(error, "filename", None) or "/dev/shm").startswith("/dev/shm")
+        if (isinstance(error, OSError) and shared) or (code and -int(code[1]) == _BUS_ERROR):
+            reason = getattr(error, "strerror", None) or "a bus error"
             raise InputError(
-                f"Loader processes find too little shared memory (/dev/shm: {error}): set "
+                f"Loader processes find too little shared memory in /dev/shm ({reason}): set "
                 "--config.data.processes=0, or start the container with a larger --shm-size."
             ) from error
         if code:

@@ -167,9 +167,9 @@ DIED = "Worker process was terminated unexpectedly with exit code {}. Search the
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (RuntimeError(DIED.format(-signal.SIGBUS)), r"/dev/shm: .*processes=0, or .*--shm-size"),
-        (OSError(errno.ENOSPC, "No space"), r"/dev/shm: .*No space.*processes=0, or .*--shm-size"),
-        (OSError(errno.EROFS, "Read-only", "/dev/shm/pym-1"), r"/dev/shm: .*Read-only"),
+        (RuntimeError(DIED.format(-signal.SIGBUS)), r"/dev/shm \(a bus error\): set --config"),
+        (OSError(errno.ENOSPC, "No space"), r"/dev/shm \(No space\): .*processes=0.*--shm-size"),
+        (OSError(errno.EROFS, "Read-only", "/dev/shm/pym-1"), r"/dev/shm \(Read-only\): set"),
         (RuntimeError(DIED.format(-signal.SIGKILL)), r"killed \(exit code -9\).*smaller --config"),
     ],
 )
