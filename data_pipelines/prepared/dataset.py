@@ -88,7 +88,6 @@ def notes(table: CaseTable) -> dict[str, Any]:
     """Return the notes on a whole table for JSON; ``load`` reads them."""
     return {
         "official_known": table.official_known,
-        "official_files": list(table.official_files),
         "patients_known": table.patients_known,
         "patient_names": list(table.patient_names),
         "warnings": list(table.warnings),

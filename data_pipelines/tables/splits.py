@@ -174,7 +174,7 @@ def _official_parts(table: CaseTable) -> np.ndarray:
         files = " and ".join(table.official_files)
         raise InputError(
             f"The split rule 'official' needs a part for every image, and {name} has none: "
-            + (f"add {files} to the data folder" if files else "fill the split column of the table")
+            + (f"add {files} to the data folder" if files else "fill the split column of its table")
             + ", or set --config.data.split=patient."
         )
     known = {"train_val", "test"} if (part == "train_val").any() else {"train", "val", "test"}

@@ -17,7 +17,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.images.store import ImageStore
 from data_pipelines.loading import loader
 from data_pipelines.prepare.preparation import prepare
-from data_pipelines.prepared.dataset import is_prepared, load
+from data_pipelines.prepared.dataset import is_prepared, load, notes
 from data_pipelines.tables import quarantine, splits
 
 RECIPE = {"bce": "abnormal", "focal": "all"}
@@ -285,3 +285,13 @@ def test_a_foreign_tfds_folder_is_refused(tmp_path):
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(InputError, match=r"no readable prepare\.json.*charm-jax prepare"):
         sources.load(SOURCE, tmp_path)
+
+
+def test_a_folder_begun_before_has_the_same_notes(nih):
+    # A new note would make the identity of every folder that is already prepared another one.
+    assert set(notes(sources.load(SOURCE, nih.path))) == {
+        "official_known",
+        "patients_known",
+        "patient_names",
+        "warnings",
+    }
