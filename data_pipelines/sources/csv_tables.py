@@ -19,6 +19,7 @@ from data_pipelines.tables.findings import plain
 # Errors of gzip, csv and text have no common base class.
 READ_ERRORS = (OSError, EOFError, ValueError, csv.Error, zlib.error)
 _PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
+_AGE = r"^(\d+(?:\.\d*)?)\s*(?:([YMWD])(?:EARS?|O|RS?|ONTHS?|OS?|EEKS?|KS?|AYS?)?\.?)?$"
 _OLDEST = 120  # years; larger ones, 148 and above, are typing errors
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
@@ -72,9 +73,9 @@ def _opened(path: Path) -> io.BufferedIOBase:
 
 
 def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:
-    """Parse ages in whole years, such as '58' or DICOM's '058Y', '018M', '030W'; -1 if unknown."""
-    parts = ages.astype(str).str.strip().str.upper().str.extract(r"^(\d+(?:\.\d*)?)\s*([YMWD]?)$")
-    years = pd.to_numeric(parts[0], errors="coerce") / parts[1].map(_PER_YEAR)
+    """Parse ages in whole years, such as '58', DICOM's '058Y' or '18 months'; -1 if unknown."""
+    parts = ages.astype(str).str.strip().str.upper().str.extract(_AGE)
+    years = pd.to_numeric(parts[0], errors="coerce") / parts[1].fillna("").map(_PER_YEAR)
     return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)
 
 

@@ -430,3 +430,10 @@ def test_ages_are_read_as_dicom_writes_them(write):
     lines = "".join(f"{i}.png,{i},{age},{i % 2}\n" for i, age in enumerate(ages))
     table = csv_folder.load(write("image,patient,age,Mass\n" + lines))
     assert table.ages.tolist() == [45, 1, 0, 1, 58, 58, -1, -1, -1, -1]
+
+
+def test_ages_are_read_in_words(write):
+    ages = ["45 years", "45yo", "45 Yrs.", "18 months", "60 weeks", "3 days", "45 male", "45 yards"]
+    lines = "".join(f"{i}.png,{i},{age},{i % 2}\n" for i, age in enumerate(ages))
+    table = csv_folder.load(write("image,patient,age,Mass\n" + lines))
+    assert table.ages.tolist() == [45, 45, 45, 1, 1, 0, -1, -1]
