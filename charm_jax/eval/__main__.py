@@ -42,6 +42,7 @@ from charm_jax.runs import folder
 from charm_jax.runs.arguments import CHECKPOINT, MEMORY, RUN, SPLITS, find_run, read_settings
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.cases import CaseMatch
+from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.runs.data import Data
 from charm_jax.weights import load
 from charm_jax.weights.load import Contents
@@ -95,7 +96,10 @@ def main(argv: list[str]) -> int:
         other = files.read_other(compared, own.name, values.split, data.table, rows)
     say(f"Evaluating {model.description}.")
     if run is not None and own.name != values.split:
-        say(f"These are not the run's own {values.split} images and settings: writing to {out}.")
+        say(
+            f"These are not the run's own {values.split} images, labels and settings: writing to "
+            f"{out}."
+        )
     outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
     cases = data.table
     evaluated = EvalSet(outputs["logits"], cases.labels[rows], cases.patients[rows], cases.findings)
@@ -189,6 +193,7 @@ def _result(
         leak_of_all=int(match.patient_seen[rows].sum()) if is_run else None,
         leak_seen=int(match.image_seen[rows].sum()) if is_run else None,
         checkpoint=model.checkpoint,
+        network_sha256=network_sha256(model.state),
         trained_on_simulated=model.provenance["trained_on_simulated"],
         began_from=model.provenance["began_from"],
         abnormal_only=tuple(s for s in stages if model.settings.stages[s].images == "abnormal"),

@@ -69,7 +69,8 @@ def describe_replaced(out: Path, result: EvaluationResult) -> str | None:
     if not (out / "metrics.json").exists():
         return None
     before, now = read_json(out / "metrics.json"), result.to_json()
-    keys = ("checkpoint", "source", "split_sha256", "cases_sha256", "data", "reading")
+    model, images = ("checkpoint", "network_sha256"), ("source", "split_sha256", "cases_sha256")
+    keys = (*model, *images, "data", "reading")
     other = [key.removesuffix("_sha256") for key in keys if before.get(key) != now[key]]
     if not other:
         return None

@@ -199,6 +199,7 @@ class EvaluationResult(Scores):
         leak_of_all: images of such patients; these three are None for weights without a run.
         leak_seen: images that training or validation saw themselves.
         checkpoint: name of the checkpoint or weight file.
+        network_sha256: digest of weights and bank.
         trained_on_simulated: None where unknown.
         began_from: weight file that training began from.
         abnormal_only: training stages that used abnormal images alone.
@@ -229,6 +230,7 @@ class EvaluationResult(Scores):
     checkpoint: str
     trained_on_simulated: bool | None
     began_from: str | None
+    network_sha256: str | None = None
     abnormal_only: tuple[str, ...] = ()
     memory: str | None = None
     calibration: CalibrationSource | None = None

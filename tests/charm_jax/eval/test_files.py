@@ -328,6 +328,7 @@ def test_what_is_replaced_is_said_unless_it_is_the_same_evaluation(tmp_path):
     assert files.describe_replaced(tmp_path, result) is None
     for key, value in (
         ("checkpoint", "bce/1"),
+        ("network_sha256", "00"),  # of another run, whose checkpoint has the same name
         ("split_sha256", "00"),
         ("cases_sha256", "00"),
         ("data", {"dir": "x"}),
