@@ -115,7 +115,7 @@ def part_summary(table: CaseTable, rows: np.ndarray) -> dict[str, int | str]:
     names, known = table.images[rows].tolist(), table.patients_known
     patients = [table.patient_name(number) for number in table.patients[rows]] if known else []
     cases = hashlib.sha256(json.dumps([names, patients, table.findings]).encode())
-    cases.update(table.labels[rows].tobytes())
+    cases.update(table.labels[rows].astype(np.int8).tobytes())
     return {
         "images": len(rows),
         "patients": len(np.unique(table.patients[rows])),
