@@ -13,9 +13,7 @@ from jaxtyping import PyTree
 from charm_jax.config import build, cli, validate
 from charm_jax.config.settings import Settings
 from charm_jax.models.backbones import BACKBONES
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
-from charm_jax.models.create import create_network
+from charm_jax.models.create import Network, create_network
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, load_or_draw
 from charm_jax.weights import files, load
@@ -39,7 +37,7 @@ def create_model(
     image_size: int = 224,
     bank_size: int = 512,
     seed: int = 0,
-) -> tuple[Charm | Baseline, TrainState]:
+) -> tuple[Network, TrainState]:
     """Create a network and its state.
 
     Args:

@@ -37,15 +37,14 @@ def get_config(backbone: str = "efficientnet_v2_s") -> ConfigDict:
         {
             "backbone": backbone,
             "momentum": 0.99,  # of the momentum branch
-            "retrieval_k": 5,
             "rarity": "norm_inlier",
             "rarity_threshold": -1.0,  # the rule's own, 0.2
-            "bank_size": 512,
         }
     )
-    # Keys that --config.preset=notebook sets are absent here, because a config outranks a preset:
-    # data.split, model.init_from, bce.peak_lr (2e-4), focal.epochs (10), and loss (bce, focal),
-    # lr_spread (1, 4) and min_delta (1e-3, 1e-4) of the stages.
+    # Keys that presets set are absent here, because a config outranks a preset. The presets vote:
+    # model.retrieval_k (5) and model.bank_size (512); notebook: data.split, model.init_from,
+    # bce.peak_lr (2e-4), focal.epochs (10), and loss (bce, focal), lr_spread (1, 4) and min_delta
+    # (1e-3, 1e-4) of the stages.
     config.stages = ConfigDict(
         {
             "bce": {"epochs": 20, "frozen_epochs": 3, "batch_size": 64, "patience": 3},

@@ -9,20 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from charm_jax.config.settings import Settings
+from charm_jax.config.settings import ModelSettings, Settings
 from charm_jax.distributed import device
 from charm_jax.models import state
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
-from charm_jax.models.create import compute_type, create_network, empty_bank
+from charm_jax.models.create import Network, Voting, compute_type, create_network, empty_bank
 from charm_jax.models.state import TrainState
 
 _LOG = logging.getLogger(__name__)
 
 
-def build_network(
-    config: Settings, findings: int, prevalence: tuple[float | None, ...]
-) -> Charm | Baseline:
+def build_network(config: Settings, findings: int, prevalence: tuple[float | None, ...]) -> Network:
     """Build the network for some findings, given the prevalence of each in training.
 
     One whose prevalence is unknown, None, does not count as rare.
@@ -42,6 +38,7 @@ def build_network(
         prevalence=tuple(1.0 if share is None else share for share in prevalence),
         fusion=keys.fusion,
         retrieval_k=keys.retrieval_k,
+        voting=_voting(keys),
         rarity=keys.rarity,
         rarity_threshold=keys.rarity_threshold,
         stochastic_depth=keys.stochastic_depth,
@@ -49,7 +46,18 @@ def build_network(
     )
 
 
-def new_state(model: Charm | Baseline, config: Settings) -> TrainState:
+def _voting(keys: ModelSettings) -> Voting | None:
+    if keys.memory != "vote":
+        return None
+    return Voting(
+        weight=keys.vote_weight,
+        temperature=keys.vote_temperature,
+        training_temperature=keys.vote_training_temperature,
+        loss_share=keys.vote_loss_share,
+    )
+
+
+def new_state(model: Network, config: Settings) -> TrainState:
     """Return a state before the first stage."""
     # It runs once: optimising hundreds of random draws would take longer than the draws.
     options = {"xla_backend_optimization_level": 0}
@@ -57,12 +65,12 @@ def new_state(model: Charm | Baseline, config: Settings) -> TrainState:
     return create(jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
-def state_shapes(model: Charm | Baseline, config: Settings) -> TrainState:
+def state_shapes(model: Network, config: Settings) -> TrainState:
     """Return a state's shapes and types."""
     return jax.eval_shape(_creation(model, config), jax.random.key(0))
 
 
-def _creation(model: Charm | Baseline, config: Settings) -> Callable[[Array], TrainState]:
+def _creation(model: Network, config: Settings) -> Callable[[Array], TrainState]:
     side, keys = config.data.image_size, config.model
     return partial(
         state.create,
@@ -74,7 +82,7 @@ def _creation(model: Charm | Baseline, config: Settings) -> Callable[[Array], Tr
     )
 
 
-def parameter_count(model: Charm | Baseline, config: Settings) -> int:
+def parameter_count(model: Network, config: Settings) -> int:
     """Count the numbers that training changes by gradients."""
     params = state_shapes(model, config).params
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

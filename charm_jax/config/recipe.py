@@ -42,6 +42,8 @@ PRESETS = {
             },
         },
     },
+    # Stored cases vote with their labels, where the published network reads their features.
+    "vote": {"model": {"memory": "vote", "retrieval_k": 100, "bank_size": 2048}},
 }
 
 Value = bool | int | float | str
@@ -193,6 +195,12 @@ KEYS: dict[str, Key] = {
         ),
     ),
     "model.charm": Key(True, "False trains the backbone with a linear classifier as a baseline"),
+    "model.memory": Key(
+        "published",
+        "what is read of similar cases in the memory bank: their features (published), or their "
+        "labels (vote; see preset vote)",
+        ("published", "vote"),
+    ),
     "model.channels": Key(
         3,
         "channels of the images; 1 for weights with a grayscale stem",
@@ -214,6 +222,18 @@ KEYS: dict[str, Key] = {
     ),
     "model.rarity_threshold": Key(-1.0, "τ of that rule, from 0 up; -1 for the rule's default"),
     "model.bank_size": Key(512, "slots of the memory bank", valid=_at_least(1)),
+    "model.vote_weight": Key(
+        0.4, "λ, the factor of the vote in the logits; 0 for none", valid=_or_zero("none")
+    ),
+    "model.vote_temperature": Key(
+        0.05, "temperature of the cosines in a prediction's vote", valid=_POSITIVE
+    ),
+    "model.vote_training_temperature": Key(
+        0.1, "temperature of the cosines in training's vote", valid=_POSITIVE
+    ),
+    "model.vote_loss_share": Key(
+        0.5, "factor of the loss on the vote; 0 for none", valid=_or_zero("none")
+    ),
     "model.average": Key(
         0.0,
         "decay of an average of all weights to evaluate and to go on from; 0 for none",

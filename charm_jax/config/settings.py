@@ -38,6 +38,7 @@ class ModelSettings:
     init_key: str
     input_range: str
     charm: bool
+    memory: str
     channels: int
     stochastic_depth: float
     fusion: bool
@@ -47,6 +48,10 @@ class ModelSettings:
     rarity: str
     rarity_threshold: float
     bank_size: int
+    vote_weight: float
+    vote_temperature: float
+    vote_training_temperature: float
+    vote_loss_share: float
     average: float
 
 

@@ -8,10 +8,11 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
 
 from charm_jax.inference.steps import Batch, cases_of, eval_step
 from charm_jax.models import memory_bank
-from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases, Charm
+from charm_jax.models.create import Network
 from charm_jax.models.memory_bank import MemoryBank, Retrieved
 from charm_jax.models.state import TrainState
+from charm_jax.models.vote import Vote
 
 _THUMBNAIL = 32  # pixels; coarse enough that every source's images have them
 
@@ -19,7 +20,7 @@ Read = Callable[[Array, Cases, MemoryBank], Float[Array, "batch findings"]]
 
 
 def explain_step(
-    state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Network, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
     """Compute ``eval_step`` and the contribution of every retrieved case.
 
@@ -28,7 +29,8 @@ def explain_step(
         ``thumbnail`` ``[B, 32, 32]``. With a bank also ``fused`` ``[B, D]``; ``cases`` ``[B, k]``,
         the case ids that were read, -1 for none; ``contributions`` ``[B, k, F]``, the logits minus
         those with that case forgotten, 0 for none; ``without_memory`` ``[B, F]``, the logits with
-        an empty bank.
+        an empty bank. A network whose cases vote has ``vote`` ``[B, F]``, and as ``contributions``
+        the share of each case in it.
     """
     variables, cases = _variables(state), cases_of(batch)
     output = model.apply(
@@ -48,19 +50,23 @@ def explain_step(
     def read(fused: Array, cases: Cases, memory: MemoryBank) -> Array:
         return model.apply(variables, fused, cases, memory, train=False, method="read")[-1]
 
-    empty = memory_bank.mask_all(state.memory)
+    if output.shares is None:
+        shares = contributions(
+            read, output.logits, output.fused, cases, state.memory, output.retrieved
+        )
+    else:
+        shares = output.shares
+        kept["vote"] = shares.sum(1)
     return kept | {
         "fused": output.fused,
         "cases": case_ids_read(state.memory, output.retrieved),
-        "contributions": contributions(
-            read, output.logits, output.fused, cases, state.memory, output.retrieved
-        ),
-        "without_memory": read(output.fused, cases, empty),
+        "contributions": shares,
+        "without_memory": read(output.fused, cases, memory_bank.mask_all(state.memory)),
     }
 
 
 def familiar_step(
-    state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Network, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
     """Compute ``eval_step`` and the ``thumbnail`` ``[B, 32, 32]`` of each image."""
     outputs = eval_step(state, batch, model=model, prepare=prepare)
@@ -112,7 +118,7 @@ def grad_cams(
     rows: Int32[Array, " pairs"],
     findings: Int32[Array, " pairs"],
     *,
-    model: Charm | Baseline,
+    model: Network,
 ) -> Float[Array, "pairs h w"]:
     """Compute Grad-CAM for pairs of a row and a finding, over the expansion block's features.
 
@@ -149,9 +155,9 @@ def grad_cams(
 
 
 def embed_step(
-    state: TrainState, batch: Batch, *, model: Charm, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Charm | Vote, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
-    """Compute ``fused`` ``[B, D]``, with which a bank can be read and written."""
+    """Compute ``fused`` ``[B, D]``, with which a bank is read, and ``stored``, which it keeps."""
     output = model.apply(
         _variables(state),
         prepare(batch["image"]),
@@ -160,7 +166,8 @@ def embed_step(
         state.memory,
         train=False,
     )
-    return {"fused": output.fused}
+    stored = output.fused if output.key is None else output.key
+    return {"fused": output.fused, "stored": stored}
 
 
 def read_step(
@@ -169,7 +176,7 @@ def read_step(
     fused: Float[Array, "batch dim"],
     cases: Cases,
     *,
-    model: Charm,
+    model: Charm | Vote,
 ) -> dict[str, Array]:
     """Classify features with another bank: ``logits``, and ``cases`` and ``similarities`` read."""
     retrieved, _, logits = model.apply(

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from charm_jax.config.settings import ModelSettings
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
+from charm_jax.models.create import Network
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data
@@ -30,7 +29,7 @@ class _Reached(Exception):
 
 
 def check_inputs(
-    network: Charm | Baseline,
+    network: Network,
     state: TrainState,
     data: Data,
     rows: np.ndarray,
@@ -90,7 +89,7 @@ def _misfit(spread: float, shift: float) -> float:
 
 
 def _compare(
-    network: Charm | Baseline,
+    network: Network,
     state: TrainState,
     images: UInt8[np.ndarray, "batch side side 1"],
     channels: int,

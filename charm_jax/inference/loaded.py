@@ -17,8 +17,7 @@ from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import eval_step
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
+from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState
 from charm_jax.runs import banks, folder
 from charm_jax.runs.arguments import read_settings
@@ -58,7 +57,7 @@ class LoadedModel:
     """
 
     settings: Settings
-    network: Charm | Baseline
+    network: Network
     state: TrainState
     pathologies: tuple[str, ...]
     description: str
@@ -171,7 +170,8 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
 
     Args:
         checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
-        memory: label of a bank of the run; ``trained`` for the checkpoint's own.
+        memory: label of a bank of the run; ``trained`` for the one that training ended with,
+            or else the checkpoint's own.
 
     Raises:
         InputError: there is no such run, checkpoint or bank, or it is damaged.
@@ -201,7 +201,10 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
         trained=trained,
         provenance=provenance,
     )
-    return model if memory == TRAINED else _with_bank(model, memory)
+    if memory != TRAINED:
+        return _with_bank(model, memory)
+    bank = banks.refilled(run, state)
+    return model if bank is None else dataclasses.replace(model, state=state.replace(memory=bank))
 
 
 def _with_bank(model: LoadedModel, label: str) -> LoadedModel:

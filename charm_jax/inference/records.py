@@ -13,6 +13,7 @@ from charm_jax.metrics import ood
 from data_pipelines.images.decode import Check
 
 Record = dict[str, Any]
+_VOTES = 10  # cases of a vote that are listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ def records(
         checks: what was found out about the files.
 
     Returns:
-        A record an image, ready for JSON.
+        A record an image, ready for JSON. Where the stored cases vote, ``vote`` has what they say
+        of each finding, 0 ... 1, and ``evidence`` the ten most similar with their shares in it.
     """
     scores, thresholds = calibrator.scores(outputs["logits"]), calibrator.thresholds()
     without = calibrator.scores(outputs["without_memory"]) if "without_memory" in outputs else None
@@ -70,6 +72,8 @@ def records(
         if without is not None:
             record["without_memory"] = _named(calibrator.findings, without[row])
             record["evidence"] = _evidence(outputs, row, calibrator.findings, bank)
+            if "vote" in outputs:
+                record["vote"] = _named(calibrator.findings, outputs["vote"][row])
         made.append(record)
     return made
 
@@ -108,9 +112,10 @@ def _judged(
 def _evidence(
     outputs: Mapping[str, np.ndarray], row: int, findings: Sequence[str], bank: StoredCases
 ) -> list[Record]:
-    """Return an entry for each case that was read, the most similar first."""
+    """Return an entry for each case that was read, the most similar first; of votes, ten."""
     entries: dict[int, Record] = {}
-    for rank, case in enumerate(outputs["cases"][row].tolist()):
+    shown = _VOTES if "vote" in outputs else None
+    for rank, case in enumerate(outputs["cases"][row].tolist()[:shown]):
         if case < 0:
             continue
         if case in entries:

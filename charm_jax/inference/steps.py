@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from charm_jax.distributed.compiler import CompiledStep
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Cases, Charm
+from charm_jax.models.charm import Cases
+from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState
 from data_pipelines.loading.resident import ResidentCases
 
@@ -21,7 +21,7 @@ def cases_of(batch: Batch) -> Cases:
 
 
 def eval_step(
-    state: TrainState, batch: Batch, *, model: Charm | Baseline, prepare: Callable[[Array], Array]
+    state: TrainState, batch: Batch, *, model: Network, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
     """Compute ``logits`` ``[B, F]`` of a batch and the output's ``evidence``.
 

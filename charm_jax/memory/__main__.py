@@ -34,10 +34,9 @@ from absl import flags
 from charm_jax.config import cli, validate
 from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
-from charm_jax.inference import loaded
+from charm_jax.inference import changes, loaded, refill
 from charm_jax.inference.classifier import Memory
 from charm_jax.inference.loaded import LoadedModel
-from charm_jax.memory import changes, refill
 from charm_jax.models import memory_bank
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs import banks

@@ -31,3 +31,19 @@ class MultiScaleAttention(nn.Module):
         branches = [conv(width, size, name=f"conv{size}")(features) for size in (1, 3, 5)]
         merged = conv(1, 1, name="merge")(jnp.concatenate(branches, axis=-1))
         return nn.sigmoid(at_least_float32(merged))
+
+
+class ResidualAttention(nn.Module):
+    """Compute weights of mean 1 over space: 1 + s (a - mean a), with s learned from 0.
+
+    Differs: the reference weights by a itself, which also scales the features down.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features) -> Float[Array, "batch height width 1"]:
+        """Return the weights in float32."""
+        attention = MultiScaleAttention(self.dtype, name="attention")(features)
+        scale = self.param("scale", nn.initializers.zeros, ())
+        return 1 + scale * (attention - attention.mean((1, 2), keepdims=True))

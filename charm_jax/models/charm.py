@@ -61,8 +61,12 @@ class Output:
         momentum_features: f̄.
         attention: a, in (0, 1).
         fused: q.
+        key: what a bank of labels stores (``vote.py``), where that is not q.
         retrieved: r, its slots and similarities.
         enhanced: h = q + r.
+        shares: share of each read case in the vote of labels.
+        vote_logits: logits of that vote in training, with a loss of their own.
+        vote_loss_share: factor of that loss.
         selected: whether each row was written to the bank (none in evaluation).
         memory: the bank after this pass.
         momentum: the momentum branch with its running statistics updated, parameters not.
@@ -73,8 +77,12 @@ class Output:
     momentum_features: Float[Array, "batch height width dim"] | None = None
     attention: Float[Array, "batch height width 1"] | None = None
     fused: Float[Array, "batch dim"] | None = None
+    key: Float[Array, "batch dim"] | None = None
     retrieved: Retrieved | None = None
     enhanced: Float[Array, "batch dim"] | None = None
+    shares: Float[Array, "batch k findings"] | None = None
+    vote_logits: Float[Array, "batch findings"] | None = None
+    vote_loss_share: Float[Array, ""] | None = None
     selected: Bool[Array, " batch"] | None = None
     memory: MemoryBank | None = None
     momentum: Momentum | None = None
@@ -85,14 +93,17 @@ class Output:
         ``selected`` is the share of the batch that was written, ``bank_count`` the filled slots,
         ``similarity`` the mean cosine of the retrieved cases.
         """
-        if self.retrieved is None:
+        if self.memory is None:
             return {}
-        valid = self.retrieved.valid
-        return {
+        scalars = {
             "selected": self.selected.mean(),
             "bank_count": self.memory.count.astype(jnp.float32),
-            "similarity": (self.retrieved.similarities * valid).sum() / jnp.maximum(valid.sum(), 1),
         }
+        if self.retrieved is not None:
+            valid = self.retrieved.valid
+            total = (self.retrieved.similarities * valid).sum()
+            scalars["similarity"] = total / jnp.maximum(valid.sum(), 1)
+        return scalars
 
     def evidence(self) -> dict[str, Array]:
         """Return what an evaluation keeps beside the logits.
@@ -167,6 +178,11 @@ class Charm(nn.Module):
     retrieval_k: int
     select: Callable[[Array, Array], Array]
     freeze_trunk: bool = False
+
+    @property
+    def num_findings(self) -> int:
+        """Number of outputs."""
+        return self.head.num_findings
 
     def __call__(
         self,

@@ -41,13 +41,13 @@ class Retrieved:
     """Hold the cases that a batch of queries read, best match first.
 
     Attributes:
-        features: r, the sum over the top k of cosine x stored feature.
+        features: r, the sum over the top k of cosine x stored feature; None where labels are read.
         indices: slots of the top k.
         similarities: cosines, -1 … 1; 0 for empty and excluded slots.
         valid: False for empty and excluded slots, which add nothing to ``features``.
     """
 
-    features: Float[Array, "batch dim"]
+    features: Float[Array, "batch dim"] | None
     indices: Int32[Array, "batch k"]
     similarities: Float[Array, "batch k"]
     valid: Bool[Array, "batch k"]
@@ -94,22 +94,67 @@ def write(
     rank = jnp.cumsum(keep, dtype=jnp.int32) - 1
     selected = jnp.sum(keep, dtype=jnp.int32)
     lasting = keep & (rank >= selected - size)
-    # Rows that are not stored get distinct targets beyond the end and are dropped: as all targets
-    # differ, the scatter is deterministic.
-    beyond = size + jnp.arange(keep.shape[0], dtype=jnp.int32)
-    target = jnp.where(lasting, (bank.cursor + rank) % size, beyond)
+    target = jnp.where(lasting, (bank.cursor + rank) % size, _beyond(size, keep))
+    return _put(bank, target, selected, features, labels, case_ids, patient_ids)
 
+
+def refresh(
+    bank: MemoryBank,
+    features: Vectors,
+    labels: Int8[Array, "batch findings"],
+    case_ids: Int32[Array, " batch"],
+    patient_ids: Int32[Array, " batch"],
+) -> MemoryBank:
+    """Store every row; a case that the bank holds keeps its slot.
+
+    New cases take the slots at cursor, cursor + 1, … modulo N, the oldest first, also one that this
+    batch would refresh. Of a case that is twice in a batch the last row is stored, of new cases the
+    last N. Stored features are constants. Rows with a case id below 0 are not stored.
+    """
+    size = bank.features.shape[0]
+    same = bank.case_ids[None, :] == case_ids[:, None]
+    slot, stored = jnp.argmax(same, axis=1).astype(jnp.int32), same.any(axis=1)
+    again = jnp.triu(case_ids[:, None] == case_ids[None, :], 1).any(axis=1)
+    keep = (case_ids >= 0) & ~again
+    new = keep & ~stored
+    rank = jnp.cumsum(new, dtype=jnp.int32) - 1
+    added = jnp.sum(new, dtype=jnp.int32)
+    replaced = (slot - bank.cursor) % size < added
+    target = _beyond(size, keep)
+    target = jnp.where(keep & stored & ~replaced, slot, target)
+    target = jnp.where(new & (rank >= added - size), (bank.cursor + rank) % size, target)
+    return _put(bank, target, added, features, labels, case_ids, patient_ids)
+
+
+def _beyond(size: int, rows: Array) -> Int32[Array, " batch"]:
+    """Return a slot beyond the end for each row, where it is dropped.
+
+    As all targets differ, the scatter is deterministic.
+    """
+    return size + jnp.arange(rows.shape[0], dtype=jnp.int32)
+
+
+def _put(
+    bank: MemoryBank,
+    target: Int32[Array, " batch"],
+    added: Int32[Array, ""],
+    features: Vectors,
+    labels: Int8[Array, "batch findings"],
+    case_ids: Int32[Array, " batch"],
+    patient_ids: Int32[Array, " batch"],
+) -> MemoryBank:
     def put(stored: Array, rows: Array) -> Array:
         rows = jax.lax.stop_gradient(rows).astype(stored.dtype)
         return stored.at[target].set(rows, mode="drop", unique_indices=True)
 
+    size = bank.features.shape[0]
     return MemoryBank(
         features=put(bank.features, features),
         labels=put(bank.labels, labels),
         case_ids=put(bank.case_ids, case_ids),
         patient_ids=put(bank.patient_ids, patient_ids),
-        cursor=(bank.cursor + selected) % size,
-        count=jnp.minimum(size, bank.count + selected),
+        cursor=(bank.cursor + added) % size,
+        count=jnp.minimum(size, bank.count + added),
     )
 
 
@@ -138,7 +183,7 @@ def retrieve(
         raise ValueError(f"k is {k}: give the number of cases to retrieve, 0 or more")
     stored = jax.lax.stop_gradient(bank.features)
     unit_queries = normalise(queries.astype(stored.dtype))
-    usable = _usable(bank, exclude_case_ids, exclude_patient_ids)
+    usable = may_read(bank, exclude_case_ids, exclude_patient_ids)
 
     # HIGHEST: TF32 is off by about 1e-3, enough to swap neighbours.
     similarity = jnp.matmul(
@@ -203,9 +248,10 @@ def mask_all(bank: MemoryBank) -> MemoryBank:
     return bank.replace(case_ids=jnp.full_like(bank.case_ids, _NO_ID))
 
 
-def _usable(
+def may_read(
     bank: MemoryBank, case_ids: Int32[Array, " batch"], patient_ids: Int32[Array, " batch"] | None
 ) -> Bool[Array, "batch slots"]:
+    """Whether a query may read each slot: filled, of another case and, if given, patient."""
     filled = bank.case_ids != _NO_ID
     usable = filled[None, :] & (bank.case_ids[None, :] != case_ids[:, None])
     if patient_ids is None:

@@ -10,8 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int32, Key, PyTree
 
 from charm_jax.models import momentum
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
+from charm_jax.models.create import Network
 from charm_jax.models.memory_bank import MemoryBank
 from charm_jax.models.momentum import Momentum
 from charm_jax.models.shapes import Maps
@@ -50,7 +49,7 @@ def trainable(params: Mapping[str, PyTree[Array]], *, freeze_trunk: bool) -> dic
 
 
 def create(
-    model: Charm | Baseline,
+    model: Network,
     key: Key[Array, ""],
     images: Maps,
     memory: MemoryBank | None,

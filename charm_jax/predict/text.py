@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _SHOWN = 3  # findings of a case, and contributions, that a line has room for
+_VOTES = 5  # cases of a vote that have a line
 UNFAMILIAR = "unlike the images that it was trained on"
 
 
@@ -46,15 +47,16 @@ def _highest(values: Mapping[str, float]) -> str:
 
 def _evidence(record: Mapping[str, Any]) -> list[str]:
     lines = []
-    for entry in record.get("evidence", []):
+    if "vote" in record:
+        lines.append(f"  vote of similar cases: {_highest(record['vote'])}")
+    for entry in record.get("evidence", [])[: _VOTES if "vote" in record else None]:
         known = entry["labels"]
         labels = "labels unknown" if known is None else ", ".join(known) or "no finding"
-        shares = entry["contributions"]
+        shares = {name: share for name, share in entry["contributions"].items() if share}
         largest = sorted(shares, key=lambda name: -abs(shares[name]))[:_SHOWN]
         moved = ", ".join(f"{name} {shares[name]:+.2f}" for name in largest)
-        lines.append(
-            f"  leaned on {entry['case']} ({labels}), cosine {entry['cosine']:.3f}: {moved}"
-        )
+        end = f": {moved}" if moved else ""
+        lines.append(f"  leaned on {entry['case']} ({labels}), cosine {entry['cosine']:.3f}{end}")
     if "without_memory" in record:
         without, scores = record["without_memory"], record["scores"]
         largest = sorted(scores, key=lambda name: -abs(scores[name] - without[name]))[:_SHOWN]

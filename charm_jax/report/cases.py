@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 from scipy.special import expit
 
-from charm_jax.models.selection import SELECTION_RULES
 from charm_jax.report import overlays
 from charm_jax.report.contents import Bank, Evaluated, Read, labelled, number, shown
 from charm_jax.report.figures import Picture, bank_map, picture, plane
@@ -123,7 +122,7 @@ def times_read(evaluated: Evaluated, bank: Bank) -> Int[np.ndarray, " slots"]:
     return np.bincount(evaluated.slots[evaluated.valid], minlength=len(bank.filled))
 
 
-def describe_bank(evaluated: Evaluated, bank: Bank, rarity: str, read: Read) -> dict[str, Any]:
+def describe_bank(evaluated: Evaluated, bank: Bank, rule: str, read: Read) -> dict[str, Any]:
     """Collect what the report shows of a memory bank: cases, reads and features."""
     rows = _bank_rows(evaluated, bank)
     shares = [row[key] or 0 for row in rows for key in ("share", "here")]
@@ -131,7 +130,7 @@ def describe_bank(evaluated: Evaluated, bank: Bank, rarity: str, read: Read) -> 
         "filled": int(bank.filled.sum()),
         "slots": len(bank.filled),
         "patients": len(set(bank.patients[bank.filled].tolist()) - {""}),
-        "rule": SELECTION_RULES[rarity].keeps,
+        "rule": rule,
         "read": evaluated.valid is not None and bool(evaluated.valid.any()),
         "rows": rows,
         "largest": max(0.01, *shares),

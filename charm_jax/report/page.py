@@ -10,11 +10,20 @@ import jinja2
 from charm_jax.config.settings import PHASES
 from charm_jax.metrics.classification import METRICS
 from charm_jax.metrics.result import EvaluationResult
+from charm_jax.models.selection import SELECTION_RULES
 from charm_jax.report import cases, curves, provenance, published
 from charm_jax.report.contents import UNDEFINED, Contents, Evaluated, Json, number, shown
 from charm_jax.report.figures import Plot, figure_svg, finding_figure, seen
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.tables.findings import NIH_FINDINGS
+
+
+def _rule(contents: Contents) -> str:
+    """Return the rule that chose the stored cases, for people."""
+    keys = contents.config["model"]
+    if keys["memory"] == "vote":
+        return "balanced (all cases, or as many of each finding where not all fit)"
+    return f"{keys['rarity']} ({SELECTION_RULES[keys['rarity']].keeps})"
 
 
 def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
@@ -38,8 +47,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
     )
     described = None
     if bank is not None:
-        rarity = contents.config["model"]["rarity"]
-        described = cases.describe_bank(evaluated, bank, rarity, contents.read)
+        described = cases.describe_bank(evaluated, bank, _rule(contents), contents.read)
     training = [
         figure_svg(
             curves.stage_curves(contents.log, [stage]),

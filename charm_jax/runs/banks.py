@@ -29,7 +29,7 @@ from data_pipelines.atomic_files import check_writable, draft_of
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
 
-TRAINED = "trained"  # label of a checkpoint's own bank
+TRAINED = "trained"  # label of a checkpoint's own bank, or of the one that training ended with
 _FIELDS = tuple(field.name for field in dataclasses.fields(MemoryBank))
 
 
@@ -83,7 +83,8 @@ def write(
     Returns:
         Its folder.
     """
-    check_label(run, label)
+    if label != TRAINED:
+        check_label(run, label)
     folder = run / "memory" / label
     draft = draft_of(folder)
     draft.mkdir(parents=True)
@@ -99,10 +100,22 @@ def write(
             for file in run_cases.FILES:
                 if (cases / file).exists():
                     shutil.copyfile(cases / file, draft / file)
+        shutil.rmtree(folder, ignore_errors=True)  # an older one that training ended with
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def refilled(run: Path, state: TrainState) -> MemoryBank | None:
+    """Return the bank that training ended with; None if there is none for these weights."""
+    path = run / "memory" / TRAINED / "memory.json"
+    if not path.is_file():
+        return None
+    made = runs.read_json(path)
+    if made["weights_sha256"] != weights_sha256(state):
+        return None
+    return read(run, TRAINED, state, made["findings"]).memory
 
 
 def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> StoredBank:
@@ -114,7 +127,7 @@ def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> S
     """
     folder = run / "memory" / label
     if not (folder / "memory.json").is_file():
-        names = [TRAINED, *sorted(path.parent.name for path in run.glob("memory/*/memory.json"))]
+        names = {TRAINED, *(path.parent.name for path in run.glob("memory/*/memory.json"))}
         raise InputError(f"The run {run} has no memory {label!r}: {did_you_mean(label, names)}")
     description = runs.read_json(folder / "memory.json")
     if description["findings"] != list(findings):

@@ -270,7 +270,8 @@ def _announce(experiment: Experiment, description: dict[str, Any]) -> None:
     if jax.process_count() > 1:
         devices += f" in {jax.process_count()} processes"
     say(
-        f"{settings.model.backbone} {'with' if settings.model.charm else 'without'} CHARM, "
+        f"{settings.model.backbone} {'with' if settings.model.charm else 'without'} CHARM"
+        f"{' (vote)' if settings.model.memory == 'vote' else ''}, "
         f"{description['parameters']:,} parameters, on {devices}; "
         f"{description['images_present']:,} images of {data.table.source}"
         + (" (SIMULATED)" if data.table.simulated else "")

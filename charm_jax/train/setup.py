@@ -18,8 +18,7 @@ from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import jit_eval_step
 from charm_jax.metrics.classification import auroc_and_ap, mean
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm
+from charm_jax.models.create import Network
 from charm_jax.models.losses import LOSSES, SUMMED
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, resident_cases
@@ -51,7 +50,7 @@ class Experiment:
         return f"{self.settings.name}: {backbone} on {table.source}{simulated}"
 
     @cached_property
-    def model(self) -> Charm | Baseline:
+    def model(self) -> Network:
         """The network."""
         findings = len(self.data.table.findings)
         return build.build_network(self.settings, findings, self.data.prevalence)

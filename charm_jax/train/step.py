@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.steps import Batch, cases_of
 from charm_jax.models import momentum as momentum_branch
-from charm_jax.models.baseline import Baseline
-from charm_jax.models.charm import Charm, Output
+from charm_jax.models.charm import Output
+from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState, trainable
 from charm_jax.train.optim import hyperparams
 from data_pipelines.loading.resident import ResidentCases
@@ -26,7 +26,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: Charm | Baseline,
+    model: Network,
     optimizer: optax.GradientTransformation,
     loss: Loss,
     augment: Callable[[Key[Array, ""], Array], Array],
@@ -69,7 +69,10 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        return loss(output.logits, batch["labels"]), (output, updated["batch_stats"])
+        value = loss(output.logits, batch["labels"])
+        if output.vote_logits is not None:
+            value += output.vote_loss_share * loss(output.vote_logits, batch["labels"])
+        return value, (output, updated["batch_stats"])
 
     gradient = jax.value_and_grad(objective, has_aux=True)
     (value, (output, batch_stats)), grads = gradient(trained)

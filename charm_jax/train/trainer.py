@@ -16,10 +16,11 @@ from charm_jax.config.cli import say
 from charm_jax.config.recipe import KEYS
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
-from charm_jax.inference import fitted, loaded
+from charm_jax.inference import fitted, loaded, refill
 from charm_jax.models.state import TrainState, averaged, begin_stage
+from charm_jax.models.vote import Vote
+from charm_jax.runs import banks, folder
 from charm_jax.runs import data as run_data
-from charm_jax.runs import folder
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
 from charm_jax.train.first_weights import first_weights
@@ -106,6 +107,7 @@ class Training:
         try:
             with stopping.caught(raising=False) as self.signals:
                 state = self._train_phases(beginning.state, beginning.progress)
+                self._refill()
                 processes.broadcast_from_first(lambda: self._summarise(state))
         except NonFiniteLoss as error:
             last = self._newest_saved()
@@ -389,6 +391,35 @@ class Training:
         seconds = sum(done["seconds"] for done in self.finished.values())
         say(f"Done in {seconds:.0f} s. Evaluate it: {evaluate}")
         return 0
+
+    def _refill(self) -> None:
+        """Fill the bank of a network whose cases vote with features as an evaluation has them.
+
+        Raises:
+            Interrupted: it was asked to stop; the same command fills the bank.
+        """
+        if not isinstance(self.experiment.model, Vote):
+            return
+        if jax.process_count() > 1:
+            say(
+                "The memory bank keeps features of training: fill it again with charm-jax memory "
+                f"{self.settings.name} refill --label refilled."
+            )
+            return
+        self.checkpoints.wait()
+        try:
+            with stopping.caught(raising=True):
+                if self.signals:
+                    raise Stopped(self.signals[0])
+                model, data = loaded.load_run(self.directory), self.experiment.data
+                rows = data.split.rows(self.settings.stage_names[-1], "train")
+                memory, made = refill.refill(model, data, rows)
+        except Stopped as stopped:
+            self.signals.append(stopped.number)
+            raise Interrupted from stopped
+        made |= {"made_by": "train", "checkpoint": model.checkpoint, "split": "train"}
+        made["findings"] = list(model.pathologies)
+        banks.write(self.directory, banks.TRAINED, memory, model.state, made)
 
 
 def evaluation_command(settings: Settings) -> str:

@@ -280,15 +280,20 @@ def load(
     in_file, faults = _by_own_names(tensors, layout)
     named = {name: tensors[original] for name, original in in_file.items()}
     of_reference = any(name.startswith(layouts.REFERENCE) for name in named)
-    if of_reference and state.memory is None:
-        raise ValueError("it holds CHARM, not a baseline: set --config.model.charm=True")
+    if of_reference and is_plain(state):
+        raise ValueError(
+            "it holds the published CHARM, not a linear classifier: set --config.model.charm=True "
+            "and --config.model.memory=published"
+        )
     last = _REFERENCE_LAST if of_reference else backbone.classifier
     if not of_reference:
         _rename_classifier(named, in_file, last, backbone.feature_dim)
         if with_classifier:
             _check_classifier(state, named, last)
-    whole = of_reference or state.memory is None
-    like = _variables(state) if whole else parts
+    whole = of_reference or is_plain(state)
+    like = parts
+    if whole:
+        like = _plain_variables(state) if is_plain(state) else _variables(state)
     ours = torch_names.to_torch(like, backbone)
     used = {name: named[name] for name in ours if name in named}
     notes = _taken(layout)
@@ -323,7 +328,7 @@ def load(
 
 def _output_bias(state: TrainState) -> Any:
     params = state.params
-    return (params["classifier"] if state.memory is None else params["head"]["logits"])["bias"]
+    return (params["classifier"] if is_plain(state) else params["head"]["logits"])["bias"]
 
 
 def _check_names(state: TrainState, findings: Sequence[str] | None) -> None:
@@ -463,14 +468,14 @@ def _backbone_of(state: TrainState) -> Variables:
 
 def _check_classifier(state: TrainState, named: Mapping[str, np.ndarray], last: str) -> None:
     """Refuse a file with torchvision's names whose classifier cannot be used."""
-    bias, baseline = _output_bias(state), state.memory is None
+    bias = _output_bias(state)
     names = [f"{last}.{leaf}" for leaf in ("weight", "bias")]
     outputs = [np.shape(named[name])[:1] for name in names if name in named]
     if outputs != [bias.shape] * len(names):
         raise ValueError(
             "it holds no classifier for these findings: train from it with charm-jax train"
         )
-    if not baseline:
+    if not is_plain(state):
         raise ValueError("it holds a baseline, not CHARM: set --config.model.charm=False")
 
 
@@ -520,18 +525,24 @@ def to_reference(state: TrainState, backbone: Backbone) -> dict[str, np.ndarray]
 
     The reference holds trunk and last block twice, as ``base_model.*`` and as ``backbone.*`` or
     ``final_block.*``. Its bank has features and cursor: labels, cases and patients are lost. The
-    average of the weights is used if the state keeps one. A baseline gets torchvision's names.
+    average of the weights is used if the state keeps one. A baseline gets torchvision's names, and
+    so does a network whose stored cases vote, which is a plain one without the vote.
 
     Raises:
-        ValueError: it is a CHARM network without fusion or momentum branch.
+        ValueError: it is a CHARM network without fusion or momentum branch, or a voting one with
+            fusion.
     """
-    if state.memory is not None and (state.momentum is None or "fusion" not in state.params):
+    plain = is_plain(state)
+    if plain and "fusion" in state.params:
+        raise ValueError("no file format has a linear classifier on features with fusion")
+    if not plain and (state.momentum is None or "fusion" not in state.params):
         raise ValueError("the reference has no network without fusion or momentum branch")
-    tensors = torch_names.to_torch(_variables(state), backbone)
+    variables = _plain_variables(state) if plain else _variables(state)
+    tensors = torch_names.to_torch(variables, backbone)
     for name in [name for name in tensors if name.endswith("running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         tensors[counter] = np.zeros((), np.int64)
-    if state.memory is None:
+    if plain:
         return tensors
     named = {}
     for name, value in tensors.items():
@@ -563,7 +574,7 @@ def card(
     Raises:
         InputError: there is not one name for each output.
     """
-    bank = state.memory
+    bank = None if is_plain(state) else state.memory
     names = None if findings is None else tuple(findings)
     try:
         _check_names(state, names)
@@ -580,6 +591,19 @@ def card(
         else cards.bank_labels(np.asarray(bank.labels), names),
         **known,
     )
+
+
+def is_plain(state: TrainState) -> bool:
+    """Whether its classifier is linear: a baseline, or a network whose stored cases vote."""
+    return "classifier" in state.params
+
+
+def _plain_variables(state: TrainState) -> Variables:
+    weights = state.average or {"params": state.params, "batch_stats": state.batch_stats}
+    return {
+        name: {part: tree[part] for part in ("trunk", "expansion", "classifier") if part in tree}
+        for name, tree in weights.items()
+    }
 
 
 def _variables(state: TrainState) -> Variables:

@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
-from small_network import BATCH, DECAY, DIM, FINDINGS, OPTIMIZER, SIDE, SLOTS, batch_of, network
+from small_network import (
+    BATCH,
+    DECAY,
+    DIM,
+    FINDINGS,
+    OPTIMIZER,
+    SIDE,
+    SLOTS,
+    batch_of,
+    network,
+    voting_network,
+)
 
 from charm_jax.distributed import mesh as devices
 from charm_jax.inference.steps import jit_eval_step
@@ -32,11 +43,13 @@ MODEL = network().clone(
     )
 )
 
+VOTE = voting_network()
 
-def fresh():
+
+def fresh(model):
     bank = memory_bank.empty(SLOTS, DIM, FINDINGS)
     images = jnp.zeros((1, SIDE, SIDE, 3))
-    new = jax.jit(lambda key: state.create(MODEL, key, images, bank))(jax.random.key(0))
+    new = jax.jit(lambda key: state.create(model, key, images, bank))(jax.random.key(0))
     return state.begin_stage(new, OPTIMIZER, jax.random.key(1))
 
 
@@ -65,26 +78,26 @@ def gathered(compiled):
     return sorted(set(shapes))
 
 
-def run(count, cases):
+def run(count, cases=False, model=MODEL):
     mesh = mesh_of(count)
     on_device = resident(mesh) if cases else None
     step = steps.jit_train_step(
         on_device,
         mesh,
-        model=MODEL,
+        model=model,
         optimizer=OPTIMIZER,
         loss=focal,
         augment=training_images,
         momentum_decay=DECAY,
     )
-    now = devices.replicated(fresh(), mesh)
+    now = devices.replicated(fresh(model), mesh)
     shapes = gathered(step.lower(now, batch_of(0)).compile())
     metrics = []
     for i in range(STEPS):
         seed = i % BATCHES
         now, values = step(now, batch_of(seed, first_case=seed * BATCH))
         metrics.append({name: float(value) for name, value in values.items()})
-    evaluate = jit_eval_step(None, mesh, model=MODEL, prepare=evaluation_images)
+    evaluate = jit_eval_step(None, mesh, model=model, prepare=evaluation_images)
     output = evaluate(now, batch_of(9, first_case=900))
     ids = {"case_ids": now.memory.case_ids, "patient_ids": now.memory.patient_ids}
     return {
@@ -126,7 +139,8 @@ def convolutions(count):
 
 
 if __name__ == "__main__":
-    runs = {str(count): run(count, False) for count in (1, 2, 4, 8)}
-    runs["2 resident"] = run(2, True)
+    runs = {str(count): run(count) for count in (1, 2, 4, 8)}
+    runs["2 resident"] = run(2, cases=True)
+    runs |= {f"vote {count}": run(count, model=VOTE) for count in (1, 4)}
     runs["convolutions"] = {str(count): convolutions(count) for count in (1, 8)}
     print(json.dumps(runs))

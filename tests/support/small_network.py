@@ -2,13 +2,15 @@
 
 import functools
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from charm_jax.models import selection
-from charm_jax.models.attention import MultiScaleAttention
+from charm_jax.models.attention import MultiScaleAttention, ResidualAttention
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
 from charm_jax.models.charm import Charm, Head
+from charm_jax.models.vote import Vote
 from charm_jax.train import optim
 
 BATCH, SIDE, FINDINGS, SLOTS, DECAY = 8, 32, 3, 12, 0.9
@@ -32,6 +34,18 @@ def network(dtype=jnp.float32):
         select=functools.partial(
             selection.select, rule="rare_finding", threshold=0.02, prevalence=(0.01, 0.5, 0.5)
         ),
+    )
+
+
+def voting_network(fusion=False, **numbers):
+    defaults = {"weight": 0.4, "temperature": 0.05, "training_temperature": 0.1, "loss_share": 0.5}
+    return Vote(
+        trunk=Trunk(8, STAGES, drop_rate=0.2),
+        expansion=ConvNormAct(DIM, 1),
+        final=nn.relu,
+        fusion=ResidualAttention() if fusion else None,
+        classifier=nn.Dense(FINDINGS),
+        **({"retrieval_k": 4} | defaults | numbers),
     )
 
 

@@ -155,3 +155,26 @@ def test_text_names_what_the_record_does():
     unfamiliar = describe({"file": "x.png", **said(similarity=0.4)}, thresholds)
     assert "unlike the images that it was trained on (novelty)" in unfamiliar
     assert describe({"file": "x.png", "error": "empty"}, thresholds) == "x.png\n  not read: empty"
+
+
+def test_of_a_vote_the_ten_most_similar_cases_are_listed():
+    n = 15
+    cases = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "patient": "P"})
+    bank = records.StoredCases(cases, {i: np.array([i % 2, 0], np.int8) for i in range(n)})
+    shares = np.zeros((1, n, 2), np.float32)
+    shares[0, 1::2, 0] = 0.1
+    made = outputs() | {
+        "similarities": np.linspace(0.9, 0.1, n)[None],
+        "valid": np.ones((1, n), bool),
+        "cases": np.arange(n)[None],
+        "contributions": shares,
+        "vote": shares.sum(1),
+    }
+    (record,) = records.records(made, Calibrator(FINDINGS, None, None), bank, CLEAN)
+    assert [entry["case"] for entry in record["evidence"]] == [f"{i}.png" for i in range(10)]
+    assert record["vote"] == {"Mass": 0.7, "Rib fracture": 0.0}
+    text = describe(record | {"file": "x.png"}, dict.fromkeys(FINDINGS))
+    assert "vote of similar cases: Mass 0.700" in text
+    assert "leaned on 1.png (Mass), cosine 0.843: Mass +0.10\n" in text
+    assert "leaned on 0.png (no finding), cosine 0.900\n" in text
+    assert "leaned on 5.png" not in text

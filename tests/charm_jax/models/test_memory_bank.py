@@ -342,3 +342,37 @@ def test_forget_traces_once():
     for case in (-1, 3, int(bank.case_ids[0])):
         bank = once(bank, jnp.asarray([case], jnp.int32))
     assert int(bank.count) < SIZE
+
+
+class Unique:
+    """The plain model of ``refresh``: a ring whose cases keep their slots."""
+
+    def __init__(self):
+        self.ring = Ring(SIZE, DIM, FINDINGS)
+
+    def refresh(self, rows):
+        ring, ids = self.ring, rows["case_ids"].tolist()
+        last = [i for i, case in enumerate(ids) if case >= 0 and case not in ids[i + 1 :]]
+        stored = {case: slot for slot, case in enumerate(ring.case_ids.tolist()) if case >= 0}
+        for i in last:
+            if ids[i] in stored:
+                for name in FIELDS:
+                    getattr(ring, name)[stored[ids[i]]] = rows[name][i]
+        new = np.zeros(len(ids), bool)
+        new[[i for i in last if ids[i] not in stored]] = True
+        ring.write(rows, new)
+
+
+@quick
+@given(seed=seeds, batches=st.integers(1, 6))
+def test_refresh_equals_a_plain_ring_whose_cases_keep_their_slots(seed, batches):
+    rng, bank, plain = np.random.default_rng(seed), mb.empty(SIZE, DIM, FINDINGS), Unique()
+    for _ in range(batches):
+        rows = draw_rows(rng)
+        rows["case_ids"][rng.random(BATCH) < 0.1] = -1
+        bank = jax.jit(mb.refresh)(bank, *(jnp.asarray(rows[name]) for name in FIELDS))
+        plain.refresh(rows)
+    for name in (*FIELDS, "cursor", "count"):
+        np.testing.assert_array_equal(getattr(bank, name), getattr(plain.ring, name))
+    held = np.asarray(bank.case_ids)[np.asarray(bank.case_ids) >= 0].tolist()
+    assert len(held) == len(set(held))

@@ -22,12 +22,14 @@ class Embedded:
     Attributes:
         images: names.
         fused: features q, ``[n, D]``.
+        stored: what a bank keeps of each image, ``[n, D]``.
         cases: labels, and ids in the bank's table; -1 for none.
     """
 
     images: np.ndarray
     findings: tuple[str, ...]
     fused: jax.Array
+    stored: jax.Array
     cases: Cases
 
 
@@ -39,6 +41,7 @@ def embed(model: LoadedModel, data: Data, rows: np.ndarray) -> Embedded:
         images=data.table.images[rows],
         findings=data.table.findings,
         fused=jnp.asarray(outputs["fused"]),
+        stored=jnp.asarray(outputs["stored"]),
         cases=Cases(
             labels=jnp.asarray(data.table.labels[rows]),
             case_ids=jnp.asarray(match.case_ids[rows]),
