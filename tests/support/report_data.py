@@ -209,6 +209,7 @@ CONFIG = {
         "momentum_branch": True,
         "retrieval_k": 5,
         "rarity": "norm_inlier",
+        "memory": "published",
     },
 }
 ENVIRONMENT = {
