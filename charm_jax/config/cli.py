@@ -61,12 +61,12 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def _sentence_of(error: BaseException) -> str | None:
-    _, full, reason = str(error).partition("RESOURCE_EXHAUSTED: ")
-    if full and isinstance(error, RuntimeError):
+    text, full = str(error), "RESOURCE_EXHAUSTED: "
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and full in text):
+        reason = text.rpartition(full)[2].partition("\n")[0].rstrip(".") or "no details are known"
         return (
-            f"The device's memory is used up ({reason.splitlines()[0].rstrip('.')}): end other "
-            "programs that use it, or train with a smaller --config.stages.STAGE.batch_size or "
-            "--config.data.image_size."
+            f"The memory is used up ({reason}): end other programs that use it, or train with a "
+            "smaller --config.stages.STAGE.batch_size or --config.data.image_size."
         )
     if isinstance(error, RuntimeError | AssertionError) and (reason := _no_device()):
         return (

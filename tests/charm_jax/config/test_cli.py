@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import charm_jax.convert
@@ -257,10 +258,17 @@ def test_verbose_shows_where_an_error_came_from(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_memory_that_is_used_up_is_one_sentence(capsys):
-    assert guarded(lambda _: jnp.zeros(1 << 45, jnp.int8), []) == 2
+@pytest.mark.parametrize(
+    ("allocate", "reason"),
+    [
+        (lambda _: jnp.zeros(1 << 45, jnp.int8), "Out of memory allocating 35184372088832 bytes"),
+        (lambda _: np.zeros(1 << 60, np.int8), "Unable to allocate 1.00 EiB for an array"),
+    ],
+)
+def test_memory_that_is_used_up_is_one_sentence(allocate, reason, capsys):
+    assert guarded(allocate, []) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: The device's memory is used up (Out of memory alloc")
+    assert err.startswith(f"error: The memory is used up ({reason}")
     assert "--config.stages.STAGE.batch_size" in err
     assert err.count("\n") == 1
 
