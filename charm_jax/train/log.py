@@ -37,7 +37,7 @@ def run_log(command: str) -> Iterator[Callable[[Path], None]]:
     files: list[logging.Handler] = []
 
     def begin(directory: Path) -> None:
-        file = logging.FileHandler(directory / "run.log", encoding="utf-8")
+        file = _LogFile(directory / "run.log", encoding="utf-8")
         file.setFormatter(form)
         files.append(file)
         early.setTarget(file)
@@ -55,6 +55,18 @@ def run_log(command: str) -> Iterator[Callable[[Path], None]]:
         for handler in (early, *files):
             logger.removeHandler(handler)
             handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Leave a full disk to what a restart needs, which raises."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback."""
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def _notice(text: str) -> logging.LogRecord:
@@ -136,31 +148,64 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
-        for events in self._events.values():
-            events.close()
+        for file in (self._file, *self._events.values()):
+            try:
+                file.close()
+            except OSError as failure:
+                if kind is None:
+                    failure.filename = failure.filename or str(self._directory)
+                    raise
 
     def _write(self, kind: str, plan: Plan, step: int, values: dict[str, Any]) -> None:
         finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
         line = {"kind": kind, "stage": plan.phase, "step": step} | finite
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if plan.phase not in self._events:
-            # It imports PyTorch where there is one, for seconds that the first step need not wait.
-            from tensorboardX import SummaryWriter
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            self._write_events(kind, plan, step, finite)
+        except OSError as error:
+            error.filename = error.filename or str(self._directory)  # `write` names none
+            raise
 
+    def _write_events(self, kind: str, plan: Plan, step: int, values: dict[str, Any]) -> None:
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        if plan.phase not in self._events:
             # A folder for each phase, because purging after a restart goes by step alone.
             phase, last = self._position
-            self._events[plan.phase] = SummaryWriter(
-                str(self._directory / "tensorboard" / plan.phase),
-                purge_step=last + 1 if plan.phase == phase else None,
+            self._events[plan.phase] = _open_events(
+                self._directory / "tensorboard" / plan.phase,
+                last + 1 if plan.phase == phase else None,
             )
-        for name, value in finite.items():
-            if value is not None:
-                self._events[plan.phase].add_scalar(f"{kind}/{name}", value, step)
+        shown = [
+            summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in values.items()
+            if value is not None
+        ]
+        summary = summary_pb2.Summary(value=shown)
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+        self._events[plan.phase].write_event(event)
+
+
+def _open_events(directory: Path, purge_step: int | None) -> Any:
+    """Open TensorBoard's events of a phase, which hide earlier ones from ``purge_step`` on.
+
+    A ``SummaryWriter`` writes from a thread, which leaves training waiting when it meets a full
+    disk, and through a queue that needs /dev/shm.
+    """
+    # It imports PyTorch where there is one, for seconds that the first step need not wait.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    directory.mkdir(parents=True, exist_ok=True)
+    events = EventsWriter(str(directory / "events"))
+    if purge_step is not None:
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        events.write_event(event_pb2.Event(step=purge_step, session_log=start))
+    return events
 
 
 def _peak_memory() -> float | None:

@@ -1,10 +1,13 @@
 """What a run says of itself, on the screen and in its files."""
 
 import dataclasses
+import errno
 import json
 import logging
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from charm_jax.train import log as log_module
 from charm_jax.train.log import RunLog, run_log
@@ -55,6 +58,53 @@ def test_intervals_and_epochs_are_lines_of_json(tmp_path):
         ("epoch", 4),
     ]
     assert lines[-1] | VALUES == lines[-1]
+
+
+def events(folder):
+    """The steps of the events in a folder, each with its values by tag, or what it hides."""
+    [path] = folder.iterdir()
+    data, found = path.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("Q", data[:8])
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        values = {value.tag: value.simple_value for value in event.summary.value}
+        found.append((event.step, values or event.WhichOneof("what")))
+        data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_gets_the_same_values_without_processes(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")  # /dev/shm
+
+    monkeypatch.setattr("multiprocessing.Queue", refuse)
+    with RunLog(tmp_path, [PLAN], ("bce", 0), 2) as log:
+        epoch(log)
+    version, start, *lines, last = events(tmp_path / "tensorboard/bce")
+    assert (version, start) == ((0, "file_version"), (1, "session_log"))
+    assert [step for step, _ in (*lines, last)] == [2, 4, 4]
+    assert lines[0][1]["interval/loss"] == 0.5
+    assert last[1] == {f"epoch/{name}": value for name, value in VALUES.items()}
+
+
+def test_a_full_disk_names_the_run(tmp_path, monkeypatch, capfd, logger):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = flush = lambda self: self.write("")
+
+    with (
+        pytest.raises(OSError) as raised,
+        run_log("start") as begin,
+        RunLog(tmp_path, [PLAN], ("bce", 0), 2) as log,
+    ):
+        begin(tmp_path)
+        log._file.close()
+        log._file = logger.handlers[-1].stream = Full()
+        epoch(log)
+    assert raised.value.filename == str(tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_run_log_has_what_came_before_its_folder_and_what_follows(tmp_path, logger):
