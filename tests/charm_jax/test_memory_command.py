@@ -113,6 +113,7 @@ def test_a_forgotten_patient_is_gone_from_the_bank_and_not_from_the_weights(
     assert description["forgotten"] == sorted(row["image"] for row in gone)
 
 
+@pytest.mark.daily
 def test_the_change_on_validation_is_that_of_two_evaluations(folder, forgotten):
     macro = forgotten[1].stdout.split("\nmacro")[1].split()
     for label, value in (("trained", macro[0]), ("without", macro[1])):
@@ -185,6 +186,7 @@ def test_predictions_lean_on_the_site_s_cases_and_never_on_the_own_patient(folde
         assert entry["patient"].startswith("S")
 
 
+@pytest.mark.daily
 def test_numbers_of_a_part_that_fills_the_bank_say_so(folder):
     refill = command("memory", "demo", "refill", "--label", "peeked", "--split", "test", cwd=folder)
     assert refill.returncode == 0, refill.stderr
@@ -203,6 +205,7 @@ def test_numbers_of_a_part_that_fills_the_bank_say_so(folder):
     assert (trained["split"], trained["images_here"]) == ("train", 0)
 
 
+@pytest.mark.daily
 def test_the_same_site_gives_the_same_bank(folder, refilled):
     arguments = [word if word != "site" else "site-again" for word in REFILL]
     arguments[-2] = "--config.data.dir=site"

@@ -81,6 +81,7 @@ def damage(path):
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.daily
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     folder = tmp_path / "copy"
@@ -152,6 +153,7 @@ def test_a_resume_with_other_images_is_refused(finished, tmp_path, refused):
     refused(train_command.main, arguments, "The images of", "runs/demo", cwd=folder)
 
 
+@pytest.mark.daily
 def test_a_damaged_best_checkpoint_of_the_first_stage_is_replaced(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
@@ -208,6 +210,7 @@ def test_a_run_from_before_a_key_existed_goes_on(finished, tmp_path, refused):
     refused(train_command.main, [*SMALL, "--config.model.average=0.5"], words, cwd=folder)
 
 
+@pytest.mark.daily
 def test_another_optimizer_goes_on_from_the_same_network(finished, tmp_path):
     folder = tmp_path / "copy"
     copy_run(finished, folder, dropped=1)
@@ -217,6 +220,7 @@ def test_another_optimizer_goes_on_from_the_same_network(finished, tmp_path):
     assert "its moments restart from zero, its schedule goes on" in result.stderr
 
 
+@pytest.mark.daily
 def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refused, traces):
     folder = tmp_path / "copy"
     copy_run(finished, folder)

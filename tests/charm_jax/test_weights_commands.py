@@ -40,6 +40,7 @@ def evaluate(path, *arguments, cwd):
     return read(out / "metrics.json"), result.stdout
 
 
+@pytest.mark.daily
 def test_the_file_of_a_run_says_what_the_run_said(finished, weights, tmp_path):
     copy_data(finished, tmp_path)
     metrics, shown = evaluate(weights, cwd=tmp_path)
@@ -59,6 +60,7 @@ def test_a_dry_run_compares_the_weights_with_images_that_it_draws_for_a_while(we
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.daily
 def test_a_run_that_begins_from_a_file_says_so_wherever_it_is_judged(
     finished, weights, tmp_path, refused
 ):

@@ -16,6 +16,9 @@ BATCH, SIDE = 8, 32
 HERE = Path(__file__).parents[2] / "support"
 
 
+pytestmark = pytest.mark.daily
+
+
 @pytest.fixture(scope="module")
 def runs():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"

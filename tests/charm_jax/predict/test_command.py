@@ -171,6 +171,7 @@ def test_every_line_says_where_it_is_from(predicted):
             assert "not a medical device" in record["note"]
 
 
+@pytest.mark.daily
 def test_forgetting_a_case_changes_logits_by_its_contribution(folder, predicted):
     """The whole way: forget it by the command, predict again by the other bank."""
     name, record = next(item for item in predicted[1].items() if item[1].get("evidence"))
@@ -245,6 +246,7 @@ def test_a_run_without_prevalences_is_refused(folder, tmp_path, refused):
     refused(predict.main, arguments, "split.json", "no prevalence", cwd=tmp_path)
 
 
+@pytest.mark.daily
 def test_other_images_are_not_what_the_run_was_validated_on(folder, tmp_path):
     """The user names data whose validation part is another: there are no thresholds."""
     shutil.copytree(folder / "runs", tmp_path / "runs")
