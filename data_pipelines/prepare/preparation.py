@@ -29,7 +29,7 @@ from data_pipelines.prepare.shard_writer import Report, remove_stale_drafts
 from data_pipelines.prepare.summary import write_summary
 from data_pipelines.prepare.workers import write_shards
 from data_pipelines.prepared import dataset
-from data_pipelines.prepared.shards import ROWS_PER_SHARD, Layout
+from data_pipelines.prepared.shards import ROWS_PER_SHARD, Layout, import_array_record
 from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.oddities import warnings_of
 from data_pipelines.tables.quarantine import ABSENT, MAX_UNREADABLE, Entry, write_quarantine
@@ -73,6 +73,7 @@ def prepare(
             that the source's loader finds.
     """
     directory, out = Path(directory), Path(out)
+    import_array_record()
     _check_arguments(directory, out, size, processes)
     table = sources.load(source, directory, csv, value_range, uncertain="keep")
     for warning in table.warnings:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines.errors import InputError
-from data_pipelines.prepared.shards import Layout, features
+from data_pipelines.prepared.shards import Layout, features, import_array_record
 from data_pipelines.tables.case_table import CaseTable
 
 # One record in each chunk, for random access. Under zstd, X-rays at 224 pixels shrink by 2 %, read
@@ -65,12 +65,10 @@ def write_shard(
 def _write_records(
     table: CaseTable, layout: Layout, rows: np.ndarray, draft: Path, step: Callable[[], bool]
 ) -> Report | None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     serialize = features(layout.size, len(table.findings)).serialize_example
     digest, refused = hashlib.sha256(), []
     slivers, remarks = {}, {}
-    writer = ArrayRecordWriter(str(draft), WRITER_OPTIONS)
+    writer = import_array_record().ArrayRecordWriter(str(draft), WRITER_OPTIONS)
     for row in rows.tolist():
         if step():
             writer.close()

@@ -5,13 +5,16 @@ therefore do not depend on which process writes it, or when.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
+from data_pipelines.errors import InputError
 from data_pipelines.tables.case_table import CaseTable
 
 if TYPE_CHECKING:
@@ -102,9 +105,23 @@ def features(size: int, n_findings: int) -> "FeaturesDict":
 
 def open_shard(shard: Path) -> "ArrayRecordReader":
     """Open a shard for random access; ``ok()`` detects damage."""
-    from array_record.python.array_record_module import ArrayRecordReader
+    reader = import_array_record().ArrayRecordReader
+    return reader(str(shard), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER)
 
-    return ArrayRecordReader(str(shard), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER)
+
+def import_array_record() -> ModuleType:
+    """Return the module that reads and writes shards.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module("array_record.python.array_record_module")
+    except ImportError:
+        raise InputError(
+            "Prepared folders need the package array_record, which Windows does not have: read the "
+            "folder of the source's own files, or work on Linux."
+        ) from None
 
 
 def holds(shard: Path, records: int) -> bool:

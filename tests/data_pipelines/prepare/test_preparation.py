@@ -227,6 +227,17 @@ def test_a_call_that_cannot_begin_leaves_nothing(nih, out, monkeypatch):
     assert not out.exists()
 
 
+def test_without_array_record_a_sentence_says_so(nih, out, tmp_path, monkeypatch):
+    prepare_nih(nih, out)
+    for name in ("array_record.python.array_record_module", "fcntl"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match="need the package array_record"):
+        prepare_nih(nih, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="need the package array_record"):
+        sources.load(SOURCE, out)
+
+
 def test_nothing_is_prepared_of_unreadable_images_alone(nih, out):
     for name in nih.names:
         nih.file(name).write_text("<html>")
