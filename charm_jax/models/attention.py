@@ -4,6 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -29,6 +30,8 @@ class MultiScaleAttention(nn.Module):
         conv = partial(Conv, use_bias=True, kernel_init=torch_kernel_init, dtype=self.dtype)
         width = max(features.shape[-1] // 8, 8)
         branches = [conv(width, size, name=f"conv{size}")(features) for size in (1, 3, 5)]
+        # Keeps slices of the gradient out of products, for which XLA on a GPU finds no tiles.
+        branches = lax.optimization_barrier(branches)
         merged = conv(1, 1, name="merge")(jnp.concatenate(branches, axis=-1))
         return nn.sigmoid(at_least_float32(merged))
 

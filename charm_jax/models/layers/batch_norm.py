@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -88,11 +89,31 @@ def _batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
 ) -> tuple[Array, Array, Array]:
     """Return normalised ``x``, mean and variance; no gradient passes through the last two."""
-    pixels, axes = at_least_float32(x), tuple(range(x.ndim - 1))
-    mean = pixels.mean(axes)
-    # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head.
-    var = jnp.square(pixels - _line_up(mean, x)).mean(axes)
+    mean, var = _moments(x)
     return _normalised(x, scale, bias, mean, var, epsilon, silu, dtype), mean, var
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Compute mean and biased variance of each channel in one read of ``x``.
+
+    Several devices exchange one array: each takes the moments of its share of the batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shares = 1 if mesh.empty or len(x) % mesh.size else mesh.size
+    pixels = at_least_float32(x).reshape(shares, -1, *x.shape[1:])
+    # Not E[x²] - E[x]²: it cancels where features share a large mean, as before the head. The first
+    # image's mean is near enough to that of all.
+    axes = tuple(range(1, x.ndim))
+    near = pixels[:, :1].mean(axes, keepdims=True)
+    means, squares = (v.mean(axes) for v in (pixels - near, jnp.square(pixels - near)))
+    variances, means = squares - jnp.square(means), means + near.reshape(means.shape)
+    if shares > 1:
+        both = jnp.concatenate([means, variances], axis=1)
+        both = lax.with_sharding_constraint(both, PartitionSpec())
+        means, variances = jnp.split(both, 2, axis=1)
+    mean = means.mean(0)
+    between = jnp.square(means - mean.reshape(1, -1)).mean(0)
+    return mean, jnp.maximum(variances.mean(0) + between, 0.0)
 
 
 def _forward(
@@ -111,20 +132,32 @@ def _backward(
 ) -> tuple[Array, Array, Array]:
     # The barrier makes XLA compute the sigmoid again from ``x`` rather than keep it and z from the
     # forward pass: that takes less memory, and on a CPU less time.
-    (x, scale, bias, mean, var), grad = lax.optimization_barrier((residuals, grads[0]))
-    grad, axes = at_least_float32(grad), tuple(range(x.ndim - 1))
-    if silu:
-        z = _affine(x, scale, bias, mean, var, epsilon)
-        sigmoid = nn.sigmoid(z)
-        grad = grad * sigmoid * (1 + z * (1 - sigmoid))
-    inverse, pixels = 1 / jnp.sqrt(var + epsilon), at_least_float32(x)
-    unit, grad_bias = (pixels - _line_up(mean, x)) * _line_up(inverse, x), grad.sum(axes)
+    (x, scale, bias, mean, var), given = lax.optimization_barrier((residuals, grads[0]))
+    axes, inverse = tuple(range(x.ndim - 1)), 1 / jnp.sqrt(var + epsilon)
+
+    def at_output(x: Array, grad: Array) -> tuple[Array, Array, Array]:
+        """Return pixels, normalised pixels and the gradient of what they are scaled to."""
+        pixels, grad = at_least_float32(x), at_least_float32(grad)
+        if silu:
+            z = _affine(x, scale, bias, mean, var, epsilon)
+            sigmoid = nn.sigmoid(z)
+            grad = grad * sigmoid * (1 + z * (1 - sigmoid))
+        return pixels, (pixels - _line_up(mean, x)) * _line_up(inverse, x), grad
+
+    pixels, unit, grad = at_output(x, given)
+    grad_bias = grad.sum(axes)
     if x.ndim == 2:
         grad_scale = (grad * unit).sum(axes)
     else:
         # For maps the mean leaves the sum, else XLA writes a centred copy. Vectors, as before the
         # head, may share a mean so large that this difference would cancel.
         grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
+    if silu and x.dtype == jnp.bfloat16:
+        # Computed again: kept from the sums, this gradient would be twice as wide as its inputs.
+        x, given, grad_bias, grad_scale = lax.optimization_barrier(
+            (x, given, grad_bias, grad_scale)
+        )
+        _, unit, grad = at_output(x, given)
     count = x.size // x.shape[-1]
     through = grad - _line_up(grad_bias / count, x) - unit * _line_up(grad_scale / count, x)
     grad_x = through * _line_up(scale * inverse, x)

@@ -62,14 +62,14 @@ class Conv(nn.Module):
         """Convolve ``x``; the output's sides are ceil(side / strides)."""
         channels = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
         x = x.astype(self.dtype)
         if self.depthwise:
-            y = depthwise_conv(x, kernel, self.strides, self.dilation)
+            y = depthwise_conv(x, kernel.astype(self.dtype), self.strides, self.dilation)
         elif self.kernel_size == 1:
             y = pointwise(x[:, :: self.strides, :: self.strides], kernel[0, 0])
         else:
-            y = dense_conv(x, kernel, self.strides)
+            y = dense_conv(x, kernel.astype(self.dtype), self.strides)
         if self.use_bias:
             init = self.bias_init or torch_bias_init(kernel[..., 0].size)
             bias = self.param("bias", init, (self.features,))
@@ -80,22 +80,23 @@ class Conv(nn.Module):
 
 @jax.custom_vjp
 def pointwise(x: Maps, kernel: Float[Array, "channels features"]) -> SameSizeMaps:
-    """Convolve 1x1: a matrix product.
+    """Convolve 1x1: a matrix product in the type of ``x``; the kernel and its gradient keep theirs.
 
     JAX's own gradient of the kernel is the transpose of ``gradᵀ x``, for which XLA on a CPU
     transposes the whole gradient in memory, at several times the cost of the product; here it is
     ``xᵀ grad``, equal up to the order of summation.
     """
-    return x @ kernel
+    return x @ kernel.astype(x.dtype)
 
 
 def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return pointwise(x, kernel), (x, kernel)
 
 
 def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    return grad @ kernel.T, forms.product_over_pixels(x, grad)
+    of_kernel = forms.product_over_pixels(x, grad, kernel.dtype)
+    return grad @ kernel.T.astype(x.dtype), of_kernel
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)

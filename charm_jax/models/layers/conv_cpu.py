@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -16,10 +17,10 @@ _NARROWS = 8  # at least this many times as many channels as features, as in the
 _WIDENS = 4  # at least this many times as many features as channels
 
 
-def product_over_pixels(x: Array, grad: Array) -> Array:
+def product_over_pixels(x: Array, grad: Array, dtype: DTypeLike | None = None) -> Array:
     """Sum ``x ⊗ grad`` over batch and space; flat, since XLA transposes operands of rank 4."""
     flat = (v.reshape(-1, v.shape[-1]) for v in (x, grad))
-    return lax.dot_general(*flat, (((0,), (0,)), ((), ())))
+    return lax.dot_general(*flat, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
 def native(x: Array, kernel: Array, strides: int, groups: int, dilation: int = 1) -> Array:

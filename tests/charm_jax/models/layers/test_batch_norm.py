@@ -173,3 +173,21 @@ def test_initialisation_does_not_move_the_statistics():
         variables["batch_stats"], {"mean": jnp.zeros(5), "var": jnp.ones(5)}
     )
     chex.assert_trees_all_equal(variables["params"], {"scale": jnp.ones(5), "bias": jnp.zeros(5)})
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_in_bfloat16_its_gradient_is_that_of_float32_to_rounding(silu):
+    keys = jax.random.split(jax.random.key(4), 2)
+    x, weights = (jax.random.normal(key, (4, 4, 4, 5)).astype(jnp.bfloat16) for key in keys)
+
+    def gradients(dtype):
+        def value(x, params):
+            variables = {**start(5), "params": params}
+            y, _ = train(variables, x, silu=silu, dtype=dtype)
+            return (y * weights.astype(dtype)).astype(jnp.float32).sum()
+
+        return jax.grad(value, argnums=(0, 1))(x.astype(dtype), start(5)["params"])
+
+    (of_x, of_params), (exact_of_x, exact_of_params) = map(gradients, (jnp.bfloat16, jnp.float32))
+    np.testing.assert_allclose(of_x.astype(jnp.float32), exact_of_x, rtol=0.01, atol=1e-3)
+    chex.assert_trees_all_close(of_params, exact_of_params, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from jax import lax
 
-from charm_jax.models.layers.conv import Conv, dense_conv, depthwise_conv, torch_bias_init
+from charm_jax.models.layers.conv import (
+    Conv,
+    dense_conv,
+    depthwise_conv,
+    pointwise,
+    torch_bias_init,
+)
 
 # (height, width, channels, features, kernel size); a fixed few, since each is compiled.
 CASES = [
@@ -195,3 +201,14 @@ def test_the_layer_adds_its_bias(size, depthwise):
     without = apply({"params": {**params, "bias": jnp.zeros(4)}}, x)
     bias = params["bias"].reshape(1, 1, 1, 4)
     np.testing.assert_allclose(apply({"params": params}, x), without + bias, atol=1e-6)
+
+
+def test_a_pointwise_kernels_gradient_is_summed_and_kept_in_float32():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, grad = (jax.random.normal(key, (4, 8, 8, 16)).astype(jnp.bfloat16) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (16, 16))
+    _, back = jax.vjp(pointwise, x, kernel)
+    of_x, of_kernel = back(grad)
+    assert (of_x.dtype, of_kernel.dtype) == (jnp.bfloat16, jnp.float32)
+    exact = np.einsum("bhwc,bhwf->cf", *(np.asarray(v, np.float64) for v in (x, grad)))
+    np.testing.assert_allclose(of_kernel, exact, rtol=1e-5, atol=1e-5)
