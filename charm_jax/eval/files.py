@@ -25,6 +25,8 @@ from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import columns_of
 
 _AGAIN = "evaluate that run again."
+# Settings of the data that leave each image that is read as it is.
+_FREE = ("missing", "max_unreadable", "resident", "processes")
 
 
 def find_folder(model: LoadedModel, data: Data, rows: Int[np.ndarray, " n"], split: str) -> Path:
@@ -69,6 +71,8 @@ def describe_replaced(out: Path, result: EvaluationResult) -> str | None:
     if not (out / "metrics.json").exists():
         return None
     before, now = read_json(out / "metrics.json"), result.to_json()
+    for content in (before, now):
+        content["data"] = {k: v for k, v in content.get("data", {}).items() if k not in _FREE}
     model, images = ("checkpoint", "network_sha256"), ("source", "split_sha256", "cases_sha256")
     keys = (*model, *images, "data", "reading")
     other = [key.removesuffix("_sha256") for key in keys if before.get(key) != now[key]]

@@ -326,6 +326,8 @@ def test_what_is_replaced_is_said_unless_it_is_the_same_evaluation(tmp_path):
     assert files.describe_replaced(tmp_path, result) is None
     (tmp_path / "metrics.json").write_text(json.dumps(result.to_json()))
     assert files.describe_replaced(tmp_path, result) is None
+    sooner = dataclasses.replace(result, data={"processes": 4, "resident": True})
+    assert files.describe_replaced(tmp_path, sooner) is None
     for key, value in (
         ("checkpoint", "bce/1"),
         ("network_sha256", "00"),  # of another run, whose checkpoint has the same name
