@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 Handler = Callable[[int, FrameType | None], None]
+_PATIENCE = 5.0  # seconds, half of what Docker gives
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -28,13 +30,13 @@ def exit_at_once() -> None:
 
     An exception would end imports half-way, and some of them would swallow it.
     """
+    _handle(lambda number, _: _exit(number))
 
-    def leave(number: int, _: FrameType | None) -> None:
-        with contextlib.suppress(OSError):  # nobody may be left to read it
-            os.write(2, f"{Stopped(number)}\n".encode())
-        os._exit(128 + number)
 
-    _handle(leave)
+def _exit(number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        os.write(2, f"{Stopped(number)}\n".encode())
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -42,8 +44,9 @@ def caught(*, raising: bool) -> Iterator[list[int]]:
     """Catch the signals while the block runs; the handlers before come back at its end.
 
     Args:
-        raising: whether each one raises ``Stopped`` in the main thread. Otherwise only Ctrl-C a
-            second time does, after a second in which wrappers may pass the first one on.
+        raising: whether each one raises ``Stopped`` in the main thread, which ends the process if
+            it has not left the block in time, as when XLA compiles. Otherwise only Ctrl-C a second
+            time does, after a second in which wrappers may pass the first one on.
 
     Yields:
         A list that gets the number of each one.
@@ -61,10 +64,43 @@ def caught(*, raising: bool) -> Iterator[list[int]]:
 
     before = _handle(note)
     try:
-        yield received
+        with _in_time() if raising else _unwatched():
+            yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """End the process if a signal comes and the block lasts a while longer."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # Python writes the numbers of signals to it, whatever is running
+    left = threading.Event()
+
+    def wait() -> None:
+        with ours:
+            while number := ours.recv(1):
+                if number[0] in _NAMES and not left.wait(_PATIENCE):
+                    _exit(number[0])
+
+    threading.Thread(target=wait, daemon=True).start()
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        theirs.close()
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
 
 
 def _handle(handler: Handler) -> dict[int, Any]:

@@ -42,7 +42,13 @@ def run(command: Callable[[list[str]], int]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         _keep_programs(cache_folder())
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is intended
-    sys.exit(guarded(command, sys.argv[1:]))
+    code = guarded(command, sys.argv[1:])
+    if code in (130, 143) and not jax.distributed.is_initialized():
+        # XLA may still be compiling, and crashes when the interpreter ends before it.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _keep_programs(cache: Path | None) -> None:

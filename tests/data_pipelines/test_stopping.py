@@ -53,6 +53,43 @@ def test_signals_are_noted_or_raised_and_the_handlers_come_back(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("slow", ["compile", "swallow"])
+def test_a_command_that_does_not_react_is_ended(slow, number):
+    """A long call, like XLA's, runs no handler, and a library may swallow the exception."""
+    code = (
+        "import contextlib, hashlib, time\n"
+        "from data_pipelines import stopping\n"
+        "from data_pipelines.command_line import guarded\n"
+        "def compile():\n"
+        "    print(flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+        "def swallow():\n"
+        "    with contextlib.suppress(BaseException):\n"
+        "        print(flush=True)\n"
+        "        time.sleep(60)\n"
+        "    time.sleep(60)\n"
+        "stopping._PATIENCE = 0.1\n"
+        f"raise SystemExit(guarded({slow}))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    process.stdout.readline()
+    time.sleep(0.2)  # until the call has begun
+    process.send_signal(number)
+    assert process.communicate()[1] == SENTENCES[number]
+    assert process.returncode == CODES[number]
+
+
+def test_a_training_that_finishes_its_step_is_not_ended(monkeypatch):
+    monkeypatch.setattr(stopping, "_PATIENCE", 0.0)
+    with stopping.caught(raising=True):
+        with stopping.caught(raising=False) as received:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        assert received == [signal.SIGTERM]
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_what_is_ignored_stays_ignored():
     """A shell starts background commands like this, and their Ctrl-C is not theirs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
