@@ -22,9 +22,6 @@ _FOR_CPU = {
     "xla_cpu_enable_concurrency_optimized_scheduler": False,
     "xla_cpu_prefer_vector_width": 512,  # by default 256, even where the CPU has 512
 }
-# By default XLA keeps a value in float32 that a program rounds to bfloat16 and widens again, and
-# then moves twice the bytes.
-_FOR_GPU = {"xla_allow_excess_precision": False}
 
 
 @functools.cache
@@ -34,10 +31,11 @@ def options(platform: str) -> dict[str, bool | int]:
     They change the speed of a program and its order of summation.
     """
     known: dict[str, bool | int] = {}
-    for name, value in {"cpu": _FOR_CPU, "gpu": _FOR_GPU}.get(platform, {}).items():
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-            known[name] = value
+    if platform == "cpu":
+        for name, value in _FOR_CPU.items():
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+                known[name] = value
     return known
 
 

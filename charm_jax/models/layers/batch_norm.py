@@ -154,9 +154,7 @@ def _backward(
         grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
     if silu and x.dtype == jnp.bfloat16:
         # Computed again: kept from the sums, this gradient would be twice as wide as its inputs.
-        x, given, grad_bias, grad_scale = lax.optimization_barrier(
-            (x, given, grad_bias, grad_scale)
-        )
+        x, given = lax.optimization_barrier((x, given))
         _, unit, grad = at_output(x, given)
     count = x.size // x.shape[-1]
     through = grad - _line_up(grad_bias / count, x) - unit * _line_up(grad_scale / count, x)
