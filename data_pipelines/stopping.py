@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,12 +85,23 @@ def _in_time() -> Iterator[None]:
                 if number[0] in _NAMES and not left.wait(_PATIENCE):
                     _exit(number[0])
 
+    report = sys.unraisablehook
+
+    def again(lost: Any) -> None:
+        """Send the signal again if its exception came where Python ignores all, as in `__del__`."""
+        if isinstance(lost.exc_value, Stopped):
+            threading.Timer(0.05, os.kill, (os.getpid(), lost.exc_value.number)).start()
+        else:
+            report(lost)
+
     threading.Thread(target=wait, daemon=True).start()
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    sys.unraisablehook = again
     try:
         yield
     finally:
         left.set()
+        sys.unraisablehook = report
         signal.set_wakeup_fd(before)
         theirs.close()
 

@@ -80,6 +80,18 @@ def test_a_command_that_does_not_react_is_ended(slow, number):
     assert process.returncode == CODES[number]
 
 
+def test_an_exception_that_python_ignores_is_raised_again(capfd):
+    class Collected:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    with pytest.raises(stopping.Stopped), stopping.caught(raising=True):
+        Collected()
+        time.sleep(60)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_training_that_finishes_its_step_is_not_ended(monkeypatch):
     monkeypatch.setattr(stopping, "_PATIENCE", 0.0)
     with stopping.caught(raising=True):
