@@ -62,7 +62,10 @@ def main(argv: list[str]) -> int:
     if values.overlays:
         _check_out(Path(values.out), given)
     if images.others:
-        say(f"{images.others:,} files of the folders hold no image and are left out.")
+        say(
+            f"{images.others:,} files of the folders are left out: they are neither PNG, JPEG, TIFF nor "
+            "DICOM."
+        )
     # The data may have moved since training; the given files alone are read with another range.
     model = loaded.load_run(run, values.checkpoint, values.memory)
     trained = model.settings.data.value_range

@@ -145,7 +145,7 @@ def case_id_batches(
         )
     if not 1 <= batch_size <= len(rows):
         raise InputError(
-            f"{batch_key} is {batch_size} but the part has {len(rows)} images: set it to a number "
+            f"{batch_key} is {batch_size} but the split has {len(rows)} images: set it to a number "
             f"from 1 to {len(rows)}."
         )
     # Grain seeds epoch e with seed + e: without spread seeds, run 1 would repeat run 0 from its

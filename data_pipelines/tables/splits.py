@@ -52,7 +52,7 @@ class Split:
             )
         if not parts[part].size:
             raise InputError(
-                f"The part {part!r} of stage {stage!r} holds no images under "
+                f"The split {part!r} of stage {stage!r} holds no images under "
                 f"--config.data.split={self.rule}: add images of it, or choose another rule of "
                 f"{', '.join(RULES)}."
             )

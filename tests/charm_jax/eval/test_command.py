@@ -257,7 +257,7 @@ def test_an_empty_split_is_refused(copy, refused):
     for name in names:
         (copy / "data/phantom/images" / name).unlink()
     arguments = ["--config.data.missing=skip"]
-    words = ("The part 'test'", "holds no images", "--config.data.split=official")
+    words = ("The split 'test'", "holds no images", "--config.data.split=official")
     refused(eval_command.main, arguments, *words, cwd=copy)
 
 

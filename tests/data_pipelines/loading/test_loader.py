@@ -219,7 +219,7 @@ def test_last_evaluation_batch_is_filled_with_masked_zeros(table):
 
 @pytest.mark.parametrize("batch_size", [0, 13])
 def test_impossible_batch_size_names_key_and_both_numbers(table, batch_size):
-    with pytest.raises(InputError, match=rf"{KEY} is {batch_size} but the part has 12 images"):
+    with pytest.raises(InputError, match=rf"{KEY} is {batch_size} but the split has 12 images"):
         _train(table, batch_size=batch_size)
 
 
