@@ -14,8 +14,7 @@ export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 
 echo "== parity and GPU tests"
 JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest -m gpu tests
-JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest tests/charm_jax/test_model.py \
-    tests/charm_jax/test_momentum.py tests/charm_jax/backbones
+JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest tests/charm_jax/models
 
 echo "== a run without a break, and one that is killed"
 cd "$work"
