@@ -37,9 +37,11 @@ def runs():
 @pytest.mark.parametrize("count", ["2", "4", "8", "2 resident", "vote 4"])
 def test_several_devices_train_as_one_does(runs, count):
     one, several = runs["vote 1" if count.startswith("vote") else "1"], runs[count]
+    # The softmax of a vote has a temperature of 0.1, which takes rounding up tenfold.
+    tolerance = 1e-4 if count.startswith("vote") else 1e-5
     for alone, together in zip(one["metrics"], several["metrics"], strict=True):
         assert alone.keys() == together.keys()
-        assert abs(alone["loss"] - together["loss"]) < 1e-5
+        assert abs(alone["loss"] - together["loss"]) < tolerance
         np.testing.assert_allclose(
             list(together.values()), list(alone.values()), rtol=1e-3, atol=1e-5
         )
