@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
         _check_out(Path(values.out), given)
     if images.others:
         say(
-            f"{images.others:,} files of the folders are left out, which are neither PNG, JPEG, TIFF "
-            "nor DICOM."
+            f"{images.others:,} files of the folders are left out, which are neither PNG, JPEG, "
+            "TIFF nor DICOM."
         )
     # The data may have moved since training; the given files alone are read with another range.
     model = loaded.load_run(run, values.checkpoint, values.memory)
