@@ -24,12 +24,12 @@ from data_pipelines.phantom import draw as phantom
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 RAREST = ("Hernia", "Pneumonia", "Fibrosis")
-VOTE = {"preset": "vote", "model.fusion": False}
+VOTE = {"preset": "vote"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"model.charm": False},
     "published": {},
     "vote": VOTE,
-    "vote, with fusion": {"preset": "vote"},
+    "vote, with fusion": VOTE | {"model.fusion": True},
     "vote, keys of the main branch": VOTE | {"model.momentum_branch": False},
     "vote in training alone": VOTE | {"model.vote_weight": 0.0},
     "vote in evaluation alone": VOTE | {"model.vote_loss_share": 0.0},

@@ -43,7 +43,9 @@ PRESETS = {
         },
     },
     # Stored cases vote with their labels, where the published network reads their features.
-    "vote": {"model": {"memory": "vote", "retrieval_k": 100, "bank_size": 2048}},
+    "vote": {
+        "model": {"memory": "vote", "fusion": False, "retrieval_k": 100, "bank_size": 2048},
+    },
 }
 
 Value = bool | int | float | str

@@ -29,8 +29,8 @@ def explain_step(
         ``thumbnail`` ``[B, 32, 32]``. With a bank also ``fused`` ``[B, D]``; ``cases`` ``[B, k]``,
         the case ids that were read, -1 for none; ``contributions`` ``[B, k, F]``, the logits minus
         those with that case forgotten, 0 for none; ``without_memory`` ``[B, F]``, the logits with
-        an empty bank. A network whose cases vote has ``vote`` ``[B, F]``, and as ``contributions``
-        the share of each case in it.
+        an empty bank. A network whose cases vote has ``vote`` ``[B, F]``, NaN where no label of
+        a read case is known, and as ``contributions`` the share of each case in it.
     """
     variables, cases = _variables(state), cases_of(batch)
     output = model.apply(
@@ -55,8 +55,9 @@ def explain_step(
             read, output.logits, output.fused, cases, state.memory, output.retrieved
         )
     else:
-        shares = output.shares
-        kept["vote"] = shares.sum(1)
+        shares, read_ = output.shares, output.retrieved
+        known = (state.memory.labels[read_.indices] >= 0) & read_.valid[..., None]
+        kept["vote"] = jnp.where(known.any(1), shares.sum(1), jnp.nan)
     return kept | {
         "fused": output.fused,
         "cases": case_ids_read(state.memory, output.retrieved),

@@ -19,6 +19,7 @@ from charm_jax.inference.rows import predict_rows
 from charm_jax.inference.steps import eval_step
 from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState
+from charm_jax.models.vote import Vote
 from charm_jax.runs import banks, folder
 from charm_jax.runs.arguments import read_settings
 from charm_jax.runs.banks import TRAINED, StoredBank
@@ -35,6 +36,7 @@ from data_pipelines.tables.case_table import CaseTable
 _LOG = logging.getLogger(__name__)
 # Keys of ``config.model`` that no parameter shows.
 _SCORING = ("channels", "input_range", "fusion", "momentum_branch", "retrieval_k", "init_key")
+_VOTING = ("vote_weight", "vote_temperature")
 _BANK_FACTS = ("source", "split", "images_sha256", "patients_known", "images_here")
 
 
@@ -83,12 +85,13 @@ class LoadedModel:
             data: settings that the images are read with.
         """
         keys = self.settings.model
+        names = _SCORING + _VOTING * (keys.memory == "vote")
         return {
             "image_size": data.image_size,
             "value_range": data.value_range,
             "outputs": list(self.pathologies),
             "memory": self.provenance.get("memory"),
-            **{name: getattr(keys, name) for name in _SCORING},
+            **{name: getattr(keys, name) for name in names},
         }
 
     def compile(self, step: Callable, *, shared: bool = True) -> CompiledStep:
@@ -204,6 +207,11 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
     if memory != TRAINED:
         return _with_bank(model, memory)
     bank = banks.refilled(run, state)
+    if bank is None and isinstance(network, Vote):
+        _LOG.warning(
+            f"{name} of {run} votes with the keys that training stored last, since it has no bank "
+            "that was filled after training: charm-jax memory RUN refill makes one."
+        )
     return model if bank is None else dataclasses.replace(model, state=state.replace(memory=bank))
 
 
@@ -237,6 +245,8 @@ def file_settings(settings: Settings, file: Contents, given: Collection[str] = (
     names = ("backbone", "charm", "channels", "input_range", "retrieval_k", "bank_size")
     entries = {f"model.{name}": getattr(told, name) for name in names}
     entries["data.image_size"] = told.image_size
+    if told.charm is False:
+        entries["model.memory"] = "published"  # a plain network has none
     if automatic:
         entries["model.input_range"] = told.input_range or IMAGENET
         given = set(given) - {"model.input_range"}

@@ -54,7 +54,8 @@ def records(
 
     Returns:
         A record an image, ready for JSON. Where the stored cases vote, ``vote`` has what they say
-        of each finding, 0 ... 1, and ``evidence`` the ten most similar with their shares in it.
+        of each finding, 0 ... 1 or None if they know nothing, and ``evidence`` the ten most
+        similar with their shares in it.
     """
     scores, thresholds = calibrator.scores(outputs["logits"]), calibrator.thresholds()
     without = calibrator.scores(outputs["without_memory"]) if "without_memory" in outputs else None
@@ -73,7 +74,8 @@ def records(
             record["without_memory"] = _named(calibrator.findings, without[row])
             record["evidence"] = _evidence(outputs, row, calibrator.findings, bank)
             if "vote" in outputs:
-                record["vote"] = _named(calibrator.findings, outputs["vote"][row])
+                vote = _named(calibrator.findings, outputs["vote"][row])
+                record["vote"] = {k: None if np.isnan(v) else v for k, v in vote.items()}
         made.append(record)
     return made
 

@@ -75,8 +75,9 @@ def _all(
     model: LoadedModel, data: Data, rows: np.ndarray, read: Embedded
 ) -> tuple[MemoryBank, int]:
     cases = _cases(data, rows, read, np.arange(len(rows)))
-    written = memory_bank.refresh(
-        _empty(model), read.stored, cases.labels, cases.case_ids, cases.patient_ids
+    every = jnp.ones(len(rows), bool)
+    written = memory_bank.write(
+        _empty(model), read.stored, cases.labels, cases.case_ids, cases.patient_ids, every
     )
     return written, len(rows)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from charm_jax.models import memory_bank, selection
@@ -93,6 +94,7 @@ def create_network(
                 num_classes,
                 kernel_init=torch_kernel_init,
                 bias_init=torch_bias_init(parts.feature_dim),
+                precision=lax.Precision.HIGHEST,  # not TF32, a GPU's default
             ),
             retrieval_k=retrieval_k,
             **voting._asdict(),

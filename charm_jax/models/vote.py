@@ -144,10 +144,9 @@ class Vote(nn.Module):
 
         Shares add up to the vote v. An evaluation only: ``train`` has to be False.
         """
-        retrieved, shares = nearest(memory, fused, cases, self.retrieval_k, self.temperature)
+        retrieved, shares, voted = nearest(memory, fused, cases, self.retrieval_k, self.temperature)
         plain, prior = self.classifier(fused), prevalence(memory)
-        shift = log_odds(shares.sum(1), prior) - log_odds(prior, prior)
-        voted = (retrieved.valid[..., None] & (_labels(memory, retrieved) >= 0)).any(1)
+        shift = log_odds(jnp.minimum(shares.sum(1), 1.0), prior) - log_odds(prior, prior)
         return retrieved, shares, plain + self.weight * jnp.where(voted, shift, 0.0)
 
     def classify(
@@ -165,12 +164,12 @@ class Vote(nn.Module):
 
 def nearest(
     memory: MemoryBank, queries: Vectors, cases: Cases, k: int, temperature: float
-) -> tuple[Retrieved, Shares]:
+) -> tuple[Retrieved, Shares, Bool[Array, "batch findings"]]:
     """Read the min(k, N) usable cases with the highest cosine, best first.
 
     Returns:
         The cases, without features, and the share w y of each in the vote on each finding; 0
-        where its label is unknown or the finding absent.
+        where its label is unknown or the finding absent. Last, whether any case votes on a finding.
     """
     similarity, readable = cosines(memory, queries, cases)
     k = min(k, len(memory.case_ids))
@@ -178,10 +177,11 @@ def nearest(
     valid = jnp.take_along_axis(readable, slots, axis=1)
     similarity = jnp.where(valid, best, 0.0)
     retrieved = Retrieved(features=None, indices=slots, similarities=similarity, valid=valid)
-    labels = _labels(memory, retrieved)
+    labels = memory.labels[retrieved.indices]
     weights = _weights(similarity, valid, temperature)[..., None] * (labels >= 0)
     total = weights.sum(1, keepdims=True)
-    return retrieved, weights * (labels == 1) / jnp.where(total > 0, total, 1.0)
+    shares = weights * (labels == 1) / jnp.where(total > 0, total, 1.0)
+    return retrieved, shares, total[:, 0] > 0
 
 
 def _weights(
@@ -191,10 +191,6 @@ def _weights(
     highest = jnp.max(similarity, axis=1, keepdims=True, where=readable, initial=-1.0)
     scaled = (similarity - jax.lax.stop_gradient(highest)) / temperature
     return jnp.where(readable, jnp.exp(jnp.where(readable, scaled, 0.0)), 0.0)
-
-
-def _labels(memory: MemoryBank, retrieved: Retrieved) -> Array:
-    return memory.labels[retrieved.indices]
 
 
 @partial(

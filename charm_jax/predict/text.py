@@ -48,7 +48,8 @@ def _highest(values: Mapping[str, float]) -> str:
 def _evidence(record: Mapping[str, Any]) -> list[str]:
     lines = []
     if "vote" in record:
-        lines.append(f"  vote of similar cases: {_highest(record['vote'])}")
+        known = {name: vote for name, vote in record["vote"].items() if vote is not None}
+        lines.append(f"  vote of similar cases: {_highest(known) or 'their labels are unknown'}")
     for entry in record.get("evidence", [])[: _VOTES if "vote" in record else None]:
         known = entry["labels"]
         labels = "labels unknown" if known is None else ", ".join(known) or "no finding"

@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from data_pipelines.atomic_files import check_writable, draft_of
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable
 
+_LOG = logging.getLogger(__name__)
 TRAINED = "trained"  # label of a checkpoint's own bank, or of the one that training ended with
 _FIELDS = tuple(field.name for field in dataclasses.fields(MemoryBank))
 
@@ -100,7 +102,8 @@ def write(
             for file in run_cases.FILES:
                 if (cases / file).exists():
                     shutil.copyfile(cases / file, draft / file)
-        shutil.rmtree(folder, ignore_errors=True)  # an older one that training ended with
+        if label == TRAINED:  # an older one that training ended with
+            shutil.rmtree(folder, ignore_errors=True)
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -115,7 +118,11 @@ def refilled(run: Path, state: TrainState) -> MemoryBank | None:
     made = runs.read_json(path)
     if made["weights_sha256"] != weights_sha256(state):
         return None
-    return read(run, TRAINED, state, made["findings"]).memory
+    try:
+        return read(run, TRAINED, state, made["findings"]).memory
+    except InputError:
+        _LOG.warning(f"{path.parent} is damaged and not read: delete it.")
+        return None
 
 
 def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> StoredBank:
@@ -127,7 +134,7 @@ def read(run: Path, label: str, state: TrainState, findings: Sequence[str]) -> S
     """
     folder = run / "memory" / label
     if not (folder / "memory.json").is_file():
-        names = {TRAINED, *(path.parent.name for path in run.glob("memory/*/memory.json"))}
+        names = sorted({TRAINED, *(p.parent.name for p in run.glob("memory/*/memory.json"))})
         raise InputError(f"The run {run} has no memory {label!r}: {did_you_mean(label, names)}")
     description = runs.read_json(folder / "memory.json")
     if description["findings"] != list(findings):

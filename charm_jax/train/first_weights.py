@@ -20,7 +20,7 @@ from data_pipelines.errors import InputError
 
 # Keys that the arrays of a checkpoint depend on, and keys that they were only trained with.
 _SHAPES = ("model.backbone", "model.charm", "model.channels")
-_CHARM_SHAPES = ("model.fusion", "model.momentum_branch", "model.bank_size")
+_CHARM_SHAPES = ("model.memory", "model.fusion", "model.momentum_branch", "model.bank_size")
 _HABITS = ("data.image_size", "data.value_range", "model.input_range", "model.retrieval_k")
 
 

@@ -400,11 +400,12 @@ class Training:
         """
         if not isinstance(self.experiment.model, Vote):
             return
+        again = (
+            "the memory bank keeps the keys of training: fill another one with charm-jax memory "
+            f"{self.directory} refill --label LABEL, and name it with --memory LABEL."
+        )
         if jax.process_count() > 1:
-            say(
-                "The memory bank keeps features of training: fill it again with charm-jax memory "
-                f"{self.settings.name} refill --label refilled."
-            )
+            say(f"With several processes {again}")
             return
         self.checkpoints.wait()
         try:
@@ -417,6 +418,9 @@ class Training:
         except Stopped as stopped:
             self.signals.append(stopped.number)
             raise Interrupted from stopped
+        except InputError as error:  # the run is whole without it
+            say(f"warning: {error} Therefore {again}")
+            return
         made |= {"made_by": "train", "checkpoint": model.checkpoint, "split": "train"}
         made["findings"] = list(model.pathologies)
         banks.write(self.directory, banks.TRAINED, memory, model.state, made)

@@ -21,7 +21,6 @@ KEYS = (
     "--config.preset=vote",
     "--config.name=vote",
     "--config.stages.bce.frozen_epochs=0",
-    "--config.model.fusion=False",
     "--config.model.bank_size=150",
     "--config.model.retrieval_k=20",
 )
@@ -118,6 +117,29 @@ def test_a_file_holds_the_network_without_its_vote(folder, model, monkeypatch):
     np.testing.assert_allclose(
         plain.predict(images).logits, empty.predict(images).logits, rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_damaged_bank_is_named_and_the_keys_of_training_vote(folder, caplog):
+    bank = folder / RUN / "memory" / TRAINED / "bank.safetensors"
+    whole = bank.read_bytes()
+    bank.write_bytes(whole[:100])
+    damaged = charm_jax.load(folder / RUN)
+    bank.write_bytes(whole)
+    assert f"memory/{TRAINED} is damaged and not read: delete it." in caplog.text
+    assert "votes with the keys that training stored last" in caplog.text
+    assert 0 < len(damaged.memory) <= 150
+
+
+def test_what_is_fitted_belongs_to_the_numbers_of_the_vote(model):
+    reading = model.model.reading(model.model.settings.data)
+    assert (reading["vote_weight"], reading["vote_temperature"]) == (0.4, 0.05)
+
+
+def test_a_run_with_another_memory_is_refused_with_the_key(folder):
+    refused = train_here("--config.name=other", "--from", "vote", cwd=folder)
+    assert refused.returncode == 2
+    assert "--config.model.memory=vote" in refused.stderr
+    assert not (folder / "runs/other").exists()
 
 
 def test_a_vote_needs_a_memory(folder):

@@ -168,13 +168,13 @@ def test_of_a_vote_the_ten_most_similar_cases_are_listed():
         "valid": np.ones((1, n), bool),
         "cases": np.arange(n)[None],
         "contributions": shares,
-        "vote": shares.sum(1),
+        "vote": np.array([[0.7, np.nan]], np.float32),
     }
     (record,) = records.records(made, Calibrator(FINDINGS, None, None), bank, CLEAN)
     assert [entry["case"] for entry in record["evidence"]] == [f"{i}.png" for i in range(10)]
-    assert record["vote"] == {"Mass": 0.7, "Rib fracture": 0.0}
+    assert record["vote"] == {"Mass": 0.7, "Rib fracture": None}
     text = describe(record | {"file": "x.png"}, dict.fromkeys(FINDINGS))
-    assert "vote of similar cases: Mass 0.700" in text
+    assert "vote of similar cases: Mass 0.700\n" in text
     assert "leaned on 1.png (Mass), cosine 0.843: Mass +0.10\n" in text
     assert "leaned on 0.png (no finding), cosine 0.900\n" in text
     assert "leaned on 5.png" not in text

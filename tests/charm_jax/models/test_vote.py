@@ -70,13 +70,14 @@ def plain_vote(bank, query, case, patient, k, temperature):
 @given(seed=seeds, k=st.integers(0, SIZE + 2))
 def test_shares_add_up_to_a_plain_vote_of_the_nearest(seed, k):
     bank, queries, cases = draw(seed)
-    retrieved, shares = nearest(bank, queries, cases, k, 0.2)
+    retrieved, shares, voted_on = nearest(bank, queries, cases, k, 0.2)
     for row in range(QUERIES):
         ids = int(cases.case_ids[row]), int(cases.patient_ids[row])
         expected, chosen = plain_vote(bank, np.asarray(queries[row], np.float64), *ids, k, 0.2)
         valid = np.asarray(retrieved.valid[row])
         np.testing.assert_array_equal(np.asarray(retrieved.indices[row])[valid], chosen)
         known = [value is not None for value in expected]
+        np.testing.assert_array_equal(voted_on[row], known)
         voted = np.asarray(shares[row].sum(axis=0))
         np.testing.assert_allclose(voted[known], [v for v in expected if v is not None], atol=1e-5)
         assert not np.asarray(shares[row])[~valid].any()
@@ -87,9 +88,7 @@ def test_shares_add_up_to_a_plain_vote_of_the_nearest(seed, k):
 def test_all_cases_vote_in_training_as_the_nearest_n_do(seed):
     bank, queries, cases = draw(seed)
     voted = np.asarray(vote_of_all(bank, queries, cases, 0.2))
-    retrieved, shares = nearest(bank, queries, cases, SIZE, 0.2)
-    labels = np.asarray(bank.labels)[np.asarray(retrieved.indices)]
-    known = ((labels >= 0) & np.asarray(retrieved.valid)[..., None]).any(axis=1)
+    _, shares, known = nearest(bank, queries, cases, SIZE, 0.2)
     near = np.where(known, np.asarray(shares).sum(axis=1), np.asarray(vote.prevalence(bank)))
     np.testing.assert_allclose(voted, near, atol=1e-5)
 
