@@ -93,16 +93,19 @@ def test_all_cases_vote_in_training_as_the_nearest_n_do(seed):
     np.testing.assert_allclose(voted, near, atol=1e-5)
 
 
-@quick
-@given(seed=seeds)
-def test_gradients_of_the_vote_reach_queries_alone_and_are_finite(seed):
-    bank, queries, cases = draw(seed)
-
+@jax.jit
+def gradients(bank, queries, cases):
     def total(features, queries):
         voted = vote.vote_of_all(bank.replace(features=features), queries, cases, 0.2)
         return vote.log_odds(voted, vote.prevalence(bank)).sum()
 
-    of_bank, of_queries = jax.jit(jax.grad(total, (0, 1)))(bank.features, queries)
+    return jax.grad(total, (0, 1))(bank.features, queries)
+
+
+@quick
+@given(seed=seeds)
+def test_gradients_of_the_vote_reach_queries_alone_and_are_finite(seed):
+    of_bank, of_queries = gradients(*draw(seed))
     assert not np.asarray(of_bank).any()
     assert np.isfinite(of_queries).all()
 
