@@ -1,6 +1,7 @@
 """Read a split with one memory bank or another, and compare the predictions."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,12 @@ class Embedded:
     fused: jax.Array
     stored: jax.Array
     cases: Cases
+
+
+def describe(model: LoadedModel, command: str) -> dict[str, Any]:
+    """Describe a new bank: what made it, and the checkpoint and findings it belongs to."""
+    findings = list(model.pathologies)
+    return {"made_by": command, "checkpoint": model.checkpoint, "findings": findings}
 
 
 def embed(model: LoadedModel, data: Data, rows: np.ndarray) -> Embedded:

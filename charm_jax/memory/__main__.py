@@ -176,7 +176,7 @@ def _forget(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
     memory = memory_bank.forget(old, jnp.asarray(chosen, jnp.int32))
     split, title = opened.embed(values.split)
     compared = changes.compare(opened.read(split), changes.read(model, memory, split), split, title)
-    description = model.bank.description if model.bank else _describe(model, "forget")
+    description = model.bank.description if model.bank else changes.describe(model, "forget")
     forgotten = [*description.get("forgotten", []), *opened.cases.loc[chosen, "image"]]
     description |= {"forgotten": forgotten, "cases": len(opened.cases) - len(chosen)}
     print(
@@ -209,7 +209,7 @@ def _refill(opened: _Opened, words: list[str], values: flags.FlagValues) -> int:
         f"{_count(made['cases'], 'case')} of {_count(made['patients'], 'patient')}. The weights "
         "are unchanged."
     )
-    description = _describe(opened.model, "refill") | made | {"split": values.split}
+    description = changes.describe(opened.model, "refill") | made | {"split": values.split}
     opened.save(values.label, memory, opened.model.state, description, data.table)
     return 1 if data.refused else 0
 
@@ -220,11 +220,6 @@ _COMMANDS: dict[str, Callable[[_Opened, list[str], flags.FlagValues], int]] = {
     "forget": _forget,
     "refill": _refill,
 }
-
-
-def _describe(model: LoadedModel, command: str) -> dict[str, Any]:
-    findings = list(model.pathologies)
-    return {"made_by": command, "checkpoint": model.checkpoint, "findings": findings}
 
 
 def _kind(data: run_data.Data) -> str:

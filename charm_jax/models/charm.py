@@ -203,13 +203,14 @@ class Charm(nn.Module):
         Differs: the reference masks stored rows whose float32 cosine with the query is exactly 1,
         which depends on rounding; here the own case is excluded by its id.
         """
-        trunk = self.trunk(images, train=train and not self.freeze_trunk)
-        main = self.expansion(trunk, train=train)
-        momentum_features = None
-        if momentum is not None:
-            momentum_features, momentum = momentum_branch.apply(
-                self.expansion, momentum, trunk, train=train
-            )
+        main, momentum_features, momentum = momentum_branch.both_branches(
+            self.trunk,
+            self.expansion,
+            images,
+            momentum,
+            train=train,
+            freeze_trunk=self.freeze_trunk,
+        )
         attention, fused = self.fuse(main, momentum_features)
 
         stored = jax.lax.stop_gradient(fused)

@@ -44,6 +44,27 @@ def update(momentum: Momentum, params: PyTree[Array], decay: float) -> Momentum:
     return momentum.replace(params=optax.incremental_update(params, momentum.params, 1 - decay))
 
 
+def both_branches(
+    trunk: nn.Module,
+    expansion: nn.Module,
+    images: Float[Array, "batch height width channels"],
+    momentum: Momentum | None,
+    *,
+    train: bool,
+    freeze_trunk: bool,
+) -> tuple[Float[Array, "batch h w dim"], Float[Array, "batch h w dim"] | None, Momentum | None]:
+    """Run the trunk and both expansion blocks on normalised images.
+
+    Returns:
+        f, f̄ and the momentum branch as ``apply`` returns it; f̄ is None without a branch.
+    """
+    features = trunk(images, train=train and not freeze_trunk)
+    main = expansion(features, train=train)
+    if momentum is None:
+        return main, None, None
+    return main, *apply(expansion, momentum, features, train=train)
+
+
 def apply(
     expansion: nn.Module,
     momentum: Momentum,

@@ -91,13 +91,14 @@ class Vote(nn.Module):
         written to the bank before it is read, the logits are z₀, and the vote has logits and a
         share of the loss of its own, 0 until 300 slots (or all) are filled.
         """
-        trunk = self.trunk(images, train=train and not self.freeze_trunk)
-        main = self.expansion(trunk, train=train)
-        momentum_features = None
-        if momentum is not None:
-            momentum_features, momentum = momentum_branch.apply(
-                self.expansion, momentum, trunk, train=train
-            )
+        main, momentum_features, momentum = momentum_branch.both_branches(
+            self.trunk,
+            self.expansion,
+            images,
+            momentum,
+            train=train,
+            freeze_trunk=self.freeze_trunk,
+        )
         attention, fused = self.fuse(main, momentum_features)
         key = fused if momentum_features is None else self._pool(momentum_features, attention)
         output = Output(
@@ -193,9 +194,8 @@ def _weights(
     return jnp.where(readable, jnp.exp(jnp.where(readable, scaled, 0.0)), 0.0)
 
 
-@partial(
-    jax.checkpoint, static_argnums=3
-)  # the backward pass computes the [batch, N] cosines again rather than keep them
+# The backward pass computes the [batch, N] cosines again rather than keep them.
+@partial(jax.checkpoint, static_argnums=3)
 def vote_of_all(
     memory: MemoryBank, queries: Vectors, cases: Cases, temperature: float
 ) -> Float[Array, "batch findings"]:

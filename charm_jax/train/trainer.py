@@ -16,7 +16,7 @@ from charm_jax.config.cli import say
 from charm_jax.config.recipe import KEYS
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
-from charm_jax.inference import fitted, loaded, refill
+from charm_jax.inference import changes, fitted, loaded, refill
 from charm_jax.models.state import TrainState, averaged, begin_stage
 from charm_jax.models.vote import Vote
 from charm_jax.runs import banks, folder
@@ -421,9 +421,8 @@ class Training:
         except InputError as error:  # the run is whole without it
             say(f"warning: {error} Therefore {again}")
             return
-        made |= {"made_by": "train", "checkpoint": model.checkpoint, "split": "train"}
-        made["findings"] = list(model.pathologies)
-        banks.write(self.directory, banks.TRAINED, memory, model.state, made)
+        description = changes.describe(model, "train") | made | {"split": "train"}
+        banks.write(self.directory, banks.TRAINED, memory, model.state, description)
 
 
 def evaluation_command(settings: Settings) -> str:
