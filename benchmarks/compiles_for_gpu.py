@@ -1,4 +1,4 @@
-"""What the steps become on GPUs that are not there: compiled by XLA, not run.
+"""Compile the steps for GPUs that this machine lacks, and count what the programs do.
 
     pip install -e . "jax[cuda12]"      # the wheels alone, 2 GB: no GPU and no driver
     python benchmarks/compiles_for_gpu.py                   # print the table

@@ -1,4 +1,4 @@
-"""What a memory bank adds to a plain backbone: the published read, and votes, over seeds.
+"""Compare a plain backbone with the published memory and with votes, over seeds.
 
     python benchmarks/memory.py --work DIR --images 7 --seeds 10 11 12 13 14 --length 1
 

@@ -1,4 +1,4 @@
-"""What the compiler of a GPU is given, without a GPU: every step, lowered for CUDA."""
+"""Lower every step for CUDA, without a GPU, and check its operations."""
 
 import functools
 import re

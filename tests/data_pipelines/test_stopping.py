@@ -111,7 +111,9 @@ def test_what_is_ignored_stays_ignored():
 
 
 def test_ctrl_c_a_second_time_does_not_wait(monkeypatch):
-    clock = iter([0.0, 5.0, 5.5, 6.5])  # entry, then a signal that a wrapper passes on, then anew
+    clock = iter(
+        [0.0, 5.0, 5.5, 6.5]
+    )  # entry, Ctrl-C, the same passed on by a wrapper, Ctrl-C again
     monkeypatch.setattr(time, "monotonic", clock.__next__)
     with pytest.raises(stopping.Stopped), stopping.caught(raising=False) as received:
         for count in (1, 2, 3):

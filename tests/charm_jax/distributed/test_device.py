@@ -23,7 +23,7 @@ class Driver:
 
 @pytest.fixture
 def warned(monkeypatch, caplog):
-    """What is said where the wheels for a CUDA version are installed."""
+    """Return the warning of a machine with the wheels for a CUDA version."""
 
     def check(driver, *, wheels="jax_cuda13_plugin", backend="cpu", platforms=None):
         def load(name):

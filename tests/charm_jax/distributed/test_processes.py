@@ -111,7 +111,7 @@ def free_port():
 
 
 def start_two(folder, *arguments, second=None):
-    """Two processes, each of which runs the command; their messages go to files.
+    """Run the command in two processes, with their messages in files.
 
     The second may run in a folder of its own.
     """

@@ -27,7 +27,7 @@ vote_of_all = jax.jit(vote.vote_of_all, static_argnums=3)
 
 
 def draw(seed, rows=12):
-    """A bank that is partly filled, and queries of which some share a case or patient with it."""
+    """Return a partly filled bank, and queries; some share a case or patient with the bank."""
     rng = np.random.default_rng(seed)
     stored = draw_rows(rng, int(rng.integers(0, rows)))
     features = rng.normal(1.0, 1.0, (len(stored["case_ids"]), WIDTH)).astype(np.float32)

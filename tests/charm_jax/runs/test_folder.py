@@ -1,4 +1,4 @@
-"""What a run's folder tells, and file systems that lack something."""
+"""Test the folder of a run, and file systems without locks."""
 
 import errno
 import itertools

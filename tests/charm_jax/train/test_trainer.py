@@ -83,7 +83,7 @@ def training_of(config):
 
 
 def newest(config, *, finished, epoch=1):
-    """What the newest checkpoint of a run with a config records."""
+    """Return the record of the newest checkpoint of a run with a config."""
     return {"config": config.to_dict(), "progress": {"finished": finished, "epoch": epoch}}
 
 

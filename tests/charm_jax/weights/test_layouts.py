@@ -101,7 +101,7 @@ LAYOUTS = {
         lambda t: {re.sub(r"^(layer\d)", r"\1._orig_mod", n): v for n, v in t.items()},
         [],
     ),
-    # Two that PyTorch wraps likewise: shards, and checkpoints of activations.
+    # PyTorch also wraps modules for sharding and for activation checkpoints.
     "sharded": (
         DENSE,
         lambda t: {

@@ -409,7 +409,7 @@ UPRIGHT = AS_8_BITS.astype(np.uint8)
 
 
 def _stored(upright, orientation):
-    """What a camera stores for an EXIF orientation."""
+    """Return the pixels that a camera stores for an EXIF orientation."""
     turned = {
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],

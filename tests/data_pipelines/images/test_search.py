@@ -1,4 +1,4 @@
-"""What lies in a folder: which files are images, and which file a name means."""
+"""Test which files of a folder are images, and which file a name means."""
 
 import os
 import socket
