@@ -1,9 +1,9 @@
 """The two sides of a benchmark, each behind the same four methods; every side has its own process.
 
-A case is a dict: ``kind`` (train, eval or bank), ``net``, ``side``, ``batch``, ``loss``, ``charm``,
-``slots``, ``channels_last``, ``frozen``, ``resident`` (how many images lie on the device, of which
-each step takes other ones; 0: it is given the same batch). Inputs are random; what is timed is one
-call of ``step``, to its end on the device.
+A case is a dict: ``kind`` (train, eval or bank), ``net``, ``side``, ``batch``, ``loss``, ``memory``
+(published, vote or none), ``slots``, ``channels_last``, ``frozen``, ``resident`` (how many images
+lie on the device, of which each step takes other ones; 0: it is given the same batch). Inputs are
+random; what is timed is one call of ``step``, to its end on the device.
 """
 
 import os
@@ -17,7 +17,7 @@ DEFAULTS = {
     "net": "efficientnet_v2_s",
     "batch": 16,
     "loss": "bce",
-    "charm": True,
+    "memory": "published",
     "slots": 512,
     "channels_last": False,
     "frozen": False,
@@ -47,38 +47,28 @@ class Ours:
         self.step = getattr(self, f"_{case['kind']}")()
 
     def _network(self) -> tuple[Any, Any]:
-        from functools import partial
-
         import jax.numpy as jnp
 
         from charm_jax.distributed import device
-        from charm_jax.models import memory_bank, selection, state
-        from charm_jax.models.attention import MultiScaleAttention
-        from charm_jax.models.backbones import BACKBONES
-        from charm_jax.models.baseline import Baseline
-        from charm_jax.models.charm import Charm, Head
-        from charm_jax.models.create import compute_type
+        from charm_jax.models import state
+        from charm_jax.models.create import Voting, compute_type, create_network, empty_bank
         from charm_jax.train import optim
 
-        jax, case, dtype = self.jax, self.case, compute_type(*device.target())
-        backbone = BACKBONES[case["net"]]
-        trunk, expansion = (
-            backbone.trunk(drop_rate=0.2, dtype=dtype),
-            backbone.expansion(dtype=dtype),
-        )
-        prevalence = (0.1,) * 14
-        rule = partial(selection.select, rule="norm_inlier", threshold=0.2, prevalence=prevalence)
-        if case["charm"]:
-            fusion, head = MultiScaleAttention(dtype), Head(14)
-            model = Charm(trunk, expansion, fusion, head, 5, rule, case["frozen"])
-        else:
-            model = Baseline(trunk, expansion, backbone.final, 14, case["frozen"])
+        jax, case = self.jax, self.case
+        votes = case["memory"] == "vote"
+        model = create_network(
+            case["net"],
+            num_classes=14,
+            charm=case["memory"] != "none",
+            fusion=not votes,
+            retrieval_k=100 if votes else 5,
+            voting=Voting() if votes else None,
+            dtype=compute_type(*device.target()),
+        ).clone(freeze_trunk=case["frozen"])
         self.optimizer = optim.adamw_one_cycle(optim.geometric(1e-4, 1e-4), 1000)
 
         def create() -> state.TrainState:
-            bank = None
-            if case["charm"]:
-                bank = memory_bank.empty(case["slots"], backbone.feature_dim, 14)
+            bank = empty_bank(model, case["net"], case["slots"])
             images = jnp.zeros((1, case["side"], case["side"], 3))
             new = state.create(model, jax.random.key(0), images, bank)
             key = jax.random.key(1)
@@ -243,8 +233,9 @@ class Theirs:
         if case["kind"] == "bank":
             self.step = self._bank(peer)
             return
-        keys = ("loss", "charm", "slots", "channels_last", "frozen")
-        self.peer = peer.Peer(case["net"], **{key: case[key] for key in keys})
+        keys = ("loss", "slots", "channels_last", "frozen")
+        charm = case["memory"] != "none"
+        self.peer = peer.Peer(case["net"], charm=charm, **{key: case[key] for key in keys})
         images = torch.randn(case["batch"], 3, case["side"], case["side"])
         labels = (torch.rand(case["batch"], 14) < 0.1).float()
         self.data = self.peer.to_device(images, labels)

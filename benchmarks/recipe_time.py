@@ -13,8 +13,8 @@ import json
 import math
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import contestants
 import jax
@@ -26,11 +26,10 @@ from charm_jax.config import recipe
 IMAGES = {"abnormal": (31_553, 4_471), "all": (75_966, 10_558)}
 
 
-def seconds_a_step(case: dict[str, Any], steps: int) -> float:
+def seconds_a_step(side: contestants.Ours, steps: int, what: str) -> float:
     """Median of a train or evaluation step."""
-    side = contestants.make("ours", case)
     seconds = []
-    for i in trange(steps + 10, desc=f"{case['kind']} {case.get('loss', '')}", leave=False):
+    for i in trange(steps + 10, desc=what, leave=False, disable=None):
         start = time.perf_counter()
         side.step()
         if i >= 10:
@@ -46,25 +45,35 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--resident", type=int, default=112_120, help="images on the device")
     args = parser.parse_args()
-    shared = {"net": args.net, "side": args.side}
-    rows, total = [], 0.0
-    for name, stage in recipe.defaults().stages.items():
-        train, validation = IMAGES[stage.images]
-        case = shared | {"batch": stage.batch_size}
+    stages = recipe.defaults().stages.items()
+    cases = {}
+    for name, stage in stages:
+        case = {"net": args.net, "side": args.side, "batch": stage.batch_size}
         step = case | {"kind": "train", "loss": stage.loss, "resident": args.resident}
-        epochs = {"frozen": stage.frozen_epochs, "whole": stage.epochs}
-        evaluation = seconds_a_step(case | {"kind": "eval"}, min(args.steps, 100))
-        for kind, count in epochs.items():
-            if not count:
+        cases[name, "evaluation"] = case | {"kind": "eval"}
+        if stage.frozen_epochs:
+            cases[name, "frozen"] = step | {"frozen": True}
+        cases[name, "whole"] = step
+    with ThreadPoolExecutor() as pool:  # compiling leaves Python's lock to others
+        made = pool.map(lambda case: contestants.make("ours", case), cases.values())
+        sides = dict(zip(cases, made, strict=True))
+    each = {key: seconds_a_step(side, args.steps, " ".join(key)) for key, side in sides.items()}
+    rows, total = [], 0.0
+    for name, stage in stages:
+        train, validation = IMAGES[stage.images]
+        for kind, epochs in {"frozen": stage.frozen_epochs, "whole": stage.epochs}.items():
+            if not epochs:
                 continue
-            each = seconds_a_step(step | {"frozen": kind == "frozen"}, args.steps)
-            epoch = train // stage.batch_size * each
+            step, evaluation = each[name, kind], each[name, "evaluation"]
+            epoch = train // stage.batch_size * step
             epoch += math.ceil(validation / stage.batch_size) * evaluation
-            total += count * epoch
-            row = {"stage": name, "trunk": kind, "epochs": count, "ms": 1e3 * each}
-            rows.append(row | {"images_s": stage.batch_size / each, "minutes": count * epoch / 60})
+            total += epochs * epoch
+            row = {"stage": name, "trunk": kind, "epochs": epochs, "ms": 1e3 * step}
+            row |= {"images_s": stage.batch_size / step, "evaluation_ms": 1e3 * evaluation}
+            rows.append(row | {"minutes": epochs * epoch / 60})
             print(json.dumps(rows[-1]), flush=True)
     device = jax.devices()[0].device_kind
+    shared = {"net": args.net, "side": args.side, "resident": args.resident}
     result = {"device": device, "case": shared, "stages": rows, "minutes": total / 60}
     args.out.write_text(json.dumps(result, indent=1))
     print(f"{device}: {total / 60:.1f} minutes (SIMULATED pixels)")

@@ -1,6 +1,7 @@
 """Ours and the peer in turns: every speed of the project in one table, JSON beside it.
 
     python benchmarks/speed.py --out FILE.json [--only train eval ...] [--rounds 7]
+    python benchmarks/speed.py --out FILE.json --short      a small case of each group
 
 Each side has a process of its own (see contestants.py) and takes two steps while the others wait,
 so that other load on the machine meets all. The second one is timed: in a virtual machine the first
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+SHORT = {"net": "efficientnet_v2_nano", "side": 32, "batch": 8}
 HERE = Path(__file__).resolve().parent
 WORKER = (
     "import json, os, sys, time; sys.path.insert(0, sys.argv[1]); import contestants\n"
@@ -59,26 +61,27 @@ class Worker:
         self.process.wait()
 
 
-def duel(case: dict[str, Any], sides: dict[str, tuple[str, dict]], rounds: int, cache: str) -> dict:
-    """All sides of a case in turns; each is (contestant, what it changes of the case)."""
-    workers = {key: Worker(who, case | own, cache) for key, (who, own) in sides.items()}
-    try:
-        for worker in workers.values():
+def start(case: dict[str, Any], sides: dict[str, tuple[str, dict]], cache: str) -> dict:
+    """All sides of a case; each is (contestant, what it changes of the case)."""
+    return {key: Worker(who, case | own, cache) for key, (who, own) in sides.items()}
+
+
+def duel(case: dict[str, Any], workers: dict[str, Worker], rounds: int) -> dict:
+    """Let all sides of a case take steps in turns."""
+    for worker in workers.values():
+        worker.ask("step")
+        worker.ask("step")
+    times: dict[str, list[dict]] = {key: [] for key in workers}
+    for _ in range(rounds):
+        for key, worker in workers.items():
             worker.ask("step")
-            worker.ask("step")
-        times: dict[str, list[dict]] = {key: [] for key in workers}
-        for _ in range(rounds):
-            for key, worker in workers.items():
-                worker.ask("step")
-                times[key].append(worker.ask("step"))
-        facts = {key: worker.ask("facts") for key, worker in workers.items()}
-    finally:
-        for worker in workers.values():
-            worker.close()
+            times[key].append(worker.ask("step"))
+    facts = {key: worker.ask("facts") for key, worker in workers.items()}
+    first = next(iter(workers))
     return {
         "case": case,
         "sides": {key: summary(times[key]) | facts[key] for key in workers},
-        "ratios": {key: ratios(times[key], times["ours"]) for key in workers if key != "ours"},
+        "ratios": {key: ratios(times[key], times[first]) for key in workers if key != first},
     }
 
 
@@ -104,32 +107,38 @@ def ratios(theirs: list[dict], ours: list[dict]) -> dict[str, float]:
 
 
 def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
-    """By group: (case, its sides)."""
+    """By group: (case, its sides, of which the first is ours)."""
     ours, peer = {"ours": ("ours", {})}, {"peer": ("peer", {})}
     both = ours | peer
     full = both if gpu else both | {"channels_last": ("peer", {"channels_last": True})}
-    sides, batch = ([224], 128) if gpu else ([64, 224], 16)
+    # On a GPU the steps are those of the published recipe.
+    sides, batch, later = ([224], 64, 128) if gpu else ([64, 224], 16, 16)
     every = 112_120 if gpu else 4096
     resident = ours | {"resident": ("ours", {"resident": every})}
-    bare = ours | {"bare": ("ours", {"charm": False})}
+    charm = {
+        "ours": ("ours", {"memory": "none"}),
+        "published": ("ours", {}),
+        "vote": ("ours", {"memory": "vote", "slots": 2048}),
+        "vote_all": ("ours", {"memory": "vote", "slots": 75_966}),
+    }
+    bare_peer = {"peer": ("peer", {"memory": "none"})}
     step = {"kind": "train", "batch": batch}
     return {
         "train": [(step | {"side": s, "loss": "bce"}, full) for s in sides]
-        + [(step | {"side": sides[0], "loss": "focal"}, both)],
-        "resident": [(step | {"side": sides[0]}, resident)],
+        + [({"kind": "train", "batch": later, "side": sides[0], "loss": "focal"}, both)],
+        "resident": [(step | {"side": sides[0], "loss": "bce"}, resident)],
         "frozen": [(step | {"side": sides[0], "frozen": True}, both)],
-        "eval": [({"kind": "eval", "side": 224, "batch": batch}, full)],
+        "eval": [({"kind": "eval", "side": 224, "batch": later}, full)],
         "bank": [
             ({"kind": "bank", "batch": 128, "slots": n}, both) for n in (512, 4096, 16384, 65536)
         ],
-        "charm": [({"kind": "train", "side": s, "batch": 16}, bare) for s in sides]
-        + [({"kind": "train", "side": 224, "batch": 128}, bare)],
+        "charm": [(step | {"side": s, "memory": "none"}, charm | bare_peer) for s in sides],
         "nano": [({"kind": "train", "net": "efficientnet_v2_nano", "side": 64, "batch": 32}, both)],
     }
 
 
 def name(case: dict[str, Any]) -> str:
-    known = ("net", "loss", "frozen", "slots")
+    known = ("net", "loss", "memory", "frozen", "slots")
     extra = ", ".join(f"{key} {case[key]}" for key in known if key in case)
     side = f", {case['side']}²" if "side" in case else ""
     return f"{case['kind']}, batch {case['batch']}{side}{', ' if extra else ''}{extra}"
@@ -178,6 +187,10 @@ def arguments(groups: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=groups, choices=groups)
     parser.add_argument("--sides", nargs="*", help="leave the other sides out, such as the peer")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--short", action="store_true", help="a small case of each group")
+    parser.add_argument(
+        "--together", action="store_true", help="compile the cases at once: sooner, less careful"
+    )
     return parser.parse_args()
 
 
@@ -197,15 +210,24 @@ def main() -> None:
         worker = Worker("ours", idle, cache)
         rates = worker.ask("rates")
         worker.close()
+        chosen = []
         for group in args.only:
-            for case, sides in groups[group]:
-                chosen = {k: v for k, v in sides.items() if not args.sides or k in args.sides}
-                results.append(duel(case, chosen, args.rounds, cache))
-                print(table(results[-1:]).splitlines()[-len(chosen) :], flush=True)
-                load = os.getloadavg()
-                args.out.write_text(
-                    json.dumps({"rates": rates, "load": load, "results": results}, indent=1)
-                )
+            for case, sides in groups[group][: 1 if args.short else None]:
+                kept = {k: v for k, v in sides.items() if not args.sides or k in args.sides}
+                chosen.append((case | (SHORT if args.short else {}), kept))
+        waiting = [start(*pair, cache) for pair in chosen] if args.together else []
+        for case, sides in chosen:
+            workers = waiting.pop(0) if args.together else start(case, sides, cache)
+            try:
+                results.append(duel(case, workers, args.rounds))
+            finally:
+                for worker in workers.values():
+                    worker.close()
+            print("\n".join(table(results[-1:]).splitlines()[-len(sides) :]), flush=True)
+            load = os.getloadavg()
+            args.out.write_text(
+                json.dumps({"rates": rates, "load": load, "results": results}, indent=1)
+            )
     print(table(results), roofline(results, rates), sep="\n\n")
 
 
