@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paired
 import pandas as pd
 from one_run import train_and_evaluate
 
-from charm_jax.metrics import bootstrap
-from charm_jax.metrics.classification import auroc_by_finding
 from data_pipelines.phantom import draw as phantom
 from data_pipelines.tables.findings import NIH_FINDINGS
 
@@ -59,26 +58,9 @@ def resampled(folder: Path) -> dict[str, np.ndarray]:
     table = pd.read_csv(folder / "predictions.csv")
     labels = table[[f"{name}_label" for name in NIH_FINDINGS]].to_numpy(np.int8)
     logits = table[[f"{name}_logit" for name in NIH_FINDINGS]].to_numpy(np.float32)
-    # One seed for all runs: their draws are of the same patients.
-    drawn = bootstrap.resampled(logits, labels, table["patient"].to_numpy(), seed=0).auroc
-    entries = auroc_by_finding(logits, labels, NIH_FINDINGS).values()
-    values = np.concatenate([[[entry["auroc"] for entry in entries]], drawn])
+    values = paired.auroc_and_draws(logits, labels, table["patient"].to_numpy())
     rare = [NIH_FINDINGS.index(name) for name in RAREST]
     return {"macro": values.mean(1), "rarest": values[:, rare].mean(1)}
-
-
-def row(
-    variant: str, values: list[dict[str, np.ndarray]], plain: list[dict[str, np.ndarray]]
-) -> str:
-    cells = []
-    for key in ("macro", "rarest"):
-        mine = np.mean([value[key] for value in values], axis=0)
-        spread = np.std([value[key][0] for value in values], ddof=1) if len(values) > 1 else 0
-        difference = mine - np.mean([value[key] for value in plain], axis=0)
-        low, high = np.nanquantile(difference[1:], [0.025, 0.975])
-        cells += [f"{mine[0]:.4f} ± {spread:.4f}"]
-        cells += ["-" if variant == "plain" else f"{difference[0]:+.4f} [{low:+.4f}, {high:+.4f}]"]
-    return f"| {variant} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -106,7 +88,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     values = {variant: [resampled(f) for f in found] for variant, found in folders.items()}
     for variant, mine in values.items():
-        print(row(variant, mine, values["plain"]))
+        print(paired.row(variant, mine, [] if variant == "plain" else values["plain"]))
 
 
 if __name__ == "__main__":

@@ -1,70 +1,269 @@
-"""Macro AUROC from random weights on a small set of real images, over seeds.
+"""Compare networks with and without memory on small sets of real chest X-rays, by folds.
 
-    CHARM_DATA=DIR python benchmarks/real_data.py --backbone efficientnet_v2_nano --out DIR
+    python benchmarks/real_data.py --set nih_224 --data DIR --work DIR --backbone NAME
 
-Trains both stages at 64x64 on the images of the NIH folder that are there, evaluates the official
-test part, and prints the table for RESULTS.md: mean and standard deviation over seeds, and a
-95 % patient-cluster bootstrap interval of that mean.
+DIR/nih_224 (224 pixels) and DIR/nih_1539 (64 pixels) hold images and tables of ChestX-ray14. All
+their images, those of both official lists, are divided into folds by patient: each image is tested
+once, by a network that neither trained nor validated on its patient (folds.py). The best epoch is
+that of the lowest validation loss; nothing is chosen on the test parts.
+
+AUROC is computed within folds and then averaged, since scores of different folds come from
+different networks: one that scores all images a little higher would lose to the others in a pooled
+AUROC, though it ranks its own images as well. The table has the macro mean over the findings with
+at least 10 positive images, over the three most frequent and over the three rarest of these; means
+± SD over the seeds; and differences to the plain backbone with 95 % intervals of a paired bootstrap
+of patients, the seeds averaged under each draw.
+
+Finished runs are appended to --out and not trained again; --table prints the table of what is
+there. A first run of each variant fills the compile cache, then --workers processes share the rest.
 """
 
 import argparse
+import hashlib
 import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
+import folds
 import numpy as np
-import pandas as pd
-from one_run import train_and_evaluate
+import paired
 
 from charm_jax.metrics import bootstrap
-from data_pipelines.tables.findings import NIH_FINDINGS
+from data_pipelines import sources
+
+SIZES = {"nih_1539": 64, "nih_224": 224}
+BATCH = 32
+LEAST = 10  # positive images of a finding that counts
+PLAIN = "plain"
+VOTE = {"preset": "vote"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    PLAIN: {"model.charm": False},
+    "published": {},
+    "vote": VOTE,
+    "vote, keys of the main branch": VOTE | {"model.momentum_branch": False},
+}
+FLOORS = ("40 principal components", "frozen features")
+Job = tuple[str, int, int]  # variant, seed, fold
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15, help="of each stage")
+    parser.add_argument("--set", choices=SIZES, default="nih_1539")
+    parser.add_argument("--data", type=Path, default=os.environ.get("CHARM_TEST_DATA"))
+    parser.add_argument("--work", type=Path, required=True, help="folder for what can be deleted")
+    parser.add_argument("--out", type=Path, help="finished runs, by default WORK/runs.jsonl")
+    parser.add_argument("--config", default="demo", help="recipe of the runs, such as lite0")
+    parser.add_argument("--backbone", default="efficientnet_v2_nano")
+    parser.add_argument("--weights", default="none", help="none, imagenet or a file")
+    parser.add_argument("--epochs", type=int, default=10, help="at most, of each stage")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    rows = [*VARIANTS, *FLOORS]
+    parser.add_argument("--variants", nargs="+", default=rows, choices=rows)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("overrides", nargs="*", help="more --config.… after --")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("give --data, the folder that holds the sets, or set CHARM_TEST_DATA")
+    args.out = args.out or args.work / "runs.jsonl"
+    names = ("set", "config", "backbone", "weights", "epochs", "folds", "overrides")
+    args.settings = {name: getattr(args, name) for name in names}
+    digest = hashlib.sha256(json.dumps(args.settings).encode()).hexdigest()
+    args.folder = args.work / f"{args.set}-{digest[:8]}"  # of the runs with these settings
+    args.init_from = "random" if args.weights == "none" else args.weights
+    return args
 
 
-def run(backbone: str, seed: int, epochs: int, out: Path, overrides: list[str]) -> Path:
-    """Trains and evaluates one seed; returns the folder of the evaluation."""
-    name = f"{backbone}-seed{seed}"
+def finished(args: argparse.Namespace) -> dict[Job, dict[str, Any]]:
+    """Read the appended runs of these settings."""
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    entries = [entry for entry in map(json.loads, lines) if entry["settings"] == args.settings]
+    return {(entry["variant"], entry["seed"], entry["fold"]): entry for entry in entries}
+
+
+def begin_worker(log: Path) -> None:
+    """Send all output of this process to a file."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def run(job: Job, args: argparse.Namespace) -> dict[str, Any]:
+    """Do a job in this process; return its entry."""
+    began = time.monotonic()
+    images, logits = (floor if job[0] in FLOORS else train)(job, args)
+    return {
+        **dict(zip(("variant", "seed", "fold"), job, strict=True)),
+        "settings": args.settings,
+        "seconds": round(time.monotonic() - began, 1),
+        "images": images.tolist(),
+        "logits": logits.astype(float).round(5).tolist(),
+    }
+
+
+def train(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Train a network on a fold; return images and logits of its test part."""
+    from charm_jax.inference import loaded
+    from charm_jax.runs import data as run_data
+    from charm_jax.train.__main__ import main as train_main
+
+    variant, seed, fold = job
+    name = "".join(c if c.isalnum() else "_" for c in f"{variant} seed {seed} fold {fold}")
     keys = {
         "name": name,
-        "runs_dir": out,
+        "runs_dir": args.folder,
         "seed": seed,
-        "model.backbone": backbone,
-        "data.image_size": 64,
-        "data.missing": "skip",
+        "data.source": "csv_folder",
+        "data.dir": args.data / args.set / "images",
+        "data.csv": (args.folder / f"fold{fold}.csv").absolute(),
+        "data.image_size": SIZES[args.set],
+        "model.backbone": args.backbone,
+        "model.init_from": args.init_from,
+        "checkpoint.keep": 1,
+        "checkpoint.every_minutes": 0,
     }
     for stage in ("bce", "focal"):
-        keys |= {f"stages.{stage}.batch_size": 32, f"stages.{stage}.epochs": epochs}
-        keys |= {f"stages.{stage}.frozen_epochs": 0, f"stages.{stage}.lr_spread": 1.0}
-    return train_and_evaluate("configs/effv2s.py", keys, overrides)
+        keys |= {f"stages.{stage}.epochs": args.epochs, f"stages.{stage}.batch_size": BATCH}
+    flags = [f"--config.{key}={value}" for key, value in (keys | VARIANTS[variant]).items()]
+    if code := train_main(["--config", args.config, *flags, *args.overrides]):
+        raise RuntimeError(f"training ended with exit code {code}")
+    folder = keys["runs_dir"] / name
+    model = loaded.load_run(folder)
+    data = run_data.load_data(model.settings)
+    rows = data.split.rows(model.settings.stage_names[-1], "test")
+    loaded.check_unseen(model.match_cases(data.table), rows, data.split.rule, "test", model)
+    logits = model.predict_rows(data, rows, "test")["logits"]
+    shutil.rmtree(folder)
+    return data.table.images[rows], logits
+
+
+def floor(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Fit logistic regressions on a fold; return images and scores of its test part."""
+    import linear_floors
+
+    import charm_jax
+    from data_pipelines.loading import resident
+
+    csv = str((args.folder / f"fold{job[2]}.csv").absolute())
+    folder, size = args.data / args.set / "images", SIZES[args.set]
+    table = charm_jax.load_dataset("csv_folder", folder, csv=csv, image_size=size).table
+    rows, part = np.arange(len(table.images)), table.official_part
+    images = resident.load(table, rows, size, lambda cases: cases).images[..., 0]
+    if job[0] == FLOORS[0]:
+        features = linear_floors.principal_components(images, part == "train")
+    else:
+        findings = table.findings
+        features = linear_floors.frozen_features(images, args.backbone, args.init_from, findings)
+    return table.images[part == "test"], linear_floors.logits(features, table.labels, part)
+
+
+def work(jobs: list[Job], args: argparse.Namespace) -> int:
+    """Do the jobs in worker processes, append each entry; return how many failed."""
+    # The caches of JAX are filled once, by the first job of each variant.
+    first = list({job[0]: job for job in reversed(jobs)}.values())
+    failed = 0
+    with ProcessPoolExecutor(
+        args.workers,
+        multiprocessing.get_context("spawn"),
+        begin_worker,
+        (args.work / "workers.log",),
+    ) as pool:
+        for some in (first, [job for job in jobs if job not in first]):
+            futures = {pool.submit(run, job, args): job for job in some}
+            for future in as_completed(futures):
+                variant, seed, fold = futures[future]
+                title = f"{time.strftime('%H:%M:%S')} {variant}, seed {seed}, fold {fold}"
+                if error := future.exception():
+                    failed += 1
+                    print(f"{title}: FAILED: {error}", file=sys.stderr, flush=True)
+                    continue
+                entry = future.result()
+                with args.out.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                print(f"{title}: {entry['seconds']} s", file=sys.stderr, flush=True)
+    return failed
+
+
+def table(
+    args: argparse.Namespace,
+    images: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    parts: np.ndarray,
+    findings: tuple[str, ...],
+) -> Iterable[str]:
+    """Yield the lines of the table of finished runs."""
+    positives = labels.sum(0)
+    kept = [i for i in np.argsort(positives, kind="stable") if positives[i] >= LEAST]
+    columns = {"macro": kept, "most frequent": kept[-3:], "rarest": kept[:3]}
+    entries = finished(args)
+    values: dict[str, dict[int, paired.Values]] = {}
+    for variant in dict.fromkeys([PLAIN, *args.variants]):
+        values[variant] = {}
+        for seed in args.seeds[:1] if variant in FLOORS else args.seeds:
+            found = [entries.get((variant, seed, fold)) for fold in range(args.folds)]
+            if None in found:
+                yield f"MISSING: {variant}, seed {seed}: {found.count(None)} of {args.folds} folds"
+                continue
+            logits = np.empty(labels.shape)
+            for entry, part in zip(found, parts, strict=True):
+                if entry["images"] != images[part == "test"].tolist():
+                    raise SystemExit(f"{args.out} has other folds: remove it, or choose another.")
+                logits[part == "test"] = entry["logits"]
+            drawn = folds.auroc_within(logits, labels, patients, parts)
+            values[variant][seed] = {k: bootstrap.macro(drawn[:, c]) for k, c in columns.items()}
+    yield "| network | seeds |" + "".join(f" {name} | minus plain |" for name in columns)
+    yield "|" + " --- |" * (2 + 2 * len(columns))
+    plain = values[PLAIN]
+    for variant, mine in values.items():
+        others = {} if variant == PLAIN else plain
+        if others and variant not in FLOORS:  # which have no seeds
+            shared = mine.keys() & others.keys()
+            mine, others = ({seed: run[seed] for seed in shared} for run in (mine, others))
+        if mine:
+            name = f"{variant} | {len(mine)}"
+            yield paired.row(name, list(mine.values()), list(others.values()))
+    if plain:
+        drawn = np.mean([value["macro"] for value in plain.values()], axis=0)
+        low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
+        yield f"\nmacro of plain: 95 % of the patient bootstraps from {low:.3f} to {high:.3f}"
+    for key, chosen in columns.items():
+        text = ", ".join(f"{findings[i]} {positives[i]}" for i in reversed(chosen))
+        yield f"\n{key}: {len(chosen)} findings (positive images): {text}"
 
 
 def main() -> None:
     args = arguments()
-    macros, resamples, seconds = [], [], []
-    for seed in range(args.seeds):
-        folder = run(args.backbone, seed, args.epochs, args.out, args.overrides)
-        macros.append(json.loads((folder / "metrics.json").read_text())["macro_auroc"])
-        summary = json.loads((folder.parent.parent / "summary.json").read_text())
-        seconds.append(summary["seconds"])
-        table = pd.read_csv(folder / "predictions.csv")
-        labels = table[[f"{name}_label" for name in NIH_FINDINGS]].to_numpy(np.int8)
-        scores, patients = table[list(NIH_FINDINGS)].to_numpy(), table["patient"].to_numpy()
-        # One seed for all runs: their resamples are of the same patients and can be averaged.
-        drawn = bootstrap.resampled(scores, labels, patients, resamples=1000, seed=0)
-        resamples.append(bootstrap.macro(drawn.auroc))
-    low, high = np.nanpercentile(np.mean(resamples, axis=0), [2.5, 97.5])
-    print(
-        f"| {args.backbone} | {', '.join(f'{m:.4f}' for m in macros)} | {np.mean(macros):.4f} | "
-        f"{np.std(macros, ddof=1):.4f} | {low:.3f}-{high:.3f} | {np.mean(seconds):.0f} |"
-    )
+    cases = sources.load("nih_chest_xray14", args.data / args.set)
+    rows = np.flatnonzero(cases.present)
+    images, labels, patients = cases.images[rows], cases.labels[rows], cases.patients[rows]
+    parts = folds.make(patients, labels, args.folds, BATCH)
+    failed = 0
+    if not args.table:
+        folds.write(cases, rows, parts, args.folder)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.work / "xla"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        jobs = [
+            (variant, seed, fold)
+            for seed in args.seeds
+            for fold in range(args.folds)
+            for variant in args.variants
+            if variant not in FLOORS or seed == args.seeds[0]
+        ]
+        done = finished(args)
+        failed = work([job for job in jobs if job not in done], args)
+    print("\n".join(table(args, images, labels, patients, parts, cases.findings)))
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":
