@@ -29,7 +29,6 @@ from charm_jax.weights import load
 from charm_jax.weights.load import AUTO, Contents
 from data_pipelines.errors import InputError, listed
 from data_pipelines.loading import augment
-from data_pipelines.loading.augment import IMAGENET
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 
@@ -248,7 +247,8 @@ def file_settings(settings: Settings, file: Contents, given: Collection[str] = (
     if told.charm is False:
         entries["model.memory"] = "published"  # a plain network has none
     if automatic:
-        entries["model.input_range"] = told.input_range or IMAGENET
+        backbone = told.backbone or settings.model.backbone
+        entries["model.input_range"] = told.input_range or load.usual_range(backbone)
         given = set(given) - {"model.input_range"}
     taken = {k: v for k, v in entries.items() if v is not None and k not in given}
     changed = []

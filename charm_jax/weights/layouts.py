@@ -137,8 +137,12 @@ def find(
     )
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Card, str]:
+def recognise(tensors: Mapping[str, np.ndarray], input_range: str = IMAGENET) -> tuple[Card, str]:
     """Return what a file of a known project tells by its tensors.
+
+    Args:
+        tensors: arrays by name.
+        input_range: of the backbone with its ImageNet weights.
 
     Returns:
         The card, and the end of a sentence on the reason where it is no more than likely.
@@ -151,10 +155,10 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Card, str]:
         card = Card(input_range=IMAGENET, findings=_CHEXNET_FINDINGS)
         return card, "has the names and 14 outputs that CheXNet's networks have"
     if chexnet or any(f".{part}" in f".{name}" for name in tensors for part in REFERENCE):
-        return Card(input_range=IMAGENET), ""
+        return Card(input_range=input_range), ""
     stem = next((name for name, value in tensors.items() if _is_grey_stem(name, value)), None)
     if 1000 in rows and stem is None:
-        return Card(input_range=IMAGENET), "has 1000 outputs as ImageNet's networks have"
+        return Card(input_range=input_range), "has 1000 outputs as ImageNet's networks have"
     last = [name for name, value in tensors.items() if value.ndim == 2 and len(value) == 18]
     classifies = any(name.endswith(("classifier.weight", "fc.weight")) for name in last)
     if classifies and stem and _least_input(tensors, stem) > _WIDE_INPUT:

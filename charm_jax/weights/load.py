@@ -80,8 +80,8 @@ def read(init_from: str, backbone: str) -> Contents:
     """Read a weight file and what it, or its layout, tells.
 
     Args:
-        init_from: ``imagenet`` downloads torchvision's weights; everything else is a path.
-        backbone: name in ``BACKBONES``.
+        init_from: ``imagenet`` finds an installed or downloaded file; everything else is a path.
+        backbone: name in ``BACKBONES``; empty if only the file can tell.
 
     Raises:
         InputError: the file is missing, or cannot be fetched or read.
@@ -93,7 +93,7 @@ def read(init_from: str, backbone: str) -> Contents:
     else:
         path = Path(os.path.expanduser(init_from))  # that of Path fails without a home
     tensors, own = files.read(path), cards.read(path).entries()
-    layout, reason = layouts.recognise(tensors)
+    layout, reason = layouts.recognise(tensors, usual_range(own.get("backbone", backbone)))
     silent = {key: value for key, value in layout.entries().items() if key not in own}
     assumed = []
     if reason and silent and init_from != "imagenet":
@@ -102,15 +102,20 @@ def read(init_from: str, backbone: str) -> Contents:
     return Contents(init_from, path, tensors, Card(**layout.entries() | own), assumed)
 
 
+def usual_range(backbone: str) -> str:
+    """Return the input range of a backbone with its ImageNet weights."""
+    return BACKBONES[backbone].input_range if backbone in BACKBONES else IMAGENET
+
+
 def input_range(init_from: str, backbone: str) -> str:
-    """Return the input range of the weights that a run begins with: ImageNet's if unknown.
+    """Return the input range of the weights that a run begins with: the backbone's if unknown.
 
     Raises:
         InputError: as ``read`` does.
     """
     if init_from in NAMED:
-        return IMAGENET
-    return read(init_from, backbone).told.input_range or IMAGENET
+        return usual_range(backbone)
+    return read(init_from, backbone).told.input_range or usual_range(backbone)
 
 
 def initial_weights(

@@ -80,7 +80,7 @@ def test_a_second_process_on_the_same_run_is_refused(finished, tmp_path, refused
         (["--config="], ["There is no config file ''", "--config=list"]),
         (["--config"], ["--config needs a value", "config file"]),
         (["--config", "effv2"], ["no config 'effv2'", "did you mean 'effv2s'"]),
-        (["--config", "zzz"], ["no config 'zzz'", "choose one of demo, effv2s"]),
+        (["--config", "zzz"], ["no config 'zzz'", "choose one of demo, effv2s, lite0"]),
         (["--config", "demo:small"], ["demo.py is no config", "get_config"]),
         (["--config", "effv2s:resnet5"], ["config.model.backbone", "did you mean 'resnet50'"]),
         (["--config.xyz=1"], ["no key config.xyz: --help lists the keys"]),

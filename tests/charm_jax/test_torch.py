@@ -13,6 +13,7 @@ from golden import RETRIEVAL_K, charm, nchw
 from torch_networks import (
     Charm,
     DenseNet,
+    EfficientNetLite,
     EfficientNetV2,
     ResNet,
     VggLka,
@@ -23,7 +24,7 @@ from torch_networks import (
 )
 
 from charm_jax.models import memory_bank, state
-from charm_jax.models.backbones import BACKBONES, densenet, resnet, vgg_lka
+from charm_jax.models.backbones import BACKBONES, densenet, efficientnet_lite, resnet, vgg_lka
 from charm_jax.models.backbones.backbone import without_stochastic_depth
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Cases
@@ -34,8 +35,13 @@ pytestmark = pytest.mark.torch
 
 SLOTS, FINDINGS = 16, 14
 NANO = "efficientnet_v2_nano"
-FULL = ("efficientnet_v2_s", "resnet50", "densenet121", "vgg16_lka")
+FULL = ("efficientnet_v2_s", "efficientnet_lite0", "resnet50", "densenet121", "vgg16_lka")
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+SHORT_LITE = (
+    efficientnet_lite.Stage(1, 1, 3, 16),
+    efficientnet_lite.Stage(2, 2, 5, 24),
+    efficientnet_lite.Stage(1, 2, 3, 40),
+)
 NARROW_VGG = ((8, 1), (16, 2), (24, 3), (32, 2), (512, 3))
 
 
@@ -46,6 +52,10 @@ def reduced(member, trunk, **changes):
 
 
 OURS = BACKBONES | {
+    "lite": dataclasses.replace(
+        BACKBONES["efficientnet_lite0"],
+        trunk=functools.partial(efficientnet_lite.Trunk, SHORT_LITE),
+    ),
     "resnet": reduced(
         "resnet50",
         functools.partial(resnet.Trunk, (1, 2, 1)),
@@ -58,10 +68,12 @@ OURS = BACKBONES | {
 }
 THEIRS = {
     NANO: lambda: EfficientNetV2(*BACKBONES[NANO].trunk.args, 256),
+    "lite": lambda: EfficientNetLite(SHORT_LITE),
     "resnet": lambda: ResNet((1, 2, 1, 1)),
     "densenet": lambda: DenseNet((2, 1, 3, 2), 16),
     "vgg_lka": lambda: VggLka(NARROW_VGG),
     "efficientnet_v2_s": lambda: EfficientNetV2(*BACKBONES["efficientnet_v2_s"].trunk.args, 1280),
+    "efficientnet_lite0": lambda: EfficientNetLite(BACKBONES["efficientnet_lite0"].trunk.args[0]),
     "resnet50": lambda: ResNet((3, 4, 6, 3)),
     "densenet121": lambda: DenseNet((6, 12, 24, 16), 32),
     "vgg16_lka": lambda: VggLka(VGG16),

@@ -25,6 +25,7 @@ MINUTE = ("resnet50", "densenet121")  # a whole training pass takes a minute in 
 LARGE = ("efficientnet_v2_m",)  # too slow for the default run
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
+ORIGINALS = sorted(name for name in BACKBONES if (FOLDER / f"{name}.json").exists())
 RETRIEVAL_K = 3
 FILLED = 384  # rows of the stored bank that hold a feature
 _FIRST_STORED_CASE = 1000  # ids of those rows; the batches' own are 0, 1, …

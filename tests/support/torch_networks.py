@@ -78,6 +78,81 @@ class EfficientNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class SameConv(nn.Conv2d):
+    """TensorFlow's padding "SAME": what is uneven of it comes below and right."""
+
+    def forward(self, x):
+        step, size = self.stride[0], self.kernel_size[0]
+        totals = [max(size - (side % step or step), 0) for side in x.shape[2:]]
+        (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in totals)
+        return super().forward(nn.functional.pad(x, (left, right, top, bottom)))
+
+
+def lite_conv(inputs, outputs, size, stride=1, groups=1):
+    return SameConv(inputs, outputs, size, stride, groups=groups, bias=False)
+
+
+def lite_norm(channels):
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class LiteBlock(nn.Module):
+    """With timm's names, under which the first stage's blocks have no hidden layer."""
+
+    def __init__(self, stage, inputs, stride, expand):
+        super().__init__()
+        hidden, outputs, size = inputs * expand, stage.features, stage.kernel_size
+        self.order = []
+        if expand > 1:
+            self.add("conv_pw", lite_conv(inputs, hidden, 1), hidden)
+        self.add("conv_dw", lite_conv(hidden, hidden, size, stride, hidden), hidden)
+        last = "conv_pwl" if expand > 1 else "conv_pw"
+        self.add(last, lite_conv(hidden, outputs, 1), outputs)
+        self.residual = stride == 1 and inputs == outputs
+
+    def add(self, name, conv, channels):
+        self.add_module(name, conv)
+        norm = f"bn{len(self.order) + 1}"
+        self.add_module(norm, lite_norm(channels))
+        self.order.append((conv, getattr(self, norm)))
+
+    def forward(self, x):
+        *inner, (conv, norm) = self.order
+        y = x
+        for hidden_conv, hidden_norm in inner:
+            y = nn.functional.relu6(hidden_norm(hidden_conv(y)))
+        y = norm(conv(y))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nn.Module):
+    def __init__(self, stages):
+        super().__init__()
+        self.conv_stem, self.bn1 = lite_conv(3, 32, 3, 2), lite_norm(32)
+        inputs, parts = 32, []
+        for i, stage in enumerate(stages):
+            blocks = []
+            for j in range(stage.blocks):
+                blocks.append(LiteBlock(stage, inputs, 1 if j else stage.strides, 6 if i else 1))
+                inputs = stage.features
+            parts.append(nn.Sequential(*blocks))
+        self.blocks = nn.Sequential(*parts)
+        self.conv_head, self.bn2 = lite_conv(inputs, 1280, 1), lite_norm(1280)
+        self.dim = 1280
+        self.classifier = nn.Linear(1280, 14)
+
+    def halves(self):
+        trunk = nn.Sequential(self.conv_stem, self.bn1, nn.ReLU6(), self.blocks)
+        return trunk, nn.Sequential(self.conv_head, self.bn2, nn.ReLU6())
+
+    def drop_classifier(self):
+        self.classifier = nn.Identity()
+
+    def forward(self, x):
+        trunk, last = self.halves()
+        return self.classifier(last(trunk(x)).mean((2, 3)))
+
+
 class Bottleneck(nn.Module):
     def __init__(self, inputs, width, stride):
         super().__init__()

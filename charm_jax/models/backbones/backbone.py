@@ -30,6 +30,8 @@ class Backbone:
             give to trunk and last block.
         file_names: from the names in other files to torchvision's.
         not_in_files: prefixes of the names that no ImageNet file has.
+        input_range: grey levels as the network reads them with its ImageNet weights:
+            ``config.model.input_range``.
         final: what the baseline, not CHARM, applies between last block and pooling.
     """
 
@@ -41,6 +43,7 @@ class Backbone:
     duplicates: tuple[tuple[str, str], ...]
     file_names: Renames = ()
     not_in_files: tuple[str, ...] = ()
+    input_range: str = "imagenet"
     final: Callable[[Array], Array] = jax.nn.identity
 
     def torchvision_name(self, name: str) -> str:

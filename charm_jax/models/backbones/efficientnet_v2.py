@@ -59,7 +59,8 @@ class ConvNormAct(nn.Module):
             dtype=self.dtype,
             name="0",
         )
-        norm = BatchNorm(_EPSILON, silu=self.activate, dtype=self.dtype, name="1")
+        activation = "silu" if self.activate else ""
+        norm = BatchNorm(_EPSILON, activation=activation, dtype=self.dtype, name="1")
         return norm(conv(x), train=train)
 
 

@@ -1,6 +1,8 @@
-"""Define batch normalisation with torch's running statistics and an optional SiLU."""
+"""Define batch normalisation with torch's running statistics and an activation after it."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,6 +11,24 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+class Activation(NamedTuple):
+    """Hold a function of z and its pullback, from z and the gradient of its value."""
+
+    value: Callable[[Array], Array]
+    pullback: Callable[[Array, Array], Array]
+
+
+def _silu_pullback(z: Array, grad: Array) -> Array:
+    sigmoid = nn.sigmoid(z)
+    return grad * sigmoid * (1 + z * (1 - sigmoid))
+
+
+ACTIVATIONS = {
+    "silu": Activation(nn.silu, _silu_pullback),
+    "relu6": Activation(nn.relu6, lambda z, grad: jnp.where((z > 0) & (z < 6), grad, 0)),
+}
 
 
 class BatchNorm(nn.Module):
@@ -24,13 +44,13 @@ class BatchNorm(nn.Module):
     Attributes:
         epsilon: added to the variance; 1e-5 in torch, 1e-3 in EfficientNetV2.
         decay: share of the old running statistics that a step keeps.
-        silu: whether SiLU, z · sigmoid(z), follows.
+        activation: key of ``ACTIVATIONS`` that follows; empty for none.
         dtype: type of the result; parameters and statistics are float32.
     """
 
     epsilon: float = 1e-5
     decay: float = 0.9
-    silu: bool = False
+    activation: str = ""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -45,8 +65,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:
             mean, var = running_mean.value, running_var.value
-            return _normalised(x, scale, bias, mean, var, self.epsilon, self.silu, self.dtype)
-        y, mean, var = _batch_norm(x, scale, bias, self.epsilon, self.silu, self.dtype)
+            return _normalised(x, scale, bias, mean, var, self.epsilon, self.activation, self.dtype)
+        y, mean, var = _batch_norm(x, scale, bias, self.epsilon, self.activation, self.dtype)
         if not self.is_initializing():
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
@@ -77,20 +97,20 @@ def _normalised(
     mean: Array,
     var: Array,
     epsilon: float,
-    silu: bool,
+    activation: str,
     dtype: DTypeLike,
 ) -> Array:
     z = _affine(x, scale, bias, mean, var, epsilon)
-    return (nn.silu(z) if silu else z).astype(dtype)
+    return (ACTIVATIONS[activation].value(z) if activation else z).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _batch_norm(
-    x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
+    x: Array, scale: Array, bias: Array, epsilon: float, activation: str, dtype: DTypeLike
 ) -> tuple[Array, Array, Array]:
     """Return normalised ``x``, mean and variance; no gradient passes through the last two."""
     mean, var = _moments(x)
-    return _normalised(x, scale, bias, mean, var, epsilon, silu, dtype), mean, var
+    return _normalised(x, scale, bias, mean, var, epsilon, activation, dtype), mean, var
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
@@ -117,31 +137,30 @@ def _moments(x: Array) -> tuple[Array, Array]:
 
 
 def _forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, silu: bool, dtype: DTypeLike
+    x: Array, scale: Array, bias: Array, epsilon: float, activation: str, dtype: DTypeLike
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    y, mean, var = _batch_norm(x, scale, bias, epsilon, silu, dtype)
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, activation, dtype)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
 def _backward(
     epsilon: float,
-    silu: bool,
+    activation: str,
     dtype: DTypeLike,
     residuals: tuple[Array, ...],
     grads: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
-    # The barrier makes XLA compute the sigmoid again from ``x`` rather than keep it and z from the
-    # forward pass: that takes less memory, and on a CPU less time.
+    # The barrier makes XLA compute the activation again from ``x`` rather than keep it and z from
+    # the forward pass: that takes less memory, and on a CPU less time.
     (x, scale, bias, mean, var), given = lax.optimization_barrier((residuals, grads[0]))
     axes, inverse = tuple(range(x.ndim - 1)), 1 / jnp.sqrt(var + epsilon)
 
     def at_output(x: Array, grad: Array) -> tuple[Array, Array, Array]:
         """Return pixels, normalised pixels and the gradient of what they are scaled to."""
         pixels, grad = at_least_float32(x), at_least_float32(grad)
-        if silu:
+        if activation:
             z = _affine(x, scale, bias, mean, var, epsilon)
-            sigmoid = nn.sigmoid(z)
-            grad = grad * sigmoid * (1 + z * (1 - sigmoid))
+            grad = ACTIVATIONS[activation].pullback(z, grad)
         return pixels, (pixels - _line_up(mean, x)) * _line_up(inverse, x), grad
 
     pixels, unit, grad = at_output(x, given)
@@ -152,7 +171,7 @@ def _backward(
         # For maps the mean leaves the sum, else XLA writes a centred copy. Vectors, as before the
         # head, may share a mean so large that this difference would cancel.
         grad_scale = ((grad * pixels).sum(axes) - mean * grad_bias) * inverse
-    if silu and x.dtype == jnp.bfloat16:
+    if activation and x.dtype == jnp.bfloat16:
         # Computed again: kept from the sums, this gradient would be twice as wide as its inputs.
         x, given = lax.optimization_barrier((x, given))
         _, unit, grad = at_output(x, given)

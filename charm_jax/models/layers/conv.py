@@ -35,13 +35,15 @@ def torch_bias_init(fan_in: int) -> Callable[..., Array]:
 
 
 class Conv(nn.Module):
-    """Convolve with torch's symmetric padding (not 'SAME', which differs at stride 2).
+    """Convolve with torch's symmetric padding, or with TensorFlow's.
 
     Attributes:
         kernel_size: side of the square kernel, odd.
         depthwise: whether each channel has its own kernel; ``features`` must equal the input's
             channels.
         dilation: distance between the pixels that a depthwise kernel reads; dense kernels have 1.
+        same: whether the padding is TensorFlow's "SAME", which differs where strides of 2 divide a
+            side: windows lie one pixel further down or right.
         kernel_init: initialiser of the kernel ``[k, k, in, out]`` (depthwise ``[k, k, 1, out]``).
         bias_init: initialiser of the bias; torch's default if None.
         dtype: type that it computes in; parameters are float32.
@@ -53,6 +55,7 @@ class Conv(nn.Module):
     depthwise: bool = False
     use_bias: bool = False
     dilation: int = 1
+    same: bool = False
     kernel_init: Callable[..., Array] = backbone_kernel_init
     bias_init: Callable[..., Array] | None = None
     dtype: DTypeLike = jnp.float32
@@ -64,18 +67,24 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         x = x.astype(self.dtype)
+        shift = tuple(self._shift(side) if self.same else 0 for side in x.shape[1:3])
         if self.depthwise:
-            y = depthwise_conv(x, kernel.astype(self.dtype), self.strides, self.dilation)
+            y = depthwise_conv(x, kernel.astype(self.dtype), self.strides, self.dilation, shift)
         elif self.kernel_size == 1:
             y = pointwise(x[:, :: self.strides, :: self.strides], kernel[0, 0])
         else:
-            y = dense_conv(x, kernel.astype(self.dtype), self.strides)
+            y = dense_conv(x, kernel.astype(self.dtype), self.strides, shift)
         if self.use_bias:
             init = self.bias_init or torch_bias_init(kernel[..., 0].size)
             bias = self.param("bias", init, (self.features,))
             # In float32, in which its gradient then is summed.
             y = (at_least_float32(y) + bias.reshape(1, 1, 1, -1)).astype(self.dtype)
         return y
+
+    def _shift(self, side: int) -> int:
+        """Return how much less "SAME" pads before the first pixel than torch."""
+        total = max(self.kernel_size - (side % self.strides or self.strides), 0)
+        return self.kernel_size // 2 - total // 2
 
 
 @jax.custom_vjp
@@ -102,8 +111,13 @@ def _pointwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
-def dense_conv(x: Maps, kernel: Float[Array, "k k channels features"], strides: int) -> NewMaps:
-    """Convolve over all channels, padded by k // 2 on every side.
+def dense_conv(
+    x: Maps,
+    kernel: Float[Array, "k k channels features"],
+    strides: int,
+    shift: forms.Shift = (0, 0),
+) -> NewMaps:
+    """Convolve over all channels, padded by k // 2 on every side, with windows moved by ``shift``.
 
     On CPU the result is the same up to the order of summation, in forms that are faster than
     XLA's. The gradient of a kernel (except large ones, those of stems with few channels) is one
@@ -112,26 +126,33 @@ def dense_conv(x: Maps, kernel: Float[Array, "k k channels features"], strides: 
     directions are matrix products: 30 times as fast.
     """
     if kernel.shape[0] > _LARGEST_BY_TAPS:
-        return forms.native(x, kernel, strides, groups=1)
+        return forms.native(x, kernel, strides, groups=1, shift=shift)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(forms.dense, strides=strides),
-        default=partial(forms.native, strides=strides, groups=1),
+        cpu=partial(forms.dense, strides=strides, shift=shift),
+        default=partial(forms.native, strides=strides, groups=1, shift=shift),
     )
 
 
 def depthwise_conv(
-    x: Maps, kernel: Float[Array, "k k 1 channels"], strides: int, dilation: int = 1
+    x: Maps,
+    kernel: Float[Array, "k k 1 channels"],
+    strides: int,
+    dilation: int = 1,
+    shift: forms.Shift = (0, 0),
 ) -> Float[Array, "batch new_height new_width channels"]:
     """Convolve each channel with its own kernel, padded by dilation · (k // 2) on every side.
 
+    Windows are moved by ``shift``.
     On CPU it is a sum of shifted products, equal up to the order of summation: XLA's grouped
     convolution is 20 to 300 times slower there, forward and backward.
     """
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(forms.depthwise, strides=strides, dilation=dilation),
-        default=partial(forms.native, strides=strides, groups=x.shape[-1], dilation=dilation),
+        cpu=partial(forms.depthwise, strides=strides, dilation=dilation, shift=shift),
+        default=partial(
+            forms.native, strides=strides, groups=x.shape[-1], dilation=dilation, shift=shift
+        ),
     )

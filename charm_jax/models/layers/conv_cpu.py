@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+# Pixels by which the windows lie further down and right than torch's padding has them.
+Shift = tuple[int, int]
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL_MAP, _LARGE_MAP = 9, 1024  # pixels
 _NARROWS = 8  # at least this many times as many channels as features, as in the fusion
@@ -23,14 +26,21 @@ def product_over_pixels(x: Array, grad: Array, dtype: DTypeLike | None = None) -
     return lax.dot_general(*flat, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
-def native(x: Array, kernel: Array, strides: int, groups: int, dilation: int = 1) -> Array:
-    """Run XLA's convolution with torch's padding."""
+def native(
+    x: Array,
+    kernel: Array,
+    strides: int,
+    groups: int,
+    dilation: int = 1,
+    shift: Shift = (0, 0),
+) -> Array:
+    """Run XLA's convolution with torch's padding, or shifted from it."""
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (strides, strides),
-        [(pad, pad), (pad, pad)],
+        [(pad - moved, pad + moved) for moved in shift],
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_LAYOUT,
         feature_group_count=groups,
@@ -49,7 +59,9 @@ def _live_taps(shape: tuple[int, ...], size: int, dilation: int = 1) -> list[tup
     return [(i, j) for i in rows for j in columns]
 
 
-def _taps(x: Array, size: int, strides: int, dilation: int = 1) -> dict[tuple[int, int], Array]:
+def _taps(
+    x: Array, size: int, strides: int, dilation: int = 1, shift: Shift = (0, 0)
+) -> dict[tuple[int, int], Array]:
     """Return the shifted views of the padded ``x`` by the kernel's row and column."""
     pad = dilation * (size // 2)
     height, width = -(-x.shape[1] // strides), -(-x.shape[2] // strides)
@@ -58,8 +70,9 @@ def _taps(x: Array, size: int, strides: int, dilation: int = 1) -> dict[tuple[in
     def window(start: int, length: int) -> slice:
         return slice(start, start + strides * (length - 1) + 1, strides)
 
+    down, right = shift
     return {
-        (i, j): padded[:, window(dilation * i, height), window(dilation * j, width)]
+        (i, j): padded[:, window(dilation * i + down, height), window(dilation * j + right, width)]
         for i, j in _live_taps(x.shape, size, dilation)
     }
 
@@ -71,8 +84,10 @@ def _kernel_of(parts: dict[tuple[int, int], Array], kernel: Array) -> Array:
     return jnp.stack(rows).reshape(kernel.shape)
 
 
-def _sum_of_taps(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
-    taps = _taps(x, kernel.shape[0], strides, dilation)
+def _sum_of_taps(
+    x: Array, kernel: Array, strides: int, dilation: int, shift: Shift = (0, 0)
+) -> Array:
+    taps = _taps(x, kernel.shape[0], strides, dilation, shift)
     products = [tap * kernel[at].reshape(1, 1, 1, -1) for at, tap in taps.items()]
     return sum(products[1:], start=products[0])
 
@@ -94,35 +109,37 @@ def _sum_of_shifts(x: Array, kernel: Array, dilation: int) -> Array:
     return total
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(x: Array, kernel: Array, strides: int, dilation: int) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def depthwise(x: Array, kernel: Array, strides: int, dilation: int, shift: Shift = (0, 0)) -> Array:
     """Convolve depthwise as a sum of shifted products."""
-    return _sum_of_taps(x, kernel, strides, dilation)
+    return _sum_of_taps(x, kernel, strides, dilation, shift)
 
 
 def _depthwise_forward(
-    x: Array, kernel: Array, strides: int, dilation: int
+    x: Array, kernel: Array, strides: int, dilation: int, shift: Shift
 ) -> tuple[Array, tuple[Array, Array]]:
     # This runs in training only, where the next operation takes batch statistics.
     if strides == 1:
         return _sum_of_shifts(x, kernel, dilation), (x, kernel)
-    return _sum_of_taps(x, kernel, strides, dilation), (x, kernel)
+    return _sum_of_taps(x, kernel, strides, dilation, shift), (x, kernel)
 
 
 def _depthwise_backward(
-    strides: int, dilation: int, residuals: tuple[Array, Array], grad: Array
+    strides: int, dilation: int, shift: Shift, residuals: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     if strides == 1:
         grad_x = _sum_of_taps(grad, kernel[::-1, ::-1], strides, dilation)
     else:
-        of_x = partial(_sum_of_taps, kernel=kernel, strides=strides, dilation=dilation)
+        of_x = partial(_sum_of_taps, kernel=kernel, strides=strides, dilation=dilation, shift=shift)
         (grad_x,) = jax.linear_transpose(of_x, x)(grad)
 
     # Image after image, sums stay elementwise; reductions take up to 5 times as long.
     def of_kernel(x: Array, grad: Array) -> dict[tuple[int, int], Array]:
         zero = jnp.zeros((1, *grad.shape[1:]), grad.dtype)
-        sums = _sum_over_images(jnp.multiply, zero, x, grad, kernel.shape[0], strides, dilation)
+        sums = _sum_over_images(
+            jnp.multiply, zero, x, grad, kernel.shape[0], strides, dilation, shift
+        )
         return {at: value.sum((0, 1, 2))[None] for at, value in sums.items()}
 
     return grad_x, _kernel_of(_over_devices(of_kernel)(x, grad), kernel)
@@ -136,6 +153,7 @@ def _sum_over_images(
     size: int,
     strides: int,
     dilation: int = 1,
+    shift: Shift = (0, 0),
 ) -> dict[tuple[int, int], Array]:
     """Sum ``product(shifted pixels, gradient)`` over the images of a batch, for each tap.
 
@@ -145,7 +163,7 @@ def _sum_over_images(
 
     def add(i: Array, sums: dict) -> dict:
         pixels, grad_of_image = (lax.dynamic_slice_in_dim(v, i, 1) for v in (x, grad))
-        taps = _taps(pixels, size, strides, dilation)
+        taps = _taps(pixels, size, strides, dilation, shift)
         return {at: sums[at] + product(tap, grad_of_image) for at, tap in taps.items()}
 
     zeros = dict.fromkeys(_live_taps(x.shape, size, dilation), zero)
@@ -172,30 +190,33 @@ def _over_devices(sums: Callable) -> Callable:
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def dense(x: Array, kernel: Array, strides: int) -> Array:
+def dense(x: Array, kernel: Array, strides: int, shift: Shift = (0, 0)) -> Array:
     """Convolve over all channels, in the form that suits map and channels."""
     if -(-x.shape[1] // strides) * -(-x.shape[2] // strides) > _SMALL_MAP:
         narrows = kernel.shape[2] >= _NARROWS * kernel.shape[3]
         return (
             _narrowing(x, kernel)
             if narrows and strides == 1
-            else _dense_by_taps(x, kernel, strides)
+            else _dense_by_taps(x, kernel, strides, shift)
         )
-    products = [tap @ kernel[at] for at, tap in _taps(x, kernel.shape[0], strides).items()]
+    taps = _taps(x, kernel.shape[0], strides, shift=shift)
+    products = [tap @ kernel[at] for at, tap in taps.items()]
     return sum(products[1:], start=products[0])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dense_by_taps(x: Array, kernel: Array, strides: int) -> Array:
-    return native(x, kernel, strides, groups=1)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense_by_taps(x: Array, kernel: Array, strides: int, shift: Shift) -> Array:
+    return native(x, kernel, strides, groups=1, shift=shift)
 
 
-def _dense_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
-    return native(x, kernel, strides, groups=1), (x, kernel)
+def _dense_forward(
+    x: Array, kernel: Array, strides: int, shift: Shift
+) -> tuple[Array, tuple[Array, Array]]:
+    return native(x, kernel, strides, groups=1, shift=shift), (x, kernel)
 
 
 def _dense_backward(
-    strides: int, residuals: tuple[Array, Array], grad: Array
+    strides: int, shift: Shift, residuals: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     size, _, channels, features = kernel.shape
@@ -204,15 +225,16 @@ def _dense_backward(
     if features >= _WIDENS * channels and strides == 1 and not large:
         grad_x = _products_then_shifts(grad, kernel[::-1, ::-1].swapaxes(2, 3))
     else:
-        (grad_x,) = jax.linear_transpose(lambda v: native(v, kernel, strides, groups=1), x)(grad)
+        of_x = partial(native, kernel=kernel, strides=strides, groups=1, shift=shift)
+        (grad_x,) = jax.linear_transpose(of_x, x)(grad)
     if large:
 
         def of_kernel(x: Array, grad: Array) -> dict[tuple[int, int], Array]:
             zero = jnp.zeros((channels, features), grad.dtype)
-            return _sum_over_images(product_over_pixels, zero, x, grad, size, strides)
+            return _sum_over_images(product_over_pixels, zero, x, grad, size, strides, shift=shift)
 
         return grad_x, _kernel_of(_over_devices(of_kernel)(x, grad), kernel)
-    taps = _taps(x, size, strides).items()
+    taps = _taps(x, size, strides, shift=shift).items()
     products = {at: product_over_pixels(tap, grad) for at, tap in taps}
     return grad_x, _kernel_of(products, kernel)
 

@@ -144,7 +144,7 @@ def test_packaged_configs_are_listed(capsys, monkeypatch, tmp_path):
         train.main(["--config=list"])
     assert leaving.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["demo", "effv2s"]
+    assert [line.split()[0] for line in lines] == ["demo", "effv2s", "lite0"]
     assert all(line.endswith(".") and len(line) <= 100 for line in lines)
 
 

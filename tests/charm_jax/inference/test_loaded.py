@@ -117,10 +117,20 @@ def test_a_file_ranks_above_the_config_and_the_command_line_above_the_file(caplo
 
 
 @pytest.mark.parametrize("given", [[], ["model.input_range"]])
-@pytest.mark.parametrize(("told", "expected"), [("unit", "unit"), (None, "imagenet")])
-def test_an_automatic_input_range_is_the_file_s_or_imagenet_s(caplog, given, told, expected):
+@pytest.mark.parametrize(
+    ("backbone", "told", "expected"),
+    [
+        ("efficientnet_v2_s", "unit", "unit"),
+        ("efficientnet_v2_s", None, "imagenet"),
+        ("efficientnet_lite0", None, "-0.9921875,1"),
+    ],
+)
+def test_an_automatic_input_range_is_the_file_s_or_the_backbone_s(
+    caplog, given, backbone, told, expected
+):
     caplog.set_level(logging.INFO)
-    found = loaded.file_settings(SETTINGS, file(input_range=told), given)
+    config = SETTINGS.replace(model_backbone=backbone)
+    found = loaded.file_settings(config, file(input_range=told), given)
     assert found.model.input_range == expected
     assert not caplog.text
 

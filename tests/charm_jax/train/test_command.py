@@ -8,6 +8,7 @@ from charm_jax.config import recipe, settings
 from charm_jax.distributed import processes
 from charm_jax.train import __main__ as command
 from data_pipelines.errors import InputError
+from data_pipelines.loading import augment
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,15 @@ def test_the_input_range_is_that_of_the_weights(tmp_path, own, given, source, ex
     config.update(name="x", runs_dir=str(tmp_path))
     config.model.input_range = given
     assert command._input_range(settings.from_dict(config.to_dict()), source) == expected
+
+
+@pytest.mark.parametrize("init_from", ["random", "imagenet"])
+def test_the_input_range_is_the_backbones(tmp_path, init_from):
+    config = recipe.defaults()
+    config.update(name="x", runs_dir=str(tmp_path))
+    config.model.update(backbone="efficientnet_lite0", init_from=init_from)
+    found = command._input_range(settings.from_dict(config.to_dict()), "")
+    assert augment.bounds(found) == ((0 - 127) / 128, (255 - 127) / 128)
 
 
 def test_the_input_range_of_a_run_that_has_begun_does_not_follow_other_first_weights(tmp_path):

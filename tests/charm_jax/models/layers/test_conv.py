@@ -139,6 +139,39 @@ def test_stride_2_on_an_even_side_is_not_same():
     assert same.reshape(-1).tolist() == [5, 7, 13, 15]
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("sides", [(7, 8), (8, 7), (6, 4)])
+@pytest.mark.parametrize(("size", "strides"), [(3, 2), (5, 2), (3, 1), (1, 2)])
+def test_same_is_tensorflows_padding(size, strides, sides, depthwise):
+    channels = 3
+    x = jax.random.normal(jax.random.key(0), (2, *sides, channels))
+    shape = (size, size, 1 if depthwise else channels, channels)
+    params = {"kernel": jax.random.normal(jax.random.key(1), shape)}
+    layer = Conv(channels, size, strides, depthwise, same=True)
+
+    def xlas(params, x):
+        kernel, groups = params["kernel"], channels if depthwise else 1
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (strides, strides),
+            "SAME",
+            dimension_numbers=LAYOUT,
+            feature_group_count=groups,
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(conv, params, x):
+        y, pull = jax.vjp(conv, params, x)
+        return y, *pull(y)
+
+    def ours(params, x):
+        return layer.apply({"params": params}, x)
+
+    actual, expected = run(ours, params, x), run(xlas, params, x)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 def test_size_1_is_the_matrix_product(strides):
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
