@@ -1,7 +1,9 @@
 """Train one phase: epochs, validation, early stopping and checkpoints."""
 
 import collections
+import contextlib
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +58,16 @@ class Hooks:
     clock: Callable[[], float] = time.monotonic
 
 
+@contextlib.contextmanager
+def _thaw_at_end() -> Iterator[None]:
+    """Let the garbage collector scan again what was frozen meanwhile."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_thaw_at_end()
 def run_phase(
     state: TrainState, progress: Progress, plan: Plan, hooks: Hooks
 ) -> tuple[TrainState, Progress]:
@@ -69,7 +81,7 @@ def run_phase(
         NonFiniteLoss: with the step and the case ids of its batch.
         Interrupted: when asked to stop, after saving.
     """
-    saved_at = hooks.clock()
+    saved_at, saved_step = hooks.clock(), int(state.step)
     began = saved_at - progress.seconds
     while not progress.finished:
         first, end = int(state.step), (progress.epoch + 1) * plan.steps_per_epoch
@@ -81,15 +93,20 @@ def run_phase(
             batch = next(hooks.batches)
             state, metrics = hooks.train_step(state, batch)
             pending.append((step, metrics, batch["case_id"]))
+            if step == first + 1:  # all is compiled
+                # Each step makes the thousands of containers of a new state; scans of the whole
+                # heap, modules and traces included, would take as long as everything else here.
+                gc.freeze()
             # One step stays in flight, so that reading the losses never stalls the device.
             progress = _settle(pending, 1, progress, plan, hooks.log)
             overdue = 0 < plan.save_seconds <= hooks.clock() - saved_at
             stopping, due = hooks.agree(step, (hooks.asked_to_stop(), overdue))
-            if step < end and (stopping or due or step % plan.save_every == 0):
+            due = due or step - saved_step >= plan.save_every
+            if step < end and (stopping or due):
                 progress = _settle(pending, 0, progress, plan, hooks.log)
                 seconds = hooks.clock() - began
                 hooks.save(state, dataclasses.replace(progress, seconds=seconds))
-                saved_at = hooks.clock()
+                saved_at, saved_step = hooks.clock(), step
                 if stopping:
                     raise Interrupted
         progress = _settle(pending, 0, progress, plan, hooks.log)
@@ -111,7 +128,7 @@ def run_phase(
             hooks.log.epoch(plan, end, values)
         progress = dataclasses.replace(progress, seconds=hooks.clock() - began)
         hooks.save(state, progress)
-        saved_at = hooks.clock()
+        saved_at, saved_step = hooks.clock(), end
         if hooks.agree(end, (hooks.asked_to_stop(),))[0]:
             raise Interrupted
     return state, progress

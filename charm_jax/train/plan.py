@@ -24,8 +24,8 @@ class Plan:
             ``auroc`` or ``ap``, which are macro means.
         patience: epochs without a better score after which training stops.
         min_delta: improvement of the score that resets the patience.
-        save_every: steps between checkpoints within an epoch.
-        save_seconds: time after which a checkpoint is saved within an epoch; 0 for never.
+        save_every: steps after which a checkpoint is saved within an epoch.
+        save_seconds: time after which one is saved, too; 0 for never.
     """
 
     phase: str

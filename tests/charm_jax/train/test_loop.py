@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import itertools
 import math
 
@@ -198,6 +199,13 @@ def test_it_saves_every_few_steps_and_once_after_each_epoch():
     assert [progress.finished for _, progress in world.saved] == [False, False, False, True]
 
 
+def test_it_counts_the_steps_from_the_last_save():
+    world = World()
+    world.run(plan(epochs=2, save_every=3))
+    # Not at step 6, two steps after the save of the first epoch.
+    assert [step for step, _ in world.saved] == [3, 4, 7, 8]
+
+
 def test_it_saves_when_time_has_passed_since_the_last_save():
     world = World(step_seconds=60.0)
     world.run(plan(epochs=2, save_seconds=150.0))
@@ -210,6 +218,23 @@ def test_without_a_time_only_steps_and_epochs_are_saved():
     world = World(step_seconds=1e6)
     world.run(plan(epochs=1, save_seconds=0.0))
     assert [step for step, _ in world.saved] == [4]
+
+
+def test_the_garbage_collector_leaves_the_heap_alone_between_steps():
+    world, counts = World(), []
+    hooks = world.hooks()
+
+    def train_step(state, batch):
+        counts.append(gc.get_freeze_count())
+        return hooks.train_step(state, batch)
+
+    loop.run_phase(
+        state_at(0), Progress("bce"), PLAN, dataclasses.replace(hooks, train_step=train_step)
+    )
+    # From the second step on: the first one compiles.
+    assert counts[0] == 0
+    assert min(counts[1:]) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_what_is_saved_knows_the_losses_up_to_its_step():
