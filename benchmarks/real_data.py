@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -90,7 +91,13 @@ def finished(args: argparse.Namespace) -> dict[Job, dict[str, Any]]:
 
 
 def begin_worker(log: Path) -> None:
-    """Send all output of this process to a file."""
+    """Send all output of this process to a file; end it with its parent, even a killed one."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
