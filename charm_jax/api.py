@@ -45,8 +45,8 @@ def create_model(
         num_classes: number of findings.
         in_chans: channels of the images, 3 or 1.
         charm: False for the bare backbone with a linear classifier.
-        weights: ``random``, ``imagenet`` (torchvision's; needs the extra ``torch`` and a network)
-            or the path of a weight file.
+        weights: ``random``, ``imagenet`` (downloaded once, or of an installed package) or the path
+            of a weight file.
         pathologies: names of the findings, by which the outputs of a weight file are matched.
         image_size: side of the images in pixels.
         bank_size: slots of the memory bank.

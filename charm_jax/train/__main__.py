@@ -35,7 +35,7 @@ from charm_jax.train import setup
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
 from charm_jax.train.trainer import Beginning, Training, evaluation_command
-from charm_jax.weights import files, imagenet, load
+from charm_jax.weights import imagenet, load
 from data_pipelines.atomic_files import whole_files
 from data_pipelines.errors import InputError
 from data_pipelines.tables import quarantine
@@ -200,7 +200,6 @@ def _report_dry_run(experiment: Experiment, description: dict[str, Any], source:
     begun = source or processes.broadcast_from_first(lambda: folder.has_begun(directory))
     path = None if begun or keys.init_from != "imagenet" else imagenet.path_of(keys.backbone)
     if processes.any_of(path is not None and not path.exists()):
-        processes.all_succeed(lambda: files.import_torch("The file of ImageNet weights"))
         say(f"Weights: training will download them to {path}.")
     elif begun or keys.init_from != "random":
         Training(experiment, description).begin(source)

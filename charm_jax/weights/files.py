@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import pickle
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from charm_jax.weights import card
+from charm_jax.weights import card, torch_files
 from charm_jax.weights.card import Card
+from charm_jax.weights.torch_pickle import ForeignError, NoArray, Tensor
 from data_pipelines.atomic_files import whole_path
 from data_pipelines.errors import InputError, listed
 
@@ -22,45 +21,17 @@ from data_pipelines.errors import InputError, listed
 SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt", ".tar"), "safetensors": (".safetensors",)}
 ENDINGS = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _NESTS = (Mapping, list, tuple)
-_MAGIC = (b"PK\x03\x04", b"\x80")  # first bytes of torch's zip archives and, up to 1.5, pickles
-# Classes that fastai, Lightning and training scripts store beside the weights.
-_IGNORED = (
-    "argparse.Namespace",
-    "fastcore.foundation.L",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "pathlib.PosixPath",
-    "pathlib._local.PosixPath",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-)
-
-
-class _Ignored:
-    """Replace a class of ``_IGNORED``: accept any state and do nothing."""
-
-    def __init__(self, *_args: Any) -> None:
-        pass
-
-    def __setstate__(self, _state: Any) -> None:
-        pass
-
-    def __setitem__(self, _key: Any, _value: Any) -> None:
-        pass
+_MOST, _LONGEST = 1_000_000, 1_000  # entries of a file, characters of a name
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a .safetensors, .pth, .pt, .bin or .ckpt file by name.
 
     Tensors in nested dicts are named by the path to them, ``state_dict.conv1.weight``.
-    Floating-point tensors become float32. Torch files are read with ``weights_only``: no code in
-    them is run.
+    Floating-point tensors become float32. Tensors that share memory in the file do so here.
 
     Raises:
-        InputError: the file is missing, truncated, no weight file, or holds more than weights; or
-            it needs PyTorch, which is not installed.
+        InputError: the file is missing, truncated, no weight file, or holds more than weights.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the path of a weight file.")
@@ -92,7 +63,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], told: Card | None = Non
     if kind == "safetensors":
         content = safetensors.numpy.save(own, None if told is None else card.metadata(told))
     else:
-        torch = import_torch(path)
+        torch = _import_torch(path)
         buffer = io.BytesIO()
         torch.save({name: torch.from_numpy(value) for name, value in own.items()}, buffer)
         content = buffer.getvalue()
@@ -127,36 +98,26 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    torch = import_torch(path)
-    with path.open("rb") as file:
-        if not file.read(4).startswith(_MAGIC):
-            raise _unreadable(path, "it does not begin as PyTorch's files do")
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),  # they advise to run the code in the file
-            torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]),
-        ):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise InputError(
-                f"{path} holds more than weights, and code in such a file could do anything, so "
-                "that no pickled network is loaded: ask its author for the state dict alone, "
-                "torch.save(model.state_dict(), FILE), best as .safetensors."
-            ) from error
-        # The text before it advises to load the file without weights_only.
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
-        raise _unreadable(path, reason or type(error).__name__) from error
-    parts = loaded if isinstance(loaded, list | tuple) else [loaded]
-    if not any(isinstance(part, Mapping) for part in parts):
+        loaded, elements = torch_files.load(path)
+        parts = loaded if isinstance(loaded, list | tuple) else [loaded]
+        by_name = any(isinstance(part, Mapping) for part in parts)
+        flat = _flat(loaded) if by_name else {}
+    except ForeignError as error:
         raise InputError(
-            f"{path} holds a {type(loaded).__name__}: give a file with a state dict, tensors by "
-            "name."
-        )
+            f"{path} holds more than weights, such as {str(error)[:80]!r}, which could run code: "
+            "ask its author for the state dict alone, torch.save(model.state_dict(), FILE), best "
+            "as .safetensors."
+        ) from error
+    except Exception as error:  # of many kinds, for a file that is not PyTorch's
+        raise _unreadable(path, str(error) or type(error).__name__) from error
+    if not by_name:
+        kind = "tensor" if isinstance(loaded, Tensor) else type(loaded).__name__
+        raise InputError(f"{path} holds a {kind}: give a file with a state dict, tensors by name.")
     tensors = {
-        name: _as_numpy(torch, path, name, value)
-        for name, value in _flat(loaded)
-        if isinstance(value, torch.Tensor)
+        name: _array(path, name, value, elements)
+        for name, value in flat.items()
+        if isinstance(value, Tensor | NoArray)
     }
     if not tensors and isinstance(loaded, Mapping) and loaded:
         raise InputError(
@@ -166,21 +127,35 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _as_numpy(torch: Any, path: Path, name: Any, value: Any) -> np.ndarray:
-    value = value.to(torch.float32) if value.is_floating_point() else value
+def _array(path: Path, name: str, value: Any, elements: torch_files.Elements) -> np.ndarray:
+    if isinstance(value, NoArray):
+        raise _unreadable(path, f"{name} is no plain array but of {value.name}")
     try:
-        return value.detach().numpy()
-    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, ...
+        return torch_files.array(value, elements)
+    except (ValueError, OverflowError) as error:
         raise _unreadable(path, f"{name}: {error}") from error
 
 
-def _flat(nest: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what dicts and lists hold, by the path to it."""
-    for name, value in nest.items() if isinstance(nest, Mapping) else enumerate(nest):
-        if isinstance(value, _NESTS):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _flat(nest: Any) -> dict[str, Any]:
+    """Return what dicts and lists hold, by the path to it.
+
+    Raises:
+        ValueError: there is no end of it, as where a list holds itself.
+    """
+    found, todo = {}, [("", nest)]
+    for _ in range(_MOST):
+        if not todo:
+            return found
+        path, value = todo.pop()
+        if not isinstance(value, _NESTS):
+            found[path] = value
+            continue
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        below = [(f"{path}.{name}" if path else str(name), part) for name, part in items]
+        todo += reversed(below)
+        if len(todo) > _MOST or any(len(name) > _LONGEST for name, _ in below):
+            break
+    raise ValueError("it nests too many or too long names")
 
 
 def _unreadable(path: Path, reason: str) -> InputError:
@@ -188,17 +163,12 @@ def _unreadable(path: Path, reason: str) -> InputError:
     return InputError(f"{path} cannot be read ({first}): fetch or make the file again.")
 
 
-def import_torch(needed_by: Path | str) -> Any:
-    """Return the module ``torch``.
-
-    Raises:
-        InputError: it is not installed.
-    """
+def _import_torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
         raise InputError(
-            f'{needed_by} needs PyTorch: pip install "charm-jax[torch]", or convert the weights to '
-            ".safetensors where PyTorch is."
+            f'{path} needs PyTorch to be written: pip install "charm-jax[torch]", or write a '
+            ".safetensors file."
         ) from None
     return torch

@@ -87,8 +87,6 @@ def read(init_from: str, backbone: str) -> Contents:
         InputError: the file is missing, or cannot be fetched or read.
     """
     if init_from == "imagenet":
-        if backbone in imagenet.FILES:  # refuse before downloading
-            files.import_torch("The file of ImageNet weights")
         path = imagenet.fetch(backbone)
     else:
         path = Path(os.path.expanduser(init_from))  # that of Path fails without a home

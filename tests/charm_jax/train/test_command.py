@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 from recipes import experiment_of
@@ -32,15 +31,6 @@ def test_only_frozen_random_weights_draw_a_warning():
     assert "stage bce starts with a frozen trunk" in note
     config.stages.bce.freeze_trunk = False
     assert command._random_and_frozen(experiment_of(config, {}).settings, "") == []
-
-
-def test_a_dry_run_names_the_extra_that_the_weights_to_download_need(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    config = recipe.defaults()
-    config.model.init_from = "imagenet"
-    with pytest.raises(InputError, match=r'pip install "charm-jax\[torch\]"'):
-        command._report_dry_run(experiment_of(config, {}), {}, "")
 
 
 def run_with(runs_dir, name, input_range, *, begun):

@@ -1,7 +1,6 @@
 import dataclasses
 import hashlib
 import re
-import sys
 
 import chex
 import jax
@@ -497,13 +496,6 @@ def test_imagenet_is_fetched(monkeypatch, file, filled):
     loaded, _ = load.initial_weights(new_state(NANO), "imagenet", NANO)
     assert asked == [NANO]
     chex.assert_trees_all_equal(loaded.params, filled.params)
-
-
-def test_nothing_is_fetched_that_could_not_be_read(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(imagenet, "fetch", lambda _: pytest.fail("fetched"))
-    with pytest.raises(InputError, match="ImageNet weights needs PyTorch: pip install"):
-        load.initial_weights(new_state(NANO), "imagenet", "resnet50")
 
 
 def test_a_file_that_does_not_fit_is_named_with_its_faults(tmp_path, file):
