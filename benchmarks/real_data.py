@@ -164,11 +164,15 @@ def floor(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     table = charm_jax.load_dataset("csv_folder", folder, csv=csv, image_size=size).table
     rows, part = np.arange(len(table.images)), table.official_part
     images = resident.load(table, rows, size, lambda cases: cases).images[..., 0]
+    kept = args.folder / "features.npy"
     if job[0] == FLOORS[0]:
         features = linear_floors.principal_components(images, part == "train")
+    elif kept.exists():  # made by the first job of this floor, which runs before the others
+        features = np.load(kept)
     else:
         findings = table.findings
         features = linear_floors.frozen_features(images, args.backbone, args.init_from, findings)
+        np.save(kept, features)
     return table.images[part == "test"], linear_floors.logits(features, table.labels, part)
 
 
