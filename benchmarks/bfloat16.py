@@ -29,7 +29,7 @@ SHORT = {
     "data.phantom.train_images": 320,
     "data.phantom.test_images": 320,
     "data.image_size": 32,
-    "stages.bce.epochs": 2,
+    "stages.bce.epochs": 1,
     "stages.focal.epochs": 1,
 }
 

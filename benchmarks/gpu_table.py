@@ -22,7 +22,8 @@ def table(parts: dict[str, dict], found: dict[str, dict]) -> list[str]:
         "| step | side | median, ms | images/s | device memory, MB |",
         "| --- |" + " --- |" * 4,
     ]
-    for result in found.get("speed", {}).get("results", []):
+    groups = [found.get(name, {}) for name in ("speed_train", "speed_rest")]
+    for result in [result for group in groups for result in group.get("results", [])]:
         case = result["case"]
         step = f"{case['kind']}, batch {case['batch']}, {case['side']}², {case.get('loss', 'bce')}"
         for side, facts in result["sides"].items():
@@ -31,6 +32,10 @@ def table(parts: dict[str, dict], found: dict[str, dict]) -> list[str]:
                 f"| {step} | {side} | {1e3 * facts['median_s']:.2f} | {rate:.0f} | "
                 f"{facts.get('device_peak_mb', 0):.0f} |"
             )
+    if "kernels" in found:
+        lines += ["", "| operation of a train step | ms | runs |", "| --- | --- | --- |"]
+        for row in found["kernels"]["a_step"][:20]:
+            lines.append(f"| {row['operation']} | {row['ms']:.3f} | {row['runs']:.0f} |")
     if "depthwise" in found:
         lines += ["", "| depthwise: side, channels, strides | grouped, ms | shifted, ms |"]
         lines += ["| --- | --- | --- |"]
@@ -53,6 +58,7 @@ def table(parts: dict[str, dict], found: dict[str, dict]) -> list[str]:
 
 def main(out: Path) -> int:
     rows = [line.split("\t") for line in (out / "parts.tsv").read_text().splitlines()]
+    # The last line of a part counts: an earlier one is of a try that failed.
     parts = {name: {"code": int(code), "seconds": int(s)} for name, code, s in rows}
     files = [path for path in sorted(out.glob("*.json")) if path.name != "day.json"]
     found = {path.stem: json.loads(path.read_text()) for path in files}

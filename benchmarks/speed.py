@@ -43,6 +43,8 @@ class Worker:
     def __init__(self, who: str, case: dict[str, Any], cache: str):
         paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"SPEED_CACHE": cache, "PYTHONPATH": os.pathsep.join(paths)}
+        flags = (os.environ.get("XLA_FLAGS", ""), case.get("xla_flags", ""))
+        environment["XLA_FLAGS"] = " ".join(flags).strip()
         command = [sys.executable, "-c", WORKER, str(HERE), who, json.dumps(case)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -61,22 +63,23 @@ class Worker:
         self.process.wait()
 
 
-def start(case: dict[str, Any], sides: dict[str, tuple[str, dict]], cache: str) -> dict:
-    """All sides of a case; each is (contestant, what it changes of the case)."""
-    return {key: Worker(who, case | own, cache) for key, (who, own) in sides.items()}
-
-
-def duel(case: dict[str, Any], workers: dict[str, Worker], rounds: int) -> dict:
-    """Let all sides of a case take steps in turns."""
-    for worker in workers.values():
-        worker.ask("step")
-        worker.ask("step")
-    times: dict[str, list[dict]] = {key: [] for key in workers}
-    for _ in range(rounds):
-        for key, worker in workers.items():
-            worker.ask("step")
-            times[key].append(worker.ask("step"))
-    facts = {key: worker.ask("facts") for key, worker in workers.items()}
+def duel(case: dict[str, Any], sides: dict[str, tuple[str, dict]], rounds: int, cache: str) -> dict:
+    """All sides of a case in turns; each is (contestant, what it changes of the case)."""
+    workers: dict[str, Worker] = {}
+    try:
+        for key, (who, own) in sides.items():
+            workers[key] = Worker(who, case | own, cache)
+            workers[key].ask("step")  # one after the other: XLA times kernels while it compiles
+            workers[key].ask("step")
+        times: dict[str, list[dict]] = {key: [] for key in workers}
+        for _ in range(rounds):
+            for key, worker in workers.items():
+                worker.ask("step")
+                times[key].append(worker.ask("step"))
+        facts = {key: worker.ask("facts") for key, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
     first = next(iter(workers))
     return {
         "case": case,
@@ -115,6 +118,7 @@ def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
     sides, batch, later = ([224], 64, 128) if gpu else ([64, 224], 16, 16)
     every = 112_120 if gpu else 4096
     resident = ours | {"resident": ("ours", {"resident": every})}
+    graphs = {"no_graphs": ("ours", {"xla_flags": "--xla_gpu_enable_command_buffer="})}
     charm = {
         "ours": ("ours", {"memory": "none"}),
         "published": ("ours", {}),
@@ -124,7 +128,9 @@ def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
     bare_peer = {"peer": ("peer", {"memory": "none"})}
     step = {"kind": "train", "batch": batch}
     return {
-        "train": [(step | {"side": s, "loss": "bce"}, full) for s in sides]
+        "train": [
+            (step | {"side": s, "loss": "bce"}, full | (graphs if gpu else {})) for s in sides
+        ]
         + [({"kind": "train", "batch": later, "side": sides[0], "loss": "focal"}, both)],
         "resident": [(step | {"side": sides[0], "loss": "bce"}, resident)],
         "frozen": [(step | {"side": sides[0], "frozen": True}, both)],
@@ -188,9 +194,6 @@ def arguments(groups: list[str]) -> argparse.Namespace:
     parser.add_argument("--sides", nargs="*", help="leave the other sides out, such as the peer")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--short", action="store_true", help="a small case of each group")
-    parser.add_argument(
-        "--together", action="store_true", help="compile the cases at once: sooner, less careful"
-    )
     return parser.parse_args()
 
 
@@ -215,14 +218,8 @@ def main() -> None:
             for case, sides in groups[group][: 1 if args.short else None]:
                 kept = {k: v for k, v in sides.items() if not args.sides or k in args.sides}
                 chosen.append((case | (SHORT if args.short else {}), kept))
-        waiting = [start(*pair, cache) for pair in chosen] if args.together else []
         for case, sides in chosen:
-            workers = waiting.pop(0) if args.together else start(case, sides, cache)
-            try:
-                results.append(duel(case, workers, args.rounds))
-            finally:
-                for worker in workers.values():
-                    worker.close()
+            results.append(duel(case, sides, args.rounds, cache))
             print("\n".join(table(results[-1:]).splitlines()[-len(sides) :]), flush=True)
             load = os.getloadavg()
             args.out.write_text(
