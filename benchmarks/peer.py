@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from charm_jax.models.backbones import efficientnet_lite
 from charm_jax.models.backbones.efficientnet_v2 import MEMBERS, Stage
 
 FINDINGS = 14
@@ -74,8 +75,56 @@ class Block(nn.Module):
         return x + y
 
 
+class SameConv(nn.Conv2d):
+    """Convolve with stride 2 and TensorFlow's padding, a copy, as PyTorch's users do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = self.kernel_size[0]
+        rows, columns = (max(size - (side % 2 or 2), 0) for side in x.shape[2:])
+        pads = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        return super().forward(functional.pad(x, pads))
+
+
+def lite_layer(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, activate: bool = True
+) -> nn.Sequential:
+    make, padding = (SameConv, 0) if stride == 2 else (nn.Conv2d, size // 2)
+    conv = make(inputs, outputs, size, stride, padding, groups=groups, bias=False)
+    norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+    return nn.Sequential(conv, norm, *([nn.ReLU6(inplace=True)] if activate else []))
+
+
+class LiteBlock(Block):
+    """MBConv without squeeze-and-excitation."""
+
+    def __init__(self, inputs: int, outputs: int, expand: int, size: int, stride: int, drop: float):
+        nn.Module.__init__(self)
+        hidden = inputs * expand
+        self.block = nn.Sequential(
+            *([lite_layer(inputs, hidden, 1)] if expand > 1 else []),
+            lite_layer(hidden, hidden, size, stride, groups=hidden),
+            lite_layer(hidden, outputs, 1, activate=False),
+        )
+        self.residual, self.drop_rate = stride == 1 and inputs == outputs, drop
+
+
+def lite_backbone(name: str) -> tuple[nn.Sequential, nn.Sequential, int]:
+    (stages,) = efficientnet_lite.MEMBERS[name].trunk.args
+    total, done = sum(stage.blocks for stage in stages), 0
+    parts, inputs = [lite_layer(3, 32, 3, 2)], 32
+    for stage in stages:
+        for i in range(stage.blocks):
+            expand, stride = (6 if stage is not stages[0] else 1), (1 if i else stage.strides)
+            shape = (inputs, stage.features, expand, stage.kernel_size, stride)
+            parts.append(LiteBlock(*shape, 0.2 * done / total))
+            inputs, done = stage.features, done + 1
+    return nn.Sequential(*parts), lite_layer(inputs, 1280, 1), 1280
+
+
 def own_backbone(name: str) -> tuple[nn.Sequential, nn.Sequential, int]:
     """Trunk, last block and feature dimension, of plain layers."""
+    if name in efficientnet_lite.MEMBERS:
+        return lite_backbone(name)
     stem, stages = MEMBERS[name].trunk.args
     total, done = sum(stage.blocks for stage in stages), 0
     parts, inputs = [conv_norm_act(3, stem, 3, 2)], stem
@@ -215,7 +264,7 @@ class Peer:
         torch.manual_seed(0)
         gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if gpu else "cpu")
-        paper = not self.name.endswith("nano")
+        paper = self.name in MEMBERS and not self.name.endswith("nano")
         net = Charm(self.name, self.slots, charm=self.charm, torchvision=gpu and paper)
         layout = torch.channels_last if gpu or self.channels_last else torch.contiguous_format
         self.net, self.layout = net.to(self.device, memory_format=layout), layout

@@ -139,6 +139,10 @@ def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
             ({"kind": "bank", "batch": 128, "slots": n}, both) for n in (512, 4096, 16384, 65536)
         ],
         "charm": [(step | {"side": s, "memory": "none"}, charm | bare_peer) for s in sides],
+        "lite": [
+            (step | {"net": "efficientnet_lite0", "side": 224, "batch": 32, "memory": memory}, full)
+            for memory in ("none", "published")
+        ],
         "nano": [({"kind": "train", "net": "efficientnet_v2_nano", "side": 64, "batch": 32}, both)],
     }
 
