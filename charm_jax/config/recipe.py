@@ -144,6 +144,12 @@ KEYS: dict[str, Key] = {
         "auto", "continue a run with the same config, or also with another", ("auto", "force")
     ),
     "deterministic": Key(False, "give the same bits from run to run on CUDA too; slower"),
+    "refit": Key(
+        "none",
+        "fit the last linear layer again after training, on all images alike (plain) or with equal "
+        "weights of a finding's classes (balanced); kept if the loss on validation falls",
+        ("none", "plain", "balanced"),
+    ),
     "data.source": Key("nih_chest_xray14", "kind of data set", SOURCES),
     "data.dir": Key("data/nih_chest_xray14", "folder of the data; $CHARM_DATA if that is set"),
     "data.csv": Key("", "table to read in place of the source's own; for MedMNIST its .npz file"),

@@ -107,6 +107,7 @@ class Settings:
     seed: int
     resume: str
     deterministic: bool
+    refit: str
     data: DataSettings
     model: ModelSettings
     stages: Mapping[str, StageSettings]

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.models.state import TrainState
+from charm_jax.runs import refitted
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError, did_you_mean, listed
@@ -318,7 +319,10 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
 def restore(
     run: Path, name: str, like: Callable[[dict[str, Any]], TrainState]
 ) -> tuple[TrainState, str]:
-    """Restore a checkpoint; return its state and its name ``<stage>/<step>``.
+    """Restore a checkpoint, with its refitted classifier if it has one.
+
+    Returns:
+        Its state and its name ``<stage>/<step>``.
 
     Args:
         name: see ``resolve_checkpoint``.
@@ -338,7 +342,8 @@ def restore(
         raise InputError(f"{error} Choose another checkpoint.") from error
     finally:
         checkpoints.close()
-    return state, f"{stage}/{step}"
+    name = f"{stage}/{step}"
+    return refitted.replace_layer(run, name, state), name
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -76,6 +76,7 @@ def main(argv: list[str]) -> int:
         )
     processes.join(values.process, values.coordinator)
     processes.all_succeed(lambda: validate.check(settings))
+    processes.all_succeed(lambda: _check_refit(settings))
     source = values["from"].value
     processes.check_alike(
         {
@@ -155,6 +156,19 @@ def _check_demo_folder(overrides: dict[str, Any]) -> None:
         raise InputError(
             f"--config.data.dir={overrides['data.dir']} needs --config: give --config effv2s to "
             "train on the data there, or --config demo to draw simulated images there."
+        )
+
+
+def _check_refit(settings: Settings) -> None:
+    """Refuse to refit with several processes: only the first one reads the run.
+
+    Raises:
+        InputError: they would have to.
+    """
+    if settings.refit != "none" and jax.process_count() > 1:
+        raise InputError(
+            f"config.refit is {settings.refit} and {jax.process_count()} processes train: set it "
+            "to none, or train in one process."
         )
 
 

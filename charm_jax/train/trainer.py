@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ from charm_jax.config.cli import say
 from charm_jax.config.recipe import KEYS
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
-from charm_jax.inference import changes, fitted, loaded, refill
+from charm_jax.inference import changes, fitted, loaded, refill, refit
 from charm_jax.models.state import TrainState, averaged, begin_stage
 from charm_jax.models.vote import Vote
-from charm_jax.runs import banks, folder
+from charm_jax.runs import banks, folder, refitted
 from charm_jax.runs import data as run_data
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
@@ -71,6 +71,7 @@ class Training:
         self.range_tests: dict[str, dict[str, Any] | None] = {}
         self.peaks: dict[str, float] = {}
         self.signals: list[int] = []
+        self.refitted: dict[str, Any] | None = None
 
     def begin(self, source: str = "") -> Beginning:
         """Read the newest readable checkpoint, or create a state with its first weights.
@@ -107,6 +108,7 @@ class Training:
         try:
             with stopping.caught(raising=False) as self.signals:
                 state = self._train_phases(beginning.state, beginning.progress)
+                self._refit()
                 self._refill()
                 processes.broadcast_from_first(lambda: self._summarise(state))
         except NonFiniteLoss as error:
@@ -364,6 +366,7 @@ class Training:
             "stages": stages,
             "seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
             "params_sha256": tree_sha256(state.params),
+            **({"refit": self.refitted} if self.refitted else {}),
         }
         from charm_jax.report import curves
 
@@ -392,6 +395,46 @@ class Training:
         say(f"Done in {seconds:.0f} s. Evaluate it: {evaluate}")
         return 0
 
+    def _refit(self) -> None:
+        """Refit the classifier of the best checkpoint, and keep it where validation's loss falls.
+
+        Raises:
+            Interrupted: it was asked to stop; the same command refits it.
+        """
+        (self.directory / refitted.FILE).unlink(missing_ok=True)
+        if self.settings.refit == "none":
+            return
+
+        def work() -> None:
+            model = loaded.load_run(self.directory)
+            layer, made = refit.refit(model, self.experiment.data)
+            if made["replaced"]:
+                refitted.write(self.directory, model.checkpoint, model.state, layer)
+            self.refitted = made
+            kept = "the refitted one" if made["replaced"] else "that of training"
+            say(
+                f"Classifier refitted ({made['form']}, L2 {made['l2']:g}): validation loss "
+                f"{made['val_loss']:.4f}, before {made['val_loss_before']:.4f}; {kept} is used."
+            )
+
+        self._finish(work)
+
+    def _finish(self, work: Callable[[], None]) -> None:
+        """Do what follows the last checkpoint, and can be done again from there.
+
+        Raises:
+            Interrupted: it was asked to stop.
+        """
+        self.checkpoints.wait()
+        try:
+            with stopping.caught(raising=True):
+                if self.signals:
+                    raise Stopped(self.signals[0])
+                work()
+        except Stopped as stopped:
+            self.signals.append(stopped.number)
+            raise Interrupted from stopped
+
     def _refill(self) -> None:
         """Fill the bank of a network whose cases vote with features as an evaluation has them.
 
@@ -407,22 +450,18 @@ class Training:
         if jax.process_count() > 1:
             say(f"With several processes {again}")
             return
-        self.checkpoints.wait()
+
+        def work() -> None:
+            model, data = loaded.load_run(self.directory), self.experiment.data
+            rows = data.split.rows(self.settings.stage_names[-1], "train")
+            memory, made = refill.refill(model, data, rows)
+            description = changes.describe(model, "train") | made | {"split": "train"}
+            banks.write(self.directory, banks.TRAINED, memory, model.state, description)
+
         try:
-            with stopping.caught(raising=True):
-                if self.signals:
-                    raise Stopped(self.signals[0])
-                model, data = loaded.load_run(self.directory), self.experiment.data
-                rows = data.split.rows(self.settings.stage_names[-1], "train")
-                memory, made = refill.refill(model, data, rows)
-        except Stopped as stopped:
-            self.signals.append(stopped.number)
-            raise Interrupted from stopped
+            self._finish(work)
         except InputError as error:  # the run is whole without it
             say(f"warning: {error} Therefore {again}")
-            return
-        description = changes.describe(model, "train") | made | {"split": "train"}
-        banks.write(self.directory, banks.TRAINED, memory, model.state, description)
 
 
 def evaluation_command(settings: Settings) -> str:
