@@ -24,6 +24,8 @@ from charm_jax.runs import data as run_data
 from charm_jax.train import __main__ as train_command
 from data_pipelines.phantom.draw import draw_phantom
 
+pytestmark = pytest.mark.daily
+
 SIGNS = ("Mass", "Cardiomegaly", "Effusion")
 FINDINGS = ("Mass", "Cardiomegaly", "Effusion, either side")  # with a comma, and long
 CONFIG = """

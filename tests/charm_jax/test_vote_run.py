@@ -16,6 +16,8 @@ from charm_jax.config.cli import guarded
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.folder import restore
 
+pytestmark = pytest.mark.daily
+
 RUN = "runs/vote"
 KEYS = (
     "--config.preset=vote",

@@ -21,7 +21,6 @@ from charm_jax.weights import torch_names
 
 PUBLISHED = "efficientnet_v2_s"
 OTHERS = ("resnet50", "densenet121", "vgg16_lka")
-MINUTE = ("resnet50", "densenet121")  # a whole training pass takes a minute in float64
 LARGE = ("efficientnet_v2_m",)  # too slow for the default run
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
@@ -43,12 +42,12 @@ def for_networks(*fast):
 def for_steps(*fast):
     """Run a test for every network in float32 and float64.
 
-    CI runs the float64 of the networks that take a minute; pairs not named here count as slow.
+    CI alone runs the other networks than the published one; pairs not named here count as slow.
     """
     pairs = [(a, p) for a in (PUBLISHED, *OTHERS, *LARGE) for p in ("float32", "float64")]
     params = [
         pytest.param(*pair, marks=pytest.mark.daily)
-        if pair in fast and pair[0] in MINUTE
+        if pair in fast and pair[0] in OTHERS
         else pair
         if pair in fast
         else pytest.param(*pair, marks=pytest.mark.slow)
