@@ -15,7 +15,8 @@ at least 10 positive images, over the three most frequent and over the three rar
 of patients, the seeds averaged under each draw.
 
 Finished runs are appended to --out and not trained again; --table prints the table of what is
-there. A first run of each variant fills the compile cache, then --workers processes share the rest.
+there. The first runs of the variants fill the compile cache, one after the other; then --workers
+processes share the rest.
 """
 
 import argparse
@@ -49,6 +50,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
     "vote": VOTE,
     "vote, keys of the main branch": VOTE | {"model.momentum_branch": False},
+    "refit": {"model.charm": False, "refit": "plain"},
+    "vote, refit": VOTE | {"refit": "plain"},
 }
 FLOORS = ("40 principal components", "frozen features")
 Job = tuple[str, int, int]  # variant, seed, fold
@@ -178,7 +181,7 @@ def floor(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 def work(jobs: list[Job], args: argparse.Namespace) -> int:
     """Do the jobs in worker processes, append each entry; return how many failed."""
-    # The caches of JAX are filled once, by the first job of each variant.
+    # The first job of each variant compiles for the others; alone, since XLA times GPU kernels.
     first = list({job[0]: job for job in reversed(jobs)}.values())
     failed = 0
     with ProcessPoolExecutor(
@@ -187,7 +190,7 @@ def work(jobs: list[Job], args: argparse.Namespace) -> int:
         begin_worker,
         (args.work / "workers.log",),
     ) as pool:
-        for some in (first, [job for job in jobs if job not in first]):
+        for some in [[job] for job in first] + [[job for job in jobs if job not in first]]:
             futures = {pool.submit(run, job, args): job for job in some}
             for future in as_completed(futures):
                 variant, seed, fold = futures[future]
