@@ -31,7 +31,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from charm_jax.config import recipe
 from charm_jax.inference.steps import eval_step
 from charm_jax.models import state
-from charm_jax.models.create import compute_type, create_network, empty_bank
+from charm_jax.models.create import Voting, compute_type, create_network, empty_bank
 from charm_jax.models.losses import LOSSES
 from charm_jax.train import optim
 from charm_jax.train.step import train_step
@@ -53,6 +53,9 @@ KERNELS = ("fusion", "custom-call", "copy", "sort", "scatter", "reduce", "transp
 CASES = {
     "train, H100": ("h100", 1, "bce", "efficientnet_v2_s"),
     "train frozen, H100": ("h100", 1, "frozen", "efficientnet_v2_s"),
+    "train without memory, H100": ("h100", 1, "none", "efficientnet_v2_s"),
+    "train vote of 2,048, H100": ("h100", 1, "vote 2048", "efficientnet_v2_s"),
+    "train vote of 75,966, H100": ("h100", 1, "vote 75966", "efficientnet_v2_s"),
     "evaluate, H100": ("h100", 1, "eval", "efficientnet_v2_s"),
     "train, A100": ("a100", 1, "bce", "efficientnet_v2_s"),
     "train, 4 H100": ("h100", 4, "bce", "efficientnet_v2_s"),
@@ -76,9 +79,14 @@ def lowered(name: str) -> tuple[Any, str]:
     )
     major = re.search(r"major: (\d+)(?: minor: (\d+))? }\n  reg", description)
     keys = recipe.defaults()
+    votes = kind.startswith("vote")
+    slots = int(kind.removeprefix("vote")) if votes else keys.model.bank_size
     model = create_network(
         backbone,
         num_classes=FINDINGS,
+        charm=kind != "none",
+        fusion=not votes,
+        voting=Voting() if votes else None,
         dtype=compute_type("cuda", f"{major[1]}.{major[2] or 0}"),
     ).clone(freeze_trunk=kind == "frozen")
     stage = keys.stages.bce
@@ -87,7 +95,7 @@ def lowered(name: str) -> tuple[Any, str]:
     side, n = keys.data.image_size, stage.batch_size
 
     def make(key: jax.Array) -> state.TrainState:
-        bank = empty_bank(model, backbone, keys.model.bank_size)
+        bank = empty_bank(model, backbone, slots)
         new = state.create(model, key, jnp.zeros((1, side, side, 3)), bank)
         return state.begin_stage(new, optimizer, key, freeze_trunk=model.freeze_trunk)
 

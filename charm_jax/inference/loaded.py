@@ -167,13 +167,13 @@ def _held(ids: np.ndarray, stored: Any) -> np.ndarray:
     return np.isin(ids, np.asarray(stored)) & (ids >= 0)
 
 
-def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> LoadedModel:
+def load_run(run: Path, checkpoint: str = "best", memory: str | None = TRAINED) -> LoadedModel:
     """Load a checkpoint of a run.
 
     Args:
         checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
         memory: label of a bank of the run; ``trained`` for the one that training ended with,
-            or else the checkpoint's own.
+            or else the checkpoint's own; None for the latter.
 
     Raises:
         InputError: there is no such run, checkpoint or bank, or it is damaged.
@@ -203,6 +203,8 @@ def load_run(run: Path, checkpoint: str = "best", memory: str = TRAINED) -> Load
         trained=trained,
         provenance=provenance,
     )
+    if memory is None:
+        return model
     if memory != TRAINED:
         return _with_bank(model, memory)
     bank = banks.refilled(run, state)

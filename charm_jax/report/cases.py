@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 from charm_jax.report import overlays
 from charm_jax.report.contents import Bank, Evaluated, Read, labelled, number, shown
@@ -14,6 +14,7 @@ from charm_jax.report.figures import Picture, bank_map, picture, plane
 
 FINDINGS = 20  # findings whose errors are shown: the most frequent ones
 _CASES = 12  # cases of the bank that are shown
+_COMPARED, _NEAREST = 3, 5  # images that are shown beside so many stored cases
 # By whether an image is labelled with the finding, and whether there is a threshold.
 _KINDS = {
     (True, True): "missed",
@@ -122,8 +123,18 @@ def times_read(evaluated: Evaluated, bank: Bank) -> Int[np.ndarray, " slots"]:
     return np.bincount(evaluated.slots[evaluated.valid], minlength=len(bank.filled))
 
 
-def describe_bank(evaluated: Evaluated, bank: Bank, rule: str, read: Read) -> dict[str, Any]:
-    """Collect what the report shows of a memory bank: cases, reads and features."""
+def describe_bank(
+    evaluated: Evaluated, bank: Bank, rule: str, read: Read, temperature: float | None = None
+) -> dict[str, Any]:
+    """Collect what the report shows of a memory bank: cases, reads and features.
+
+    Args:
+        evaluated: predictions and labels.
+        bank: the bank that they were made with.
+        rule: that chose its cases, for people.
+        read: returns pixels.
+        temperature: of the vote; None where cases do not vote.
+    """
     rows = _bank_rows(evaluated, bank)
     shares = [row[key] or 0 for row in rows for key in ("share", "here")]
     return {
@@ -134,6 +145,7 @@ def describe_bank(evaluated: Evaluated, bank: Bank, rule: str, read: Read) -> di
         "read": evaluated.valid is not None and bool(evaluated.valid.any()),
         "rows": rows,
         "largest": max(0.01, *shares),
+        "compared": compared(evaluated, bank, read, temperature),
         "most_read": most_read(evaluated, bank, read),
         "maps": bank_maps(evaluated.findings, bank),
     }
@@ -168,6 +180,53 @@ def _with_healthy(labels: Int[np.ndarray, "n findings"]) -> Int[np.ndarray, "n c
 def _share(labels: Int[np.ndarray, " n"]) -> float | None:
     known = labels[labels >= 0]
     return float((known == 1).mean()) if len(known) else None
+
+
+def compared(
+    evaluated: Evaluated, bank: Bank, read: Read, temperature: float | None
+) -> list[list[Tile]]:
+    """Show the surest images of the rarest findings beside the stored cases nearest to them.
+
+    With a temperature, a case's weight in the vote, of the cases that the image read.
+    """
+    if evaluated.valid is None:
+        return []
+    compared = evaluated.valid.any(axis=1)[:, None] & (evaluated.labels == 1)
+    rarest = np.argsort((evaluated.labels == 1).sum(axis=0), kind="stable")
+    shown_rows: dict[int, int] = {}
+    for column in rarest[compared.any(axis=0)[rarest]].tolist():
+        row = int(np.argmax(np.where(compared[:, column], evaluated.logits[:, column], -np.inf)))
+        shown_rows.setdefault(row, column)
+    groups = []
+    for row, column in list(shown_rows.items())[:_COMPARED]:
+        [image] = read(evaluated.rows[[row]])
+        name, score = str(evaluated.images[row]), float(expit(evaluated.logits[row, column]))
+        facts = [f"{shown(evaluated.findings[column])}: score {number(score)}", name]
+        title = f"labelled {evaluated.named(row)}"
+        tiles = [Tile(title, [picture(image, f"{name}, as the network read it")], facts)]
+        for slot, cosine, weight in _nearest(evaluated, row, temperature):
+            case, facts = str(bank.images[slot]), [f"cosine {number(cosine, 2)}"]
+            if weight is not None:
+                facts.append(f"{number(100 * weight, 1)} % of the vote")
+            there = bank.rows[slot] >= 0
+            pixels = read(bank.rows[[slot]]) if there else []
+            pictures = [picture(image, f"stored case {case}") for image in pixels]
+            labels = labelled(evaluated.findings, bank.labels[slot])
+            tiles.append(Tile(labels, pictures, [*facts, f"stored {case}"]))
+        groups.append(tiles)
+    return groups
+
+
+def _nearest(
+    evaluated: Evaluated, row: int, temperature: float | None
+) -> list[tuple[int, float, float | None]]:
+    """Return slot, cosine and weight of the cases nearest to an image, best first."""
+    valid = evaluated.valid[row]
+    slots, cosines = evaluated.slots[row][valid], evaluated.similarities[row][valid].astype(float)
+    weights = [None] * len(slots)
+    if temperature is not None:
+        weights = softmax(cosines / temperature).tolist()
+    return list(zip(slots.tolist(), cosines.tolist(), weights, strict=True))[:_NEAREST]
 
 
 def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> list[Tile]:

@@ -47,7 +47,11 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
     )
     described = None
     if bank is not None:
-        described = cases.describe_bank(evaluated, bank, _rule(contents), contents.read)
+        keys = contents.config["model"]
+        temperature = keys["vote_temperature"] if keys["memory"] == "vote" else None
+        described = cases.describe_bank(
+            evaluated, bank, _rule(contents), contents.read, temperature
+        )
     training = [
         figure_svg(
             curves.stage_curves(contents.log, [stage]),

@@ -409,7 +409,7 @@ class Training:
         shutil.rmtree(self.directory / "memory" / banks.TRAINED, ignore_errors=True)
 
         def work() -> None:
-            model = loaded.load_run(self.directory)
+            model = loaded.load_run(self.directory, memory=None)
             layer, made = refit.refit(model, self.experiment.data)
             if made["replaced"]:
                 refitted.write(self.directory, model.checkpoint, model.state, layer)
@@ -455,7 +455,7 @@ class Training:
             return
 
         def work() -> None:
-            model, data = loaded.load_run(self.directory), self.experiment.data
+            model, data = loaded.load_run(self.directory, memory=None), self.experiment.data
             rows = data.split.rows(self.settings.stage_names[-1], "train")
             memory, made = refill.refill(model, data, rows)
             description = changes.describe(model, "train") | made | {"split": "train"}

@@ -35,6 +35,7 @@ def folder(finished, tmp_path_factory):
     trained = train_here(*KEYS, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     assert "with CHARM (vote)" in trained.stderr
+    assert "warning" not in trained.stderr
     evaluated = command_here("eval", "--run", "vote", cwd=folder)
     assert evaluated.returncode == 0, evaluated.stderr
     return folder

@@ -137,3 +137,29 @@ def test_labels_in_words():
     assert labelled(findings, np.array([1, 1], np.int8)) == "Mass, Pleural Thickening"
     assert labelled(findings, np.array([0, -1], np.int8)) == "no finding"
     assert labelled(findings, np.array([-1, -1], np.int8)) == "labels unknown"
+
+
+def test_an_image_stands_beside_its_nearest_cases_and_their_weights():
+    evaluated, bank = report_data.evaluated(n=6), report_data.bank()
+    evaluated.labels[:], evaluated.valid[:] = 0, True
+    evaluated.labels[2:4, 1], evaluated.labels[4, 0] = 1, 1
+    evaluated.logits[3, 1] = 9.0
+    evaluated.valid[3, 0] = False
+    evaluated.slots[3, 1], evaluated.similarities[3] = 7, np.log([9, 4, 3, 2, 1])
+    rarest, other = cases.compared(evaluated, bank, report_data.read, 1.0)
+    assert rarest[0].facts[1] == evaluated.images[4]
+    assert other[0].title == f"labelled {evaluated.named(3)}"
+    nearest = [tile.facts for tile in other[1:]]
+    assert [facts[1] for facts in nearest] == [f"{n:.1f} % of the vote" for n in (40, 30, 20, 10)]
+    assert nearest[0][0] == "cosine 1.39"
+    assert nearest[0][2] == "stored 10000007_000.png"
+    without = cases.compared(evaluated, bank, report_data.read, None)
+    assert all(len(tile.facts) == 2 for tile in without[0][1:])
+
+
+def test_nothing_is_compared_where_nothing_was_read():
+    evaluated, bank = report_data.evaluated(n=6), report_data.bank()
+    evaluated.valid[:] = False
+    assert cases.compared(evaluated, bank, report_data.read, 1.0) == []
+    evaluated = report_data.evaluated(n=6, charm=False)
+    assert cases.compared(evaluated, bank, report_data.read, 1.0) == []
