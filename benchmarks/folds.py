@@ -1,12 +1,13 @@
 """Patient-grouped folds of a set of real images, and AUROC within them."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
-import paired
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from charm_jax.metrics import bootstrap
 from data_pipelines.tables.case_table import CaseTable
 
 VALIDATION = 1 / 8  # share of the images outside a fold's test part
@@ -95,10 +96,12 @@ def auroc_within(
 ) -> np.ndarray:
     """Return each finding's AUROC within folds, ``[1 + resamples, findings]``.
 
-    Scores of different folds come from different networks and are never compared: the AUROC of each
-    fold's test part is averaged with the number of its pairs of a positive and a negative image as
-    the weight, which is the share of the pairs within folds that are in the right order. Patients
-    are drawn within their fold; a fold that lacks a class in a draw is left out of it.
+    Scores of different folds come from different networks and are never compared: of all pairs of a
+    positive and a negative image of the same fold, this is the share in the right order, ties ½. It
+    is the mean of the folds' AUROCs, weighted by their pairs.
+
+    The first line is of the images as they are, the others are of draws of patients, which are the
+    same for all runs on the same images. NaN where no fold has a pair.
 
     Args:
         logits: of each image from the network that it tests, ``[n, findings]``.
@@ -106,12 +109,16 @@ def auroc_within(
         patients: of each image.
         parts: of ``make``.
     """
-    values, weights = [], []
-    for fold, part in enumerate(parts):
-        rows = part == "test"
-        values.append(paired.auroc_and_draws(logits[rows], labels[rows], patients[rows], seed=fold))
-        positives = labels[rows].sum(0)
-        weights.append(np.where(np.isnan(values[-1]), 0, positives * (rows.sum() - positives)))
-    total = np.sum(weights, axis=0)
-    summed = np.nansum(np.array(values) * weights, axis=0)
-    return np.divide(summed, total, out=np.full(total.shape, np.nan), where=total > 0)
+    names, patient = np.unique(patients, return_inverse=True)
+    chances = np.full(len(names), 1 / len(names))
+    drawn = np.random.default_rng(0).multinomial(len(names), chances, bootstrap.RESAMPLES)
+    times = np.concatenate([np.ones((1, len(names))), drawn]).T[patient]
+    right, pairs = np.zeros((2, labels.shape[1], times.shape[1]))
+    for part, column in itertools.product(parts, range(labels.shape[1])):
+        of_class = ((part == "test") & (labels[:, column] == value) for value in (1, 0))
+        positive, negative = map(np.flatnonzero, of_class)
+        gap = logits[positive, column][:, None] - logits[negative, column]
+        wins = (gap > 0) + 0.5 * (gap == 0)
+        right[column] += ((wins.T @ times[positive]) * times[negative]).sum(0)
+        pairs[column] += times[positive].sum(0) * times[negative].sum(0)
+    return np.divide(right, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0).T

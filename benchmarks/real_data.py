@@ -10,9 +10,10 @@ that of the lowest validation loss; nothing is chosen on the test parts.
 AUROC is computed within folds and then averaged, since scores of different folds come from
 different networks: one that scores all images a little higher would lose to the others in a pooled
 AUROC, though it ranks its own images as well. The table has the macro mean over the findings with
-at least 10 positive images, over the three most frequent and over the three rarest of these; means
-± SD over the seeds; and differences to the plain backbone with 95 % intervals of a paired bootstrap
-of patients, the seeds averaged under each draw.
+at least 10 positive images of at least 5 patients (with two or three, most draws of patients leave
+some folds without any), over the three most frequent and over the three rarest of these; means ± SD
+over the seeds; and differences to the plain backbone with 95 % intervals of a paired bootstrap of
+patients, the seeds averaged under each draw.
 
 Finished runs are appended to --out and not trained again; --table prints the table of what is
 there. The first runs of the variants fill the compile cache, one after the other; then --workers
@@ -42,7 +43,7 @@ from data_pipelines import sources
 
 SIZES = {"nih_1539": 64, "nih_224": 224}
 BATCH = 32
-LEAST = 10  # positive images of a finding that counts
+LEAST_IMAGES, LEAST_PATIENTS = 10, 5  # positive ones of a finding that counts
 PLAIN = "plain"
 VOTE = {"preset": "vote"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -216,7 +217,9 @@ def table(
 ) -> Iterable[str]:
     """Yield the lines of the table of finished runs."""
     positives = labels.sum(0)
-    kept = [i for i in np.argsort(positives, kind="stable") if positives[i] >= LEAST]
+    having = np.array([len(np.unique(patients[column == 1])) for column in labels.T])
+    counts = (positives >= LEAST_IMAGES) & (having >= LEAST_PATIENTS)
+    kept = [i for i in np.argsort(positives, kind="stable") if counts[i]]
     columns = {"macro": kept, "most frequent": kept[-3:], "rarest": kept[:3]}
     entries = finished(args)
     values: dict[str, dict[int, paired.Values]] = {}
@@ -250,8 +253,8 @@ def table(
         low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
         yield f"\nmacro of plain: 95 % of the patient bootstraps from {low:.3f} to {high:.3f}"
     for key, chosen in columns.items():
-        text = ", ".join(f"{findings[i]} {positives[i]}" for i in reversed(chosen))
-        yield f"\n{key}: {len(chosen)} findings (positive images): {text}"
+        text = ", ".join(f"{findings[i]} {positives[i]}/{having[i]}" for i in reversed(chosen))
+        yield f"\n{key}: {len(chosen)} findings (positive images/patients): {text}"
 
 
 def main() -> None:
