@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from running import command_here, copy_data, read, train_here
+from running import SMALL, command_here, copy_data, read, train, train_here
 
 import charm_jax
 from charm_jax import convert
@@ -54,6 +58,40 @@ def test_training_ends_with_a_bank_of_its_own_cases_each_once(folder, model):
     assert len(cases) == len(model.memory) == cases["image"].nunique() == 150
     split = pd.read_csv(folder / RUN / "cases.csv")
     assert cases["image"].isin(split["image"]).all()
+
+
+def same_end(folder, run, other):
+    """Assert that two runs ended with the same parameters and the same bank."""
+    for file in ("summary.json", f"memory/{TRAINED}/memory.json"):
+        ended, expected = read(folder / run / file), read(other / RUN / file)
+        for key in ("params_sha256", "weights_sha256", "images"):
+            assert ended.get(key) == expected.get(key)
+    bank = f"memory/{TRAINED}/bank.safetensors"
+    assert (folder / run / bank).read_bytes() == (other / RUN / bank).read_bytes()
+
+
+def test_a_run_that_is_killed_ends_with_the_same_parameters_and_bank(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    command = [sys.executable, "-m", "charm_jax.train", *SMALL, *KEYS]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    log = tmp_path / RUN / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 6):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -9
+    continued = train(*KEYS, cwd=tmp_path)
+    assert continued.returncode == 0, continued.stderr
+    assert f"Continuing {RUN} from step" in continued.stderr
+    same_end(tmp_path, RUN, folder)
+
+
+def test_a_bank_that_was_not_filled_is_filled_by_the_same_command(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / RUN / "memory" / TRAINED)
+    (tmp_path / "copy" / RUN / "summary.json").unlink()
+    again = train_here(*KEYS, cwd=tmp_path / "copy")
+    assert again.returncode == 0, again.stderr
+    same_end(tmp_path / "copy", RUN, folder)
 
 
 def test_the_bank_holds_what_an_evaluation_computes(folder, model):
