@@ -248,10 +248,12 @@ def table(
         if mine:
             name = f"{variant} | {len(mine)}"
             yield paired.row(name, list(mine.values()), list(others.values()))
-    if plain:
-        drawn = np.mean([value["macro"] for value in plain.values()], axis=0)
-        low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
-        yield f"\nmacro of plain: 95 % of the patient bootstraps from {low:.3f} to {high:.3f}"
+    yield "\n95 % of the patient bootstraps of macro:"
+    for variant, mine in values.items():
+        if mine:
+            drawn = np.mean([value["macro"] for value in mine.values()], axis=0)
+            low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
+            yield f"{variant} {low:.3f} to {high:.3f}"
     for key, chosen in columns.items():
         text = ", ".join(f"{findings[i]} {positives[i]}/{having[i]}" for i in reversed(chosen))
         yield f"\n{key}: {len(chosen)} findings (positive images/patients): {text}"
