@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import shlex
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -405,8 +404,6 @@ class Training:
         (self.directory / refitted.FILE).unlink(missing_ok=True)
         if self.settings.refit == "none":
             return
-        # Of a command that was killed: the layer is judged with what training stored.
-        shutil.rmtree(self.directory / "memory" / banks.TRAINED, ignore_errors=True)
 
         def work() -> None:
             model = loaded.load_run(self.directory, memory=None)

@@ -71,15 +71,12 @@ def test_the_layer_that_is_better_on_validation_is_used(finished, folder):
     assert losses["train"][1] < losses["train"][0]
 
 
-def test_killed_later_the_layer_is_fitted_from_what_training_left_again(folder):
-    """Neither from the layer that was written, nor with the bank that was filled after it."""
-    file, bank = folder / RUN / refitted.FILE, folder / RUN / "memory/trained"
+def test_killed_after_it_was_written_the_layer_is_fitted_from_the_trained_one_again(folder):
+    file = folder / RUN / refitted.FILE
     written = file.read_bytes()
-    bank.mkdir(parents=True)
     with training(folder) as run:
         trainer.Training._refit(run)
     assert file.read_bytes() == written
-    assert not bank.exists()
     assert run.refitted == read(folder / RUN / "summary.json")["refit"]
 
 
