@@ -26,6 +26,8 @@ _NO_ARRAY = re.compile(
     r"|torch\.serialization\._get_layout|torch\.per_(tensor|channel)_affine"
 )
 _STORAGE = re.compile(r"torch\.(\w+Storage)|torch\.storage\.(UntypedStorage)")
+# The memo can repeat what is long in a few bytes: nothing long is copied or searched twice.
+_LONGEST_NAME, _MOST_ARGUMENTS = 100, 16
 
 
 class ForeignError(ValueError):
@@ -67,8 +69,23 @@ class _Global:
     name: str
 
 
-def _ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
+def _dict(pairs: Iterable[Any]) -> dict[Any, Any]:
     return {_key(name): value for name, value in pairs}
+
+
+def _ordered_dict(*pairs: list[Any]) -> dict[Any, Any]:
+    """Make a dict; Python 2 writes its pairs as a list, which serves once."""
+    made = {}
+    for some in pairs:
+        made |= _dict(some)
+        some.clear()
+    return made
+
+
+def _size(sides: Any) -> tuple[Any, ...]:
+    if not isinstance(sides, tuple):
+        raise ValueError("a size is no tuple")
+    return sides
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -77,7 +94,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered_dict,
-    "torch.Size": tuple,
+    "torch.Size": _size,
     "torch._utils._rebuild_tensor": Tensor,
     "torch._utils._rebuild_tensor_v2": lambda *fields: Tensor(*fields[:4]),
     "torch._utils._rebuild_parameter": _parameter,
@@ -90,6 +107,8 @@ def _made(function: Any, arguments: Any) -> Any:
     """Return what stands for the result of a call."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise ValueError(f"a {type(function).__name__} is called")
+    if len(arguments) > _MOST_ARGUMENTS:
+        raise ValueError(f"{function.name} has {len(arguments)} arguments")
     if function.name in _FUNCTIONS:
         return _FUNCTIONS[function.name](*arguments)
     return NoArray(function.name) if _NO_ARRAY.fullmatch(function.name) else PassedOver()
@@ -125,8 +144,8 @@ class _Machine:
         return self.pop(max(0, len(self.stack) - self.marks.pop()))
 
     def name(self, *names: Any) -> None:
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("a name is no text")
+        if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names):
+            raise ValueError("a name is no text or too long")
         full = ".".join(names)
         known = full in _FUNCTIONS or any(
             pattern.fullmatch(full) for pattern in (_PASSED_OVER, _NO_ARRAY, _STORAGE)
@@ -149,7 +168,7 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             pairs = zip(values[::2], values[1::2], strict=True)
-            target.update(_ordered_dict(pairs))
+            target.update(_dict(pairs))
         elif not isinstance(target, PassedOver):
             raise ValueError(f"a {type(target).__name__} gets items")
 
@@ -162,6 +181,8 @@ class _Machine:
     def refer(self) -> None:
         """Push the storage that a reference describes."""
         (reference,) = self.pop(1)
+        if len(reference) > _MOST_ARGUMENTS:
+            raise ValueError(f"a reference has {len(reference)} parts")
         tag, kind, key, _, size, *view = reference
         named = _STORAGE.fullmatch(kind.name) if isinstance(kind, _Global) else None
         if tag != "storage" or named is None or any(part is not None for part in view):

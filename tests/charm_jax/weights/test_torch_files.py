@@ -1,5 +1,6 @@
 """Honest and hostile files of PyTorch, read without it."""
 
+import io
 import pickletools
 import struct
 import sys
@@ -20,7 +21,7 @@ from torch_archives import (
 )
 from weight_tensors import refusal
 
-from charm_jax.weights import files
+from charm_jax.weights import files, torch_pickle
 
 # What PyTorch writes; POP, DUP and the like it does not.
 OPCODES = {
@@ -252,6 +253,39 @@ def test_one_storage_has_one_size_and_one_type(path, write, other):
 def test_nests_without_end_are_refused_at_once(path, content, said):
     write_zip(path, content)
     assert said in refusal(path)
+
+
+def repeated(long, function, use):
+    """Opcodes that use something long a thousand times, from the memo."""
+    kept = function + b"q\x01" if function else b""
+    once = b"h\x01h\x00" if function else b"h\x00"
+    return b"](" + long + b"q\x00" + kept + (once + use) * 1000 + b"e"
+
+
+MANY = b"N" * 1000
+REFERENCE = value(("storage", named("torch.FloatStorage"), "0", "cpu", 4))[:-1] + MANY + b"t"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (repeated(b"](" + MANY + b"e\x85", named("torch.Size"), b"R"), "a size is no tuple"),
+        (repeated(b"(" + MANY + b"t", named("torch.Size"), b"R"), "has 1000 arguments"),
+        (repeated(value("a" * 1000 + "Storage"), value("torch"), b"\x93"), "too long"),
+        (repeated(REFERENCE, b"", b"Q"), "has 1005 parts"),
+    ],
+)
+def test_a_short_file_cannot_repeat_what_is_long(path, content, said):
+    write_zip(path, beside(content))
+    assert said in refusal(path)
+
+
+def test_the_pairs_of_a_dict_serve_once(path):
+    dicts = repeated(
+        value(([[i, None] for i in range(1000)],)), named("collections.OrderedDict"), b"R"
+    )
+    content, _ = torch_pickle.unpickle(io.BytesIO(pickled(dicts)))
+    assert sum(len(entry) for entry in content if isinstance(entry, dict)) == 1000
 
 
 @for_each_writer
