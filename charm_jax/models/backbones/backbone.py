@@ -24,7 +24,7 @@ class Backbone:
             ``[B, h, w, C] -> [B, h, w, D]``.
         feature_dim: D.
         expansion_name: torchvision's prefix of the names in the last block. Otherwise the names of
-            the modules are torchvision's.
+            the modules are torchvision's, or timm's where torchvision has no such network.
         classifier: torchvision's name of the linear classifier.
         duplicates: (prefix, torchvision's prefix) of the second names that the reference's files
             give to trunk and last block.

@@ -16,6 +16,7 @@ Shift = tuple[int, int]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL_MAP, _LARGE_MAP = 9, 1024  # pixels
+_LARGEST_BY_SHIFTS = 3  # side of a depthwise kernel; larger ones take up to 6 times as long so
 _NARROWS = 8  # at least this many times as many channels as features, as in the fusion
 _WIDENS = 4  # at least this many times as many features as channels
 
@@ -119,7 +120,7 @@ def _depthwise_forward(
     x: Array, kernel: Array, strides: int, dilation: int, shift: Shift
 ) -> tuple[Array, tuple[Array, Array]]:
     # This runs in training only, where the next operation takes batch statistics.
-    if strides == 1:
+    if strides == 1 and kernel.shape[0] <= _LARGEST_BY_SHIFTS:
         return _sum_of_shifts(x, kernel, dilation), (x, kernel)
     return _sum_of_taps(x, kernel, strides, dilation, shift), (x, kernel)
 
