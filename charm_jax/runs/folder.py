@@ -179,7 +179,7 @@ def check_config(directory: Path, began: Settings, config: Settings) -> None:
 
 
 def is_finished(directory: Path, began: Settings, config: Settings) -> bool:
-    """Whether a run has nothing left to train; its last phase, or others after it, extend it.
+    """Whether a run has nothing left to train or to refit; its last phase, or others, extend it.
 
     Args:
         directory: of the run.
@@ -194,7 +194,7 @@ def is_finished(directory: Path, began: Settings, config: Settings) -> bool:
     before, wanted = phase_epochs(began.raw), phase_epochs(config.raw)
     last = list(began.phases)[-1]
     check_epochs(directory, before, wanted, last, before[last])
-    return before == wanted
+    return before == wanted and began.refit == config.refit
 
 
 def phase_epochs(config: Mapping[str, Any]) -> dict[str, int]:

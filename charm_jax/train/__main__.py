@@ -93,8 +93,8 @@ def main(argv: list[str]) -> int:
     if processes.broadcast_from_first(lambda: _is_finished(settings)) and not values.dry_run:
         say(
             f"The run {directory} is finished: evaluate it ({evaluation_command(settings)}), "
-            "choose another --config.name, or give its last stage more epochs with "
-            "--config.resume=force."
+            "choose another --config.name, or give its last stage more epochs, or another "
+            "--config.refit, with --config.resume=force."
         )
         return 0
     with (

@@ -26,11 +26,10 @@ RUN = "runs/demo"
 
 @pytest.fixture(scope="module")
 def folder(finished, tmp_path_factory):
-    """A run that was killed after its last step, and then continued."""
+    """A finished run that is refitted later."""
     folder = tmp_path_factory.mktemp("refit")
     for name in ("data", "runs"):
         shutil.copytree(finished[0] / name, folder / name)
-    (folder / RUN / "summary.json").unlink()
     done = train_here("--config.refit=plain", "--config.resume=force", cwd=folder)
     assert done.returncode == 0, done.stderr
     made = read(folder / RUN / "summary.json")["refit"]

@@ -61,6 +61,15 @@ def test_a_run_that_was_cut_off_takes_the_epochs_that_training_would_bring_about
                 assert accepted(folder.check_epochs, *check)[0] == possible, check
 
 
+def test_a_finished_run_that_is_to_be_refitted_is_not_finished(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    began = SETTINGS[1, 1, 1, 1]
+    refitted = settings.from_dict(began.raw | {"refit": "plain"})
+    assert folder.is_finished(tmp_path, refitted, refitted)
+    assert not folder.is_finished(tmp_path, began, refitted)
+    assert not folder.is_finished(tmp_path, refitted, began)
+
+
 def test_epochs_that_cannot_be_trained_are_named_with_those_that_can(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     began = SETTINGS[0, 2, 0, 1]
