@@ -21,7 +21,8 @@ from data_pipelines.errors import InputError, listed
 SUFFIXES = {"torch": (".pth", ".pt", ".bin", ".ckpt", ".tar"), "safetensors": (".safetensors",)}
 ENDINGS = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _NESTS = (Mapping, list, tuple)
-_MOST, _LONGEST = 1_000_000, 1_000  # entries of a file, characters of a name
+# Entries of a file, characters of a name and of all names above others.
+_MOST, _LONGEST, _TOGETHER = 1_000_000, 1_000, 100_000_000
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -142,7 +143,7 @@ def _flat(nest: Any) -> dict[str, Any]:
     Raises:
         ValueError: there is no end of it, as where a list holds itself.
     """
-    found, todo = {}, [("", nest)]
+    found, todo, together = {}, [("", nest)], 0
     for _ in range(_MOST):
         if not todo:
             return found
@@ -150,6 +151,9 @@ def _flat(nest: Any) -> dict[str, Any]:
         if not isinstance(value, _NESTS):
             found[path] = value
             continue
+        together += len(path) * len(value)
+        if together > _TOGETHER:
+            break
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         below = [(f"{path}.{name}" if path else str(name), part) for name, part in items]
         todo += reversed(below)

@@ -242,13 +242,14 @@ def test_one_storage_has_one_size_and_one_type(path, write, other):
         ({"a": b"}q\x00X\x01\x00\x00\x00bh\x00s"}, "nests too many"),
         ({"a": LAUGHS}, "nests too many"),
         ({"a" * 600: {"b" * 600: tensor()}}, "too long names"),
+        ({"a" * 900: b"](" + b"N" * 120_000 + b"e"}, "too long names"),
         ({"a": b"}" + b")" + b"\x85" * 50_000 + b"Ns"}, "a tuple is a key"),
         ({"a": b"}" + b"}" + b"Ns"}, "a dict is a key"),
         ({"a": b"}" + tensor() + b"Ns"}, "a Tensor is a key"),
         ({"a": called("collections.OrderedDict", [((1, 2), 3)])}, "a tuple is a key"),
         ({"a": b")" + b"\x85" * 50_000 + b"\x85\x93"}, "cannot be read"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_nests_without_end_are_refused_at_once(path, content, said):
     write_zip(path, content)
