@@ -96,6 +96,7 @@ def run_phase(
             if step == first + 1:  # all is compiled
                 # Each step makes the thousands of containers of a new state; scans of the whole
                 # heap, modules and traces included, would take as long as everything else here.
+                gc.collect()  # garbage that is frozen would stay
                 gc.freeze()
             # One step stays in flight, so that reading the losses never stalls the device.
             progress = _settle(pending, 1, progress, plan, hooks.log)

@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import itertools
 import math
+import weakref
 
 import jax.numpy as jnp
 import numpy as np
@@ -218,6 +219,26 @@ def test_without_a_time_only_steps_and_epochs_are_saved():
     world = World(step_seconds=1e6)
     world.run(plan(epochs=1, save_seconds=0.0))
     assert [step for step, _ in world.saved] == [4]
+
+
+def test_no_garbage_is_kept_from_the_garbage_collector():
+    world, cycles = World(), []
+    hooks = world.hooks()
+
+    def train_step(state, batch):
+        cycle = World()
+        cycle.itself = cycle
+        cycles.append(weakref.ref(cycle))
+        return hooks.train_step(state, batch)
+
+    gc.disable()
+    try:
+        loop.run_phase(
+            state_at(0), Progress("bce"), PLAN, dataclasses.replace(hooks, train_step=train_step)
+        )
+        assert cycles[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_the_garbage_collector_leaves_the_heap_alone_between_steps():
