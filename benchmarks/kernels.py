@@ -21,7 +21,7 @@ STEPS = 10
 
 def operations(trace: Path) -> tuple[Counter, Counter]:
     """Sum the nanoseconds and the number of runs of each kind of operation in a trace."""
-    seconds, runs = Counter(), Counter()
+    nanoseconds, runs = Counter(), Counter()
     data = jax.profiler.ProfileData.from_file(str(trace))
     gpu = any(plane.name.startswith("/device:GPU") for plane in data.planes)
     for plane in data.planes:
@@ -34,9 +34,9 @@ def operations(trace: Path) -> tuple[Counter, Counter]:
                 if event.name.startswith("ThunkExecutor"):  # the whole program
                     continue
                 kind = re.sub(r"[._]?\d+", "", event.name)[:60]
-                seconds[kind] += event.duration_ns
+                nanoseconds[kind] += event.duration_ns
                 runs[kind] += 1
-    return seconds, runs
+    return nanoseconds, runs
 
 
 def main() -> None:
@@ -54,10 +54,10 @@ def main() -> None:
         with jax.profiler.trace(folder):
             for _ in range(STEPS):
                 ours.step()
-        seconds, runs = operations(next(Path(folder).rglob("*.xplane.pb")))
+        nanoseconds, runs = operations(next(Path(folder).rglob("*.xplane.pb")))
     rows = [
         {"operation": kind, "ms": ns / 1e6 / STEPS, "runs": runs[kind] / STEPS}
-        for kind, ns in seconds.most_common()
+        for kind, ns in nanoseconds.most_common()
     ]
     device = jax.devices()[0].device_kind
     args.out.write_text(json.dumps({"device": device, "case": case, "a_step": rows}, indent=1))

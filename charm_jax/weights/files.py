@@ -41,6 +41,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     tensors = _read_torch(path) if kind_of(path) == "torch" else _read_safetensors(path)
     if not tensors:
         raise InputError(f"{path} holds no tensors: give a file with a state dict.")
+    for name in tensors:
+        if not name.isprintable():  # nor can it be logged
+            raise _unreadable(path, f"it has a tensor named {name!a}")
     return tensors
 
 

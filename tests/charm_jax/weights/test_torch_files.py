@@ -281,6 +281,13 @@ def test_a_short_file_cannot_repeat_what_is_long(path, content, said):
     assert said in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["\x1b[2Jw", "w\n", "\ud800w"])
+def test_names_that_no_terminal_should_print_are_escaped_and_refused(path, name):
+    text = name.encode("utf-8", "surrogatepass")
+    write_zip(path, b"}X" + struct.pack("<I", len(text)) + text + tensor() + b"s")
+    assert f"it has a tensor named {name!a}" in refusal(path)
+
+
 def test_the_pairs_of_a_dict_serve_once(path):
     dicts = repeated(
         value(([[i, None] for i in range(1000)],)), named("collections.OrderedDict"), b"R"
