@@ -253,6 +253,7 @@ def test_a_preset_lies_below_the_file_and_the_command_line(tmp_path, given):
     assert config.stages["focal"].loss == "bce"
 
 
+@pytest.mark.daily
 def test_evaluating_the_training_part_says_that_it_is_one(finished, traces):
     result = command_here("eval", "--split", "train", cwd=finished[0])
     assert result.returncode == 0, result.stderr
@@ -262,6 +263,7 @@ def test_evaluating_the_training_part_says_that_it_is_one(finished, traces):
     assert "LEAK" in result.stdout
 
 
+@pytest.mark.daily
 def test_evaluation_leaves_a_save_in_progress_alone(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)

@@ -53,7 +53,11 @@ def with_other_images(folder):
         (["--config.data.split_seed=7"], "split_seed"),
         (["--config.data.split=patient", "--config.resume=force"], "The images of"),
         (["--config.model.bank_size=64", "--config.resume=force"], "another architecture"),
-        (["--config.model.backbone=densenet121", "--config.resume=force"], "architecture"),
+        pytest.param(
+            ["--config.model.backbone=densenet121", "--config.resume=force"],
+            "architecture",
+            marks=pytest.mark.daily,
+        ),
         (["--config.stages.bce.batch_size=4096", "--config.resume=force"], "batch_size"),
         (["--config.stages.focal.loss=dice"], "dice"),
         (["--config.stages.bce.epochs=9", "--config.resume=force"], "set it to 2, or"),

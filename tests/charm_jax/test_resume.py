@@ -130,6 +130,7 @@ def test_a_full_disk_gets_one_sentence(finished, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.daily
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
     copy_data(finished, tmp_path)
     result = train(
@@ -177,6 +178,7 @@ def copy_run(finished, folder, *, dropped=0):
             shutil.rmtree(path)
 
 
+@pytest.mark.daily
 def test_a_finished_run_goes_on_with_more_epochs(finished, tmp_path, refused):
     folder = tmp_path / "copy"
     copy_run(finished, folder)

@@ -153,7 +153,7 @@ def as_own_folder(phantoms, folder, findings):
     return [f"--config.data.dir={folder}", "--config.data.source=csv_folder"]
 
 
-@pytest.mark.parametrize("what", ["file", "run"])
+@pytest.mark.parametrize("what", [pytest.param("file", marks=pytest.mark.daily), "run"])
 def test_findings_are_matched_by_name(finished, weights, tmp_path, monkeypatch, what):
     """Other columns in another order: those in common have the scores that they had."""
     some = [*reversed(NIH_FINDINGS[3:])]

@@ -92,6 +92,7 @@ def test_it_is_fitted_anew_for_another_checkpoint_or_split_alone(copy, key, monk
     assert read(path) == (marked if key is None else before)
 
 
+@pytest.mark.daily
 def test_a_read_only_run_is_evaluated_elsewhere(copy, monkeypatch, capfd, refused):
     def state():
         return {path: path.stat().st_mtime_ns for path in (copy / RUN).rglob("*")}
