@@ -182,7 +182,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished):
     assert (folder / "runs/demo/summary.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("checkpoint", ["last", "bce/best?"])
+@pytest.mark.parametrize("checkpoint", [pytest.param("last", marks=pytest.mark.daily), "bce/best?"])
 def test_evaluation_of_a_named_checkpoint(finished, checkpoint):
     folder = finished[0]
     result = command_here("eval", "--checkpoint", checkpoint, "--split", "val", cwd=folder)

@@ -293,6 +293,7 @@ def test_running_statistics_equal_the_original(train_pass, arch):
     close(ordered, norms, arch, "charm/train/tol/bn/norms")
 
 
+@pytest.mark.daily
 @everything
 def test_without_exclusion_it_equals_the_original_without_exclusion(arch, monkeypatch):
     """The stored mode `incl`: the step's own rows take part in the retrieval."""

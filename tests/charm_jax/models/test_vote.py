@@ -237,6 +237,7 @@ def test_a_query_reads_neither_its_own_case_nor_its_own_patient(run):
     )
 
 
+@pytest.mark.daily
 def test_an_untrained_fusion_is_the_plain_mean(fresh):
     bank = memory_bank.empty(SLOTS, DIM, OUTPUTS)
     images = jax.random.normal(jax.random.key(2), (IMAGES, SIDE, SIDE, 3))
