@@ -121,7 +121,7 @@ def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
     graphs = {"no_graphs": ("ours", {"xla_flags": "--xla_gpu_enable_command_buffer="})}
     charm = {
         "ours": ("ours", {"memory": "none"}),
-        "published": ("ours", {}),
+        "published": ("ours", {"memory": "published"}),
         "vote": ("ours", {"memory": "vote", "slots": 2048}),
         "vote_all": ("ours", {"memory": "vote", "slots": 75_966}),
     }

@@ -7,8 +7,8 @@ It needs the NIH folder (42 GB) in data/nih_chest_xray14 or $CHARM_DATA, or a pa
 --config.data.missing=skip. The weights come with the extra; no network is needed.
 
 Length: stage "bce" takes 1 epoch with the trunk frozen and up to 5 more, on the abnormal images of
-the training split; stage "focal" takes up to 2 epochs of all. At 25 images a second, an estimate
-for 2 cores, an epoch of 1,000 images takes 40 seconds, one of all 75,966 takes 50 minutes.
+the training split; stage "focal" takes up to 2 epochs of all. At 23 images a second on 2 cores an
+epoch of 1,000 images takes 45 seconds, one of all 75,966 takes 55 minutes.
 
 Score: not measured.
 """
