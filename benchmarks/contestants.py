@@ -2,7 +2,7 @@
 
 A case is a dict: ``kind`` (train, eval or bank), ``net``, ``side``, ``batch``, ``loss``, ``memory``
 (published, vote or none), ``slots``, ``channels_last``, ``frozen``, ``resident`` (how many images
-lie on the device, of which each step takes other ones; 0: it is given the same batch),
+lie on the device; each step draws a batch of them, with 0 every step gets the same batch),
 ``xla_flags`` (of its process). Inputs are random; what is timed is one call of ``step``, to its end
 on the device.
 """

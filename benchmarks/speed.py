@@ -110,7 +110,7 @@ def ratios(theirs: list[dict], ours: list[dict]) -> dict[str, float]:
 
 
 def cases(gpu: bool) -> dict[str, list[tuple[dict, dict]]]:
-    """By group: (case, its sides, of which the first is ours)."""
+    """Return the cases of each group, each with its sides; the first side is ours."""
     ours, peer = {"ours": ("ours", {})}, {"peer": ("peer", {})}
     both = ours | peer
     full = both if gpu else both | {"channels_last": ("peer", {"channels_last": True})}

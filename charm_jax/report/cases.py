@@ -191,28 +191,30 @@ def compared(
     """
     if evaluated.valid is None:
         return []
-    compared = evaluated.valid.any(axis=1)[:, None] & (evaluated.labels == 1)
+    candidates = evaluated.valid.any(axis=1)[:, None] & (evaluated.labels == 1)
     rarest = np.argsort((evaluated.labels == 1).sum(axis=0), kind="stable")
     shown_rows: dict[int, int] = {}
-    for column in rarest[compared.any(axis=0)[rarest]].tolist():
-        row = int(np.argmax(np.where(compared[:, column], evaluated.logits[:, column], -np.inf)))
+    for column in rarest[candidates.any(axis=0)[rarest]].tolist():
+        row = int(np.argmax(np.where(candidates[:, column], evaluated.logits[:, column], -np.inf)))
         shown_rows.setdefault(row, column)
+    chosen = list(shown_rows.items())[:_COMPARED]
+    if not chosen:
+        return []
+    nearest = [_nearest(evaluated, row, temperature) for row, _ in chosen]
+    stored = _stored_pictures(bank, sorted({slot for cases in nearest for slot, *_ in cases}), read)
     groups = []
-    for row, column in list(shown_rows.items())[:_COMPARED]:
-        [image] = read(evaluated.rows[[row]])
+    images = read(evaluated.rows[[row for row, _ in chosen]])
+    for (row, column), image, cases in zip(chosen, images, nearest, strict=True):
         name, score = str(evaluated.images[row]), float(expit(evaluated.logits[row, column]))
         facts = [f"{shown(evaluated.findings[column])}: score {number(score)}", name]
         title = f"labelled {evaluated.named(row)}"
         tiles = [Tile(title, [picture(image, f"{name}, as the network read it")], facts)]
-        for slot, cosine, weight in _nearest(evaluated, row, temperature):
-            case, facts = str(bank.images[slot]), [f"cosine {number(cosine, 2)}"]
+        for slot, cosine, weight in cases:
+            facts = [f"cosine {number(cosine, 2)}"]
             if weight is not None:
                 facts.append(f"{number(100 * weight, 1)} % of the vote")
-            there = bank.rows[slot] >= 0
-            pixels = read(bank.rows[[slot]]) if there else []
-            pictures = [picture(image, f"stored case {case}") for image in pixels]
             labels = labelled(evaluated.findings, bank.labels[slot])
-            tiles.append(Tile(labels, pictures, [*facts, f"stored {case}"]))
+            tiles.append(Tile(labels, stored[slot], [*facts, f"stored {bank.images[slot]}"]))
         groups.append(tiles)
     return groups
 
@@ -234,9 +236,7 @@ def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> list[Tile]:
     reads = times_read(evaluated, bank)
     slots = np.argsort(-reads, kind="stable")[:_CASES]
     slots = slots[reads[slots] > 0]
-    pictured = slots[bank.rows[slots] >= 0]
-    pixels = read(bank.rows[pictured]) if len(pictured) else []
-    pictures = dict(zip(pictured.tolist(), pixels, strict=True))
+    stored = _stored_pictures(bank, slots.tolist(), read)
     tiles = []
     for slot in slots.tolist():
         name, uses = str(bank.images[slot]), evaluated.valid & (evaluated.slots == slot)
@@ -246,9 +246,18 @@ def most_read(evaluated: Evaluated, bank: Bank, read: Read) -> list[Tile]:
             labelled(evaluated.findings, bank.labels[slot]),
             f"patient {bank.patients[slot]}" if bank.patients[slot] else "patient unknown",
         ]
-        image = [picture(pictures[slot], f"stored case {name}")] if slot in pictures else []
-        tiles.append(Tile(name, image, facts))
+        tiles.append(Tile(name, stored[slot], facts))
     return tiles
+
+
+def _stored_pictures(bank: Bank, slots: Sequence[int], read: Read) -> dict[int, list[Picture]]:
+    """Draw stored cases; an empty list for one without usable pixels."""
+    pictures: dict[int, list[Picture]] = {slot: [] for slot in slots}
+    there = [slot for slot in slots if bank.rows[slot] >= 0]
+    pixels = read(bank.rows[there]) if there else []
+    for slot, image in zip(there, pixels, strict=True):
+        pictures[slot].append(picture(image, f"stored case {bank.images[slot]}"))
+    return pictures
 
 
 def bank_maps(findings: Sequence[str], bank: Bank) -> list[Tile]:

@@ -40,7 +40,7 @@ def folder(finished, tmp_path_factory):
 
 @contextlib.contextmanager
 def training(folder):
-    """What `Training` refits with."""
+    """Return the object that `Training` refits with."""
     with contextlib.chdir(folder):
         run = Path(RUN)
         settings = read_settings(run)

