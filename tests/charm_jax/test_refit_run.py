@@ -40,7 +40,7 @@ def folder(finished, tmp_path_factory):
 
 @contextlib.contextmanager
 def training(folder):
-    """Return the object that `Training` refits with."""
+    """Yield a stand-in for `Training` with what its refit needs."""
     with contextlib.chdir(folder):
         run = Path(RUN)
         settings = read_settings(run)

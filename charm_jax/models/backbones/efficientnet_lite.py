@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from charm_jax.models.backbones.backbone import Backbone, Renames
-from charm_jax.models.backbones.efficientnet_v2 import stochastic_depth
+from charm_jax.models.backbones.efficientnet_v2 import with_residual
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv
 from charm_jax.models.shapes import Maps, NewMaps
@@ -70,8 +70,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Maps, *, train: bool) -> NewMaps:
         """Apply the block, adding the residual where the shapes allow it."""
-        channels, y, norms = x.shape[-1], x, iter(("bn1", "bn2", "bn3"))
-        hidden = channels * self.expand
+        y, norms = x, iter(("bn1", "bn2", "bn3"))
+        hidden = x.shape[-1] * self.expand
         conv, norm = (partial(layer, dtype=self.dtype) for layer in (_Conv, _Norm))
         if self.expand > 1:
             y = conv(hidden, 1, name="conv_pw")(y)
@@ -80,11 +80,7 @@ class Block(nn.Module):
         y = norm(activation="relu6", name=next(norms))(y, train=train)
         y = conv(self.features, 1, name="conv_pwl" if self.expand > 1 else "conv_pw")(y)
         y = norm(name=next(norms))(y, train=train)
-        if self.strides == 1 and channels == self.features:
-            if train and self.drop_rate > 0:
-                y = stochastic_depth(self.make_rng("dropout"), y, self.drop_rate)
-            y = x + y
-        return y
+        return with_residual(self, x, y, train=train)
 
 
 class Trunk(nn.Module):

@@ -111,11 +111,23 @@ class Block(nn.Module):
             y = layer(hidden, 3, self.strides, depthwise=True, name="block.1")(y, train=train)
             y = SqueezeExcite(max(1, channels // _SQUEEZE), self.dtype, name="block.2")(y)
             y = layer(stage.features, 1, activate=False, name="block.3")(y, train=train)
-        if self.strides == 1 and channels == stage.features:
-            if train and self.drop_rate > 0:
-                y = stochastic_depth(self.make_rng("dropout"), y, self.drop_rate)
-            y = x + y
+        return with_residual(self, x, y, train=train)
+
+
+def with_residual(block: nn.Module, x: Maps, y: NewMaps, *, train: bool) -> NewMaps:
+    """Add a block's input to its output where the shapes allow it, with stochastic depth.
+
+    Args:
+        block: with ``strides`` and ``drop_rate``.
+        x: input.
+        y: output.
+        train: whether rows of ``y`` are dropped.
+    """
+    if block.strides != 1 or x.shape[-1] != y.shape[-1]:
         return y
+    if train and block.drop_rate > 0:
+        y = stochastic_depth(block.make_rng("dropout"), y, block.drop_rate)
+    return x + y
 
 
 def stochastic_depth(key: Array, x: Maps, rate: float) -> Maps:

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from weight_states import new_baseline_state
 
-from charm_jax.models.backbones import BACKBONES, efficientnet_lite
+from charm_jax.models.backbones import BACKBONES, efficientnet_v2
 from charm_jax.models.baseline import Baseline
 from charm_jax.weights import load, torch_names
 from data_pipelines.loading import augment
@@ -116,7 +116,7 @@ def test_a_block_number_in_a_row_is_that_of_its_stage():
 def test_stochastic_depth_drops_rows_of_residual_blocks(monkeypatch):
     rates = []
     monkeypatch.setattr(
-        efficientnet_lite, "stochastic_depth", lambda _, x, rate: rates.append(rate) or x
+        efficientnet_v2, "stochastic_depth", lambda _, x, rate: rates.append(rate) or x
     )
     trunk, key = BACKBONES[ARCH].trunk(drop_rate=0.2), jax.random.key(0)
     rngs = {"params": key, "dropout": key}
