@@ -51,18 +51,20 @@ class Place:
 
 @dataclasses.dataclass
 class Film:
-    """Hold an unfinished picture, ``[size, size]``; signs change the last two arrays."""
+    """Hold an unfinished picture, ``[size, size]``; signs change the last three arrays."""
 
     thorax: Thorax
     x: np.ndarray
     y: np.ndarray
     pixel: float
+    heart: np.ndarray  # 1 in the heart, also behind the diaphragm
     lung: np.ndarray  # 1 in the lungs, behind heart and diaphragm 0
     inward: np.ndarray  # distance from the chest wall towards the midline
     image: np.ndarray
     markings: (
         np.ndarray
     )  # added grey level of vessels, lost where a sign covers or replaces the lung
+    covered: np.ndarray  # most that a sign has replaced so far, 0 to 1
 
     def below(self, level: np.ndarray | float, soft: float = 0.0) -> np.ndarray:
         """Return 1 below the line y = level and 0 above it."""
@@ -93,6 +95,7 @@ class Film:
         amount = np.clip(amount, 0, 1)
         self.image += amount * (level - self.image)
         self.markings *= 1 - amount
+        self.covered = np.maximum(self.covered, amount)
 
 
 def edge(distance: np.ndarray, width: float) -> np.ndarray:
@@ -162,7 +165,8 @@ def healthy_film(thorax: Thorax, size: int, view: np.random.Generator) -> Film:
     dome = np.where(x < thorax.midline, *map(np.float32, thorax.domes))
     diaphragm = dome + thorax.dome_curve * (out - 0.36) ** 2
     central = edge(thorax.mediastinum + 0.04 * np.cos(5 * y) - np.abs(x - thorax.midline), 0.05)
-    hidden = np.maximum(central, _heart(thorax, x, y))
+    heart = _heart(thorax, x, y)
+    hidden = np.maximum(central, heart)
     lung = edge(inward, 1.5 * pixel) * edge(diaphragm - y, 0.03) * (1 - hidden)
     shoulders = 0.32 + 1.1 * np.sqrt(np.clip((y + 1.0) / 0.4, 0, 1))
     body = shoulders - 0.46 * np.clip((y + 0.6) / 0.5, 0, 1)
@@ -175,7 +179,8 @@ def healthy_film(thorax: Thorax, size: int, view: np.random.Generator) -> Film:
     image += (thorax.lung_level - image) * lung
     bubble = edge(1 - np.hypot((x - 0.36) / thorax.bubble, (y - dome - 0.13) / 0.07), 0.3)
     image -= 0.35 * bubble * edge(y - diaphragm - 0.02, 0.03)
-    return Film(thorax, x, y, pixel, lung, inward, image, np.zeros_like(image))
+    unmarked = np.zeros_like(image)
+    return Film(thorax, x, y, pixel, heart, lung, inward, image, unmarked, unmarked.copy())
 
 
 def paint_markings(film: Film, patient_noise: np.random.Generator) -> None:

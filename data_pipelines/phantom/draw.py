@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from data_pipelines.phantom.anatomy import (
     paint_markings,
 )
 from data_pipelines.phantom.labels import derived_seed, generator, sample_patients
-from data_pipelines.phantom.signs import DENSITY_SIGNS, SHAPE_SIGNS
+from data_pipelines.phantom.signs import DENSITY_SIGNS, SHAPE_SIGNS, sign_boxes
 from data_pipelines.progress import progress
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING
 
@@ -31,6 +31,9 @@ HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
+BOXES = "BBox_List_2017.csv"
+BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h]"
+BOXED_SIDE = 1024  # pixels a side of ChestX-ray14's images, in which its boxes are given
 NOTICE = """\
 Every image in this folder is SIMULATED: drawn by a program, of no patient, not for clinical use.
 
@@ -58,7 +61,14 @@ def _same_shape(thorax: Thorax, place: Place) -> Thorax:
 def draw_phantom(
     findings: Collection[str], patient_seed: int, image_seed: int, size: int
 ) -> UInt8[np.ndarray, "size size"]:
-    """Draw one simulated frontal chest X-ray.
+    """Draw one simulated frontal chest X-ray; see ``draw_with_boxes``."""
+    return draw_with_boxes(findings, patient_seed, image_seed, size)[0]
+
+
+def draw_with_boxes(
+    findings: Collection[str], patient_seed: int, image_seed: int, size: int
+) -> tuple[UInt8[np.ndarray, "size size"], dict[str, Int[np.ndarray, "boxes 4"]]]:
+    """Draw one simulated frontal chest X-ray, and locate its signs.
 
     Args:
         findings: names of ``NIH_FINDINGS``; empty for a normal chest.
@@ -67,7 +77,8 @@ def draw_phantom(
         size: height and width in pixels.
 
     Returns:
-        8-bit grey levels, air dark and bone bright, the patient's left on the image's right.
+        8-bit grey levels, air dark and bone bright, the patient's left on the image's right; and
+        the boxes of each finding (``sign_boxes``).
 
     Raises:
         InputError: an unknown finding.
@@ -82,22 +93,25 @@ def draw_phantom(
             thorax = SHAPE_SIGNS.get(name, _same_shape)(thorax, places[name])
     film = healthy_film(thorax, size, view)
     paint_markings(film, np.random.Generator(np.random.PCG64((patient_seed, 50))))
+    boxes = {name: sign_boxes(name, film) for name in places if name not in DENSITY_SIGNS}
     for name, sign in DENSITY_SIGNS.items():
         if name in places:
+            film.covered[:] = 0
             sign(film, places[name])
+            boxes[name] = sign_boxes(name, film)
     film.image += film.markings
     paint_bones(film)
     gain, gamma, grain = view.uniform(0.9, 1.1), view.uniform(0.85, 1.2), view.uniform(0.012, 0.025)
     exposed = gain * np.clip(film.image, 0, 1) ** gamma
     exposed += grain * view.standard_normal((size, size), np.float32)
-    return (255 * np.clip(exposed, 0, 1) + 0.5).astype(np.uint8)
+    return (255 * np.clip(exposed, 0, 1) + 0.5).astype(np.uint8), boxes
 
 
 def _write_images(
     directory: Path, patients: list[list[str]], first_patient: int, seed: int, size: int, bar: tqdm
-) -> tuple[list[str], list[str]]:
-    """Draw the images of one split; return their names and table rows."""
-    names, rows = [], []
+) -> tuple[list[str], list[str], list[str]]:
+    """Draw the images of one split; return their names, table rows and rows of boxes."""
+    names, rows, boxes = [], [], []
     for patient, images in enumerate(patients, first_patient):
         patient_seed = derived_seed(seed, 2, patient)
         rng = generator(seed, 3, patient)
@@ -107,14 +121,18 @@ def _write_images(
             names.append(f"{patient:08d}_{follow_up:03d}.png")
             findings = () if labels == NO_FINDING else labels.split("|")
             image_seed = derived_seed(seed, 4, patient, 1 + follow_up)
-            pixels = draw_phantom(findings, patient_seed, image_seed, size)
+            pixels, drawn = draw_with_boxes(findings, patient_seed, image_seed, size)
             Image.fromarray(pixels).save(directory / names[-1])
+            for finding, edges in drawn.items():
+                for left, top, right, bottom in edges * (BOXED_SIDE / size):
+                    place = f"{left:.3f},{top:.3f},{right - left:.3f},{bottom - top:.3f}"
+                    boxes.append(f"{names[-1]},{finding},{place}")
             rows.append(
                 f"{names[-1]},{labels},{follow_up},{patient},{age},{gender},PA,"
                 f"{size},{size},{MILLIMETRES / size:.3f},{MILLIMETRES / size:.3f}"
             )
             bar.update()
-    return names, rows
+    return names, rows, boxes
 
 
 def _write_set(directory: Path, sets: dict[str, int]) -> None:
@@ -126,17 +144,19 @@ def _write_set(directory: Path, sets: dict[str, int]) -> None:
     test_part = sample_patients(
         sets["test_images"], sets["min_test_positives"], derived_seed(sets["seed"], 6)
     )
-    table, first = [HEADER], 1
+    table, boxes, first = [HEADER], [BOXES_HEADER], 1
     total = sets["train_images"] + sets["test_images"]
     with progress(total=total, desc="drawing simulated X-rays", unit="images") as bar:
         for part, patients in (("train_val", train_part), ("test", test_part)):
-            names, rows = _write_images(
+            names, rows, drawn = _write_images(
                 directory / "images", patients, first, sets["seed"], sets["image_size"], bar
             )
             (directory / f"{part}_list.txt").write_text("".join(f"{n}\n" for n in names))
             table += rows
+            boxes += drawn
             first += len(patients)
     (directory / "Data_Entry_2017_v2020.csv").write_text("\n".join(table) + "\n")
+    (directory / BOXES).write_text("\n".join(boxes) + "\n")
     (directory / "SIMULATED.txt").write_text(NOTICE.format(**sets))
     (directory / RECORD).write_text(json.dumps(sets, indent=1) + "\n")
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Int
 
 from data_pipelines.phantom.anatomy import Film, Place, Thorax, edge, texture
 
@@ -172,3 +173,23 @@ DENSITY_SIGNS: dict[str, Callable[[Film, Place], None]] = {
     "Effusion": _effusion,
     "Hernia": _hernia,
 }
+_IN_BOTH_LUNGS = ("Infiltration", "Edema", "Fibrosis", "Emphysema")
+
+
+def sign_boxes(finding: str, film: Film) -> Int[np.ndarray, "boxes 4"]:
+    """Return the boxes around the sign that was painted since ``film.covered`` was 0.
+
+    A box holds what the sign replaces at least half as much as where it replaces most. A sign of
+    both lungs has a box in each that holds a tenth of this or more; cardiomegaly has the heart's,
+    emphysema those of the lungs.
+
+    Returns:
+        Left, top, right and bottom edge in pixels, from 0 to the picture's size.
+    """
+    cover = {"Cardiomegaly": film.heart, "Emphysema": film.lung}.get(finding, film.covered)
+    dense = (cover > 0) & (cover >= 0.5 * cover.max())
+    left = film.x < film.thorax.midline
+    parts = (dense & left, dense & ~left) if finding in _IN_BOTH_LUNGS else (dense,)
+    places = [np.nonzero(part) for part in parts if part.sum() > 0.1 * dense.sum()]
+    edges = [(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) for ys, xs in places]
+    return np.array(edges, int).reshape(-1, 4)

@@ -25,6 +25,7 @@ from data_pipelines.sources import (
 )
 from data_pipelines.sources.card import USERS_OWN, Card
 from data_pipelines.sources.published import find_table, header
+from data_pipelines.tables.boxes import Boxes
 from data_pipelines.tables.case_table import UNCERTAIN, CaseTable
 from data_pipelines.tables.findings import plain
 
@@ -38,16 +39,19 @@ class Source:
         card: origin and terms.
         tables: names or patterns of its main table, to tell a folder of it from another set's.
         columns: columns that tell its table from another set's.
+        boxes: reads the boxes around findings for the table of a folder; None without boxes.
     """
 
     load: Callable[..., CaseTable]
     card: Card = USERS_OWN
     tables: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    boxes: Callable[[Path, str, CaseTable], Boxes] | None = None
 
 
 def _of(module: ModuleType) -> Source:
-    return Source(module.load, module.CARD, module.TABLES, module.COLUMNS)
+    boxes = getattr(module, "read_boxes", None)
+    return Source(module.load, module.CARD, module.TABLES, module.COLUMNS, boxes)
 
 
 SOURCES: dict[str, Source] = {
@@ -149,6 +153,32 @@ def load(
         ) from error
     store = dataclasses.replace(table.store, value_range=value_range)
     return _resolve_uncertain(dataclasses.replace(table, store=store), uncertain)
+
+
+def read_boxes(directory: Path, csv: str, table: CaseTable) -> Boxes:
+    """Read the boxes around the findings of a source.
+
+    Args:
+        directory: folder of the source's own files.
+        csv: see ``load``.
+        table: what ``load`` returned for them.
+
+    Raises:
+        InputError: the source has no boxes, the folder is prepared, or a box is wrong.
+    """
+    read = SOURCES[table.source].boxes
+    if read is None:
+        known = [name for name, source in SOURCES.items() if source.boxes is not None]
+        raise InputError(
+            f"The source {table.source} has no boxes around findings: use one of "
+            f"{', '.join(known)}."
+        )
+    if dataset.is_prepared(directory):
+        raise InputError(
+            f"{directory} holds prepared images without their boxes: name the folder of the "
+            "source's own files with --config.data.dir."
+        )
+    return read(Path(directory), csv, table)
 
 
 def _readers(source: str, directory: Path, csv: str) -> dict[str, Path]:

@@ -1,6 +1,6 @@
-"""Read view, sex and age from the headers of DICOM files."""
+"""Read view, sex, age and size from the headers of DICOM files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,8 @@ def read_tags(
         files: file of each image that is present, by position.
         n: number of images.
     """
-    known = {
-        row: path
-        for row, path in files.items()
-        if path.suffix.lower() in _SUFFIXES and path.is_file()  # a pipe may wait forever
-    }
     found = pd.DataFrame("", index=range(n), columns=list(_TAGS), dtype=str)
-    quiet_decoders()
-    read = {
-        row: _header(path)
-        for row, path in progress(known.items(), desc="reading headers", unit="files")
-    }
-    if read:
+    if read := _headers(files, _TAGS):
         found.loc[list(read)] = np.array(list(read.values()), object)
     return (
         found["ViewPosition"].to_numpy(str),
@@ -44,12 +34,36 @@ def read_tags(
     )
 
 
-def _header(path: Path) -> tuple[str, ...]:
+def read_sizes(files: Mapping[int, Path]) -> dict[int, tuple[int, int]]:
+    """Return width and height in pixels of each image whose DICOM file tells them."""
+    read = _headers(files, ("Columns", "Rows"))
+    return {
+        row: (int(width), int(height))
+        for row, (width, height) in read.items()
+        if width.isdigit() and height.isdigit()
+    }
+
+
+def _headers(files: Mapping[int, Path], tags: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return the text of tags in each DICOM file; see ``_header``."""
+    known = {
+        row: path
+        for row, path in files.items()
+        if path.suffix.lower() in _SUFFIXES and path.is_file()  # a pipe may wait forever
+    }
+    quiet_decoders()
+    return {
+        row: _header(path, tags)
+        for row, path in progress(known.items(), desc="reading headers", unit="files")
+    }
+
+
+def _header(path: Path, tags: Sequence[str]) -> tuple[str, ...]:
     """Return the text of each tag; empty where a file is damaged, which its check reports."""
     try:
         import pydicom
 
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-        return tuple(str(header.get(tag) or "").strip() for tag in _TAGS)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+        return tuple(str(header.get(tag) or "").strip() for tag in tags)
     except Exception:  # pydicom raises errors of many kinds at damage
-        return ("",) * len(_TAGS)
+        return ("",) * len(tags)

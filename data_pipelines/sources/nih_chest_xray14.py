@@ -15,7 +15,8 @@ from data_pipelines.images.search import file_key, walk
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import sex_letters, whole_years
-from data_pipelines.sources.published import need_table, read_rows
+from data_pipelines.sources.published import find_table, need_table, read_rows
+from data_pipelines.tables.boxes import Boxes, locate
 from data_pipelines.tables.case_table import SIMULATED_MARKER, CaseTable
 from data_pipelines.tables.findings import NIH_FINDINGS, NO_FINDING, is_no_finding, plain
 
@@ -39,9 +40,13 @@ CARD = Card(
 )
 TABLES = ("Data_Entry_2017*.csv",)
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+BOXES = "BBox_List_2017.csv"
 LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 # Optional columns, for subgroups.
 _OPTIONAL = ("View Position", "Patient Gender", "Patient Sex", "Patient Age")
+# The original header: its last column "Bbox [x,y,w,h]" is unquoted.
+_BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
+_BOXED_SIDE = 1024  # pixels a side of the images that the boxes were drawn on
 _INT32_MAX = int(np.iinfo(np.int32).max)
 
 
@@ -86,6 +91,36 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         store=ImageFiles(images, _find_files(directory, images)),
         simulated=(directory / SIMULATED_MARKER).exists(),
     )
+
+
+def read_boxes(directory: Path, csv: str, table: CaseTable) -> Boxes:
+    """Read ``BBox_List_2017.csv``: 984 boxes by radiologists, of 8 findings in 880 images.
+
+    Boxes are in pixels of the published images of 1024 x 1024, also beside copies of another size.
+    The simulated set has them for each sign.
+
+    Args:
+        directory: folder with the file, unless that is beside the table.
+        csv: see ``load``.
+        table: what ``load`` returned.
+
+    Raises:
+        InputError: there is no such file, or a row of it is wrong; see ``boxes.locate``.
+    """
+    beside = need_table(directory, csv, TABLES, DOWNLOAD_PAGE).parent
+    path = find_table(beside, (BOXES,)) or find_table(directory, (BOXES,))
+    if path is None:
+        remedy = f"download it from {DOWNLOAD_PAGE} into that folder"
+        if table.simulated:
+            remedy = (
+                "this simulated set was drawn by an earlier version, so draw it again, with the "
+                "same images, into another folder"
+            )
+        raise InputError(f"{directory} has no boxes, {BOXES}: {remedy}.")
+    frame = read_rows(path, _BOX_COLUMNS)
+    frame.columns = ["image", "finding", "x", "y", "width", "height"]
+    size = {"image_width": _BOXED_SIDE, "image_height": _BOXED_SIDE}
+    return locate(frame.assign(**size), table, path)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from data_pipelines.sources import nih_chest_xray14
 from data_pipelines.sources.card import Card
 from data_pipelines.tables.case_table import CaseTable
 
+read_boxes = nih_chest_xray14.read_boxes
 TABLES, COLUMNS = nih_chest_xray14.TABLES, nih_chest_xray14.COLUMNS
 CARD = Card(
     description="SIMULATED chest X-rays, drawn by a program, of no patient.",

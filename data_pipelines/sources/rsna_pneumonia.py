@@ -26,6 +26,7 @@ from data_pipelines.sources.published import (
     read_rows,
     sort_by_name,
 )
+from data_pipelines.tables.boxes import Boxes, locate
 from data_pipelines.tables.case_table import CaseTable
 
 CARD = Card(
@@ -51,6 +52,8 @@ TABLES = ("stage_2_train_labels.csv",)
 COLUMNS = ("patientId", "Target")
 FINDINGS = ("Lung Opacity", "Pneumonia")
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
+_BOX_COLUMNS = ("x", "y", "width", "height")
+_SIDE = 1024  # pixels of every image
 _CLASSES = "stage_2_detailed_class_info.csv"
 _OPACITY, _NORMAL = "Lung Opacity", "Normal"
 _NEITHER = "No Lung Opacity / Not Normal"
@@ -86,9 +89,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     rows["opacity"] = np.where(rows["patientId"].isin(normal), 0, -1)
     rows["opacity"] = rows["opacity"].where(rows["target"] == 0, 1)
     names = _mapping(directory)
-    rows["image"] = rows["patientId"] + ".dcm"
-    if names is not None:
-        rows["image"] = rows["patientId"].map(names).fillna(rows["image"])
+    rows["image"] = _image_names(rows["patientId"], names)
     rows = sort_by_name(rows, path)
     images = rows["image"].to_numpy(str)
     files = find_files(directory, rows["patientId"].tolist())
@@ -112,6 +113,31 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         patient_names=patient_names if names is not None else (),
         warnings=() if names is not None else (_NO_MAPPING,),
     )
+
+
+def read_boxes(directory: Path, csv: str, table: CaseTable) -> Boxes:
+    """Read the boxes, which are around a lung opacity and around pneumonia alike.
+
+    Args:
+        directory: see ``load``.
+        csv: see ``load``.
+        table: what ``load`` returned.
+
+    Raises:
+        InputError: a row is wrong; see ``boxes.locate``.
+    """
+    path = need_table(directory, csv, TABLES, CARD.homepage)
+    rows = read_rows(path, (*COLUMNS, *_BOX_COLUMNS))
+    rows = rows[rows["Target"] == "1"].assign(image_width=_SIDE, image_height=_SIDE)
+    rows = rows.assign(image=_image_names(rows["patientId"], _mapping(directory)))
+    frame = pd.concat([rows.assign(finding=finding) for finding in FINDINGS])
+    return locate(frame, table, path)
+
+
+def _image_names(ids: pd.Series, names: pd.Series | None) -> pd.Series:
+    """Return the name of each id's image: that in ChestX-ray14 where the mapping knows it."""
+    own = ids + ".dcm"
+    return own if names is None else ids.map(names).fillna(own)
 
 
 def _normal(directory: Path) -> set[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.card import Card
-from data_pipelines.sources.dicom_tags import read_tags
+from data_pipelines.sources.dicom_tags import read_sizes, read_tags
 from data_pipelines.sources.published import (
     find_files,
     find_table,
@@ -25,6 +25,7 @@ from data_pipelines.sources.published import (
     read_rows,
     sort_by_name,
 )
+from data_pipelines.tables.boxes import Boxes, concatenated, locate
 from data_pipelines.tables.case_table import UNCERTAIN, CaseTable
 from data_pipelines.tables.findings import canonical, is_no_finding, plain
 
@@ -47,6 +48,8 @@ TABLES = ("image_labels_train.csv", "train.csv")
 COLUMNS = ("image_id", "rad_id")
 _TEST = "image_labels_test.csv"
 _CLASS = "class_name"
+_ANNOTATIONS = ("annotations_train.csv", "annotations_test.csv")
+_CORNERS = ("x_min", "y_min", "x_max", "y_max")
 # The classes of Kaggle's table, then those that PhysioNet's have beside them.
 CHALLENGE = (
     "Aortic enlargement",
@@ -132,6 +135,61 @@ def load(directory: Path, csv: str = "") -> CaseTable:
         patients_known=False,
         warnings=(f"The table {path} names no patients: each image counts as one.",),
     )
+
+
+def read_boxes(directory: Path, csv: str, table: CaseTable) -> Boxes:
+    """Read the boxes of all readers, from ``annotations_*.csv`` or the challenge's ``train.csv``.
+
+    Their images' sizes are those of the DICOM files, so only images that are present have boxes.
+
+    Args:
+        directory: see ``load``.
+        csv: see ``load``.
+        table: what ``load`` returned.
+
+    Raises:
+        InputError: there is no table with boxes, no file of a boxed image, or a row is wrong; see
+            ``boxes.locate``.
+    """
+    path = need_table(directory, csv, TABLES, CARD.homepage)
+    paths = [path]
+    if plain(_CLASS) not in header(path):
+        paths = [found for name in _ANNOTATIONS if (found := find_table(directory, (name,)))]
+    if not paths:
+        raise InputError(
+            f"{directory} has no boxes, {' or '.join(_ANNOTATIONS)}: download them from "
+            f"{CARD.homepage} into that folder."
+        )
+    files = find_files(directory, table.images.tolist())
+    sizes = pd.DataFrame(read_sizes(files), index=["width", "height"]).T
+    sizes.index = table.images[sizes.index.to_numpy(int)]
+    located = []
+    for path in paths:
+        rows = read_rows(path, ("image_id", _CLASS, *_CORNERS))
+        rows = rows.assign(image=rows["image_id"] + ".dicom")
+        rows = rows[~rows[_CLASS].map(is_no_finding) & rows["image"].isin(sizes.index)]
+        if rows.empty:
+            continue
+        corners = rows[list(_CORNERS)].apply(pd.to_numeric, errors="coerce")
+        frame = pd.DataFrame(
+            {
+                "image": rows["image"],
+                "finding": rows[_CLASS],
+                "x": corners["x_min"],
+                "y": corners["y_min"],
+                "width": corners["x_max"] - corners["x_min"],
+                "height": corners["y_max"] - corners["y_min"],
+                "image_width": rows["image"].map(sizes["width"]),
+                "image_height": rows["image"].map(sizes["height"]),
+            }
+        )
+        located.append(locate(frame, table, path))
+    if not located:
+        raise InputError(
+            f"No image with a box in {listed(paths)} has a DICOM file in {directory}: put the "
+            "files there, since they tell the size in which the boxes are given."
+        )
+    return concatenated(located)
 
 
 def _votes(path: Path) -> pd.DataFrame:

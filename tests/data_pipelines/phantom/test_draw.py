@@ -184,9 +184,9 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
         drawn.append(arguments)
         if len(drawn) == 5:
             raise error
-        return np.zeros((32, 32), np.uint8)
+        return np.zeros((32, 32), np.uint8), {}
 
-    monkeypatch.setattr(phantom, "draw_phantom", fail_at_the_fifth)
+    monkeypatch.setattr(phantom, "draw_with_boxes", fail_at_the_fifth)
     with pytest.raises(error):
         phantom.write_phantoms(tmp_path / "deep" / "set", **SIZES)
     assert not list((tmp_path / "deep").iterdir())
@@ -209,3 +209,15 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"cannot be written to .*set"):
         phantom.write_phantoms(tmp_path / "file" / "set", **SIZES)
+
+
+def test_the_boxes_of_a_set_are_those_of_its_signs(directory):
+    with open(directory / "BBox_List_2017.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = {row["Image Index"]: row["Finding Labels"].split("|") for row in _rows(directory)}
+    boxed = {(row["Image Index"], row["Finding Label"]) for row in rows}
+    assert boxed == {(n, f) for n, names in labels.items() for f in names if f != NO_FINDING}
+    for row in rows:
+        x, y, wide, high = (float(row[key]) for key in ("Bbox [x", "y", "w", "h]"))
+        assert x >= 0 and y >= 0 and wide > 0 and high > 0
+        assert x + wide <= 1024 and y + high <= 1024  # also of images with 32 pixels a side

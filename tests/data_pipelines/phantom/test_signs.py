@@ -56,3 +56,35 @@ def test_a_mass_changes_more_pixels_than_a_nodule():
             for name in ("Nodule", "Mass")
         }
         assert changed["Mass"] > 2 * changed["Nodule"] > 0
+
+
+def _boxed(boxes, size):
+    inside = np.zeros((size, size), bool)
+    for left, top, right, bottom in boxes:
+        inside[top:bottom, left:right] = True
+    return inside
+
+
+@pytest.mark.parametrize("name", sorted(set(NIH_FINDINGS) - set(signs.SHAPE_SIGNS)))
+def test_a_box_holds_where_the_picture_changes_most(name):
+    for seed in range(6):
+        normal = phantom.draw_phantom((), seed, seed, 64).astype(float)
+        picture, boxes = phantom.draw_with_boxes((name,), seed, seed, 64)
+        change, inside = np.abs(picture - normal), _boxed(boxes[name], 64)
+        assert change[inside].mean() > 4 * change[~inside].mean()
+        assert len(boxes[name]) <= 2 and inside.mean() < 0.5
+
+
+def test_a_box_does_not_depend_on_other_signs_of_the_same_shape():
+    alone = phantom.draw_with_boxes(("Mass",), 5, 6, 64)[1]
+    among = phantom.draw_with_boxes(("Mass", "Pneumonia", "Effusion", "Hernia"), 5, 6, 64)[1]
+    np.testing.assert_array_equal(alone["Mass"], among["Mass"])
+
+
+def test_the_boxes_of_heart_and_lungs_are_theirs():
+    for seed in range(6):
+        _, boxes = phantom.draw_with_boxes(("Cardiomegaly", "Emphysema"), seed, seed, 64)
+        [(left, top, right, bottom)] = boxes["Cardiomegaly"]
+        assert left < 32 < right and right - 32 > 32 - left and 25 < top < bottom
+        first, second = boxes["Emphysema"]
+        assert first[2] <= second[0] + 6 and first[3] - first[1] > 30 < second[3] - second[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources.nih_chest_xray14 import load
+from data_pipelines.sources.nih_chest_xray14 import load, read_boxes
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 
@@ -255,3 +255,39 @@ def test_image_in_both_lists(nih):
     with (nih.path / "test_list.txt").open("a") as file:
         file.write(f"\n{nih.names[0]}\n")
     _error(nih, "test_list.txt", "train_val_list.txt", nih.names[0])
+
+
+BOXES = "Image Index,Finding Label,Bbox [x,y,w,h]{end}\n{image},Infiltrate,256,512.5,128,64{end}\n"
+
+
+@pytest.mark.parametrize("end", ["", ",,,"])
+def test_boxes_are_in_pixels_of_the_published_images(nih, end):
+    text = BOXES.format(image=nih.names[3], end=end)
+    (nih.path / "BBox_List_2017.csv").write_text(text)
+    boxes = read_boxes(nih.path, "", load(nih.path))
+    assert (boxes.rows.tolist(), boxes.findings.tolist()) == ([3], ["Infiltration"])
+    np.testing.assert_allclose(boxes.fractions, [[0.25, 512.5 / 1024, 0.375, 576.5 / 1024]])
+
+
+def test_boxes_are_found_beside_a_named_table(nih, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(nih.csv, other / "table.csv")
+    (other / "BBox_List_2017.csv").write_text(BOXES.format(image=nih.names[0], end=""))
+    csv = str(other / "table.csv")
+    assert read_boxes(nih.path, csv, load(nih.path, csv)).rows.tolist() == [0]
+
+
+def test_absent_boxes_say_what_to_do(nih):
+    with pytest.raises(InputError, match=r"has no boxes, BBox_List_2017.csv: download it"):
+        read_boxes(nih.path, "", load(nih.path))
+    (nih.path / "SIMULATED.txt").write_text("SIMULATED")
+    with pytest.raises(InputError, match="drawn by an earlier version, so draw it again"):
+        read_boxes(nih.path, "", load(nih.path))
+
+
+def test_the_published_boxes_are_read(nih_dir, nih_table):
+    boxes = read_boxes(nih_dir.parent / "nih_224", "", nih_table)
+    counts = dict(zip(*np.unique(boxes.findings, return_counts=True), strict=True))
+    assert (len(boxes.rows), counts["Atelectasis"], counts["Nodule"]) == (984, 180, 79)
+    assert len(np.unique(boxes.rows)) == 880 and boxes.warnings == ()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from data_pipelines import sources
@@ -57,3 +59,16 @@ def test_a_prepared_folder_keeps_the_range_that_it_was_made_with(nih, tmp_path):
     assert sources.load("nih_chest_xray14", out, value_range="image").store.value_range == "image"
     with pytest.raises(InputError, match=r"prepared with 'image': set --config\.data\.value_range"):
         sources.load("nih_chest_xray14", out)
+
+
+def test_boxes_of_a_source_without_them_are_refused(nih, tmp_path):
+    out = tmp_path / "out"
+    prepare("nih_chest_xray14", nih.path, out, size=8)
+    table = sources.load("nih_chest_xray14", out)
+    with pytest.raises(InputError, match="prepared images without their boxes: name the folder"):
+        sources.read_boxes(out, "", table)
+    other = dataclasses.replace(table, source="openi")
+    with pytest.raises(
+        InputError, match="openi has no boxes around findings: use one of nih_chest_xray14, rsna"
+    ):
+        sources.read_boxes(nih.path, "", other)

@@ -96,3 +96,23 @@ def test_wrong_classes_and_a_wrong_mapping_are_one_sentence(folder):
     write_mapping(folder, [{"img_id": "00000013_001.png"}])
     with pytest.raises(InputError, match=r"is not a list of entries with 'subset_img_id'"):
         sources.load("rsna_pneumonia", folder)
+
+
+def test_boxes_are_around_opacity_and_pneumonia(folder):
+    write_mapping(
+        folder,
+        [{"subset_img_id": key, "img_id": f"{name}.png"} for key, name in NAMES.items()],
+    )
+    table = sources.load("rsna_pneumonia", folder)
+    boxes = sources.read_boxes(folder, "", table)
+    assert set(table.images[boxes.rows]) == {"00030712_002.png"}
+    assert sorted(boxes.findings) == ["Lung Opacity"] * 2 + ["Pneumonia"] * 2
+    assert boxes.fractions[0].tolist() == [264 / 1024, 152 / 1024, 477 / 1024, 531 / 1024]
+
+
+def test_a_wrong_box_is_named(folder):
+    path = folder / "stage_2_train_labels.csv"
+    path.write_text(LABELS.replace("562.0", "x"))
+    table = sources.load("rsna_pneumonia", folder)
+    with pytest.raises(InputError, match=r"row 4 \(00436515.dcm\), has the box 'x, 152.0"):
+        sources.read_boxes(folder, "", table)

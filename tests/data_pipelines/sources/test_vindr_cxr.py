@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from dicom_files import make_dicom, save
 
@@ -122,3 +123,32 @@ def test_a_wrong_table_is_one_sentence(physionet):
 def test_a_table_of_the_same_name_is_read_by_its_own_source(challenge):
     with pytest.raises(InputError, match=r"is one of vindr_cxr, not of chexpert"):
         sources.load("chexpert", challenge)
+
+
+def test_boxes_of_all_readers_are_in_pixels_of_the_file(challenge):
+    save(make_dicom(np.zeros((2000, 1800), np.uint16)), challenge / "train/a.dicom")
+    table = sources.load("vindr_cxr", challenge)
+    boxes = sources.read_boxes(challenge, "", table)
+    counts = dict(zip(*np.unique(boxes.findings, return_counts=True), strict=True))
+    assert counts == {"Cardiomegaly": 3, "Effusion": 3, "Nodule/Mass": 1}
+    assert boxes.sizes[0].tolist() == [1800, 2000]
+    assert boxes.places[0].tolist() == [691, 1375, 962, 456]
+
+
+def test_boxes_without_their_files_are_refused(challenge):
+    (challenge / "train/a.dicom").unlink()
+    table = sources.load("vindr_cxr", challenge)
+    with pytest.raises(InputError, match=r"No image with a box in .*train.csv has a DICOM file"):
+        sources.read_boxes(challenge, "", table)
+
+
+def test_physionets_boxes_are_in_tables_of_their_own(physionet):
+    save(make_dicom(np.zeros((40, 30), np.uint16)), physionet / "t.dicom")
+    table = sources.load("vindr_cxr", physionet)
+    with pytest.raises(InputError, match=r"has no boxes, annotations_train.csv or annotations_t"):
+        sources.read_boxes(physionet, "", table)
+    text = "image_id,class_name,x_min,y_min,x_max,y_max\nt,Pneumonia,1,2,11,22\nt,No finding,,,,\n"
+    (physionet / "annotations/annotations_test.csv").write_text(text)
+    boxes = sources.read_boxes(physionet, "", table)
+    assert table.images[boxes.rows].tolist() == ["t.dicom"]
+    np.testing.assert_allclose(boxes.fractions, [[1 / 30, 0.05, 11 / 30, 0.55]])
