@@ -49,7 +49,8 @@ SIMULATED = {
 
 def keys_of(data: str, work: Path) -> dict[str, Any]:
     """Return the options that all runs on these images share."""
-    keys: dict[str, Any] = {"data.source": "nih_chest_xray14", "data.image_size": 64}
+    keys: dict[str, Any] = {"preset": "published", "data.source": "nih_chest_xray14"}
+    keys |= {"data.image_size": 64}
     if data == "phantom":
         phantom.write_phantoms(work / "phantom", **SIMULATED)
         return keys | {"data.dir": work / "phantom"}

@@ -26,7 +26,7 @@ RAREST = ("Hernia", "Pneumonia", "Fibrosis")
 VOTE = {"preset": "vote"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"model.charm": False},
-    "published": {},
+    "published": {"preset": "published"},
     "vote": VOTE,
     "vote, with fusion": VOTE | {"model.fusion": True},
     "vote, keys of the main branch": VOTE | {"model.momentum_branch": False},

@@ -48,7 +48,7 @@ PLAIN = "plain"
 VOTE = {"preset": "vote"}
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {"model.charm": False},
-    "published": {},
+    "published": {"preset": "published"},
     "vote": VOTE,
     "vote, keys of the main branch": VOTE | {"model.momentum_branch": False},
     "refit": {"model.charm": False, "refit": "plain"},

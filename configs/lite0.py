@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     """Return the recipe; values that are absent are the published ones."""
     config = ConfigDict()
     config.name = "lite0"
+    config.preset = "vote"
     config.data = ConfigDict({"source": "nih_chest_xray14", "image_size": 224})
     config.model = ConfigDict({"backbone": "efficientnet_lite0", "init_from": "imagenet"})
     config.stages = ConfigDict(

@@ -157,12 +157,14 @@ def load_config(name: str | Path, preset: str | None = None) -> ConfigDict:
     path, variant = _find_config(str(name))
     config = recipe.defaults()
     changes = _changes(path, variant).to_dict()
-    preset = changes.get("preset", "") if preset is None else preset
+    preset = changes.get("preset", config.preset) if preset is None else preset
     if preset not in recipe.PRESETS:
-        known = [name for name in recipe.PRESETS if name]
-        raise InputError(f"config.preset is {preset!r}: {did_you_mean(str(preset), known)}")
+        raise InputError(
+            f"config.preset is {preset!r}: {did_you_mean(str(preset), recipe.PRESETS)}"
+        )
     merge(config, recipe.PRESETS[preset], "preset")
     merge(config, changes, str(path))
+    config.preset = preset
     if not config.name:
         config.name = path.stem
     return config

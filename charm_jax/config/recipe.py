@@ -22,7 +22,7 @@ STAGES = ("bce", "focal")
 
 # Applied before a config file and the command line.
 PRESETS = {
-    "": {},
+    "published": {},
     # The published notebook in effect, at the rate that the range test of its best run found: its
     # "frozen" epochs froze nothing, all layers had one learning rate, and its split leaks.
     "notebook": {
@@ -137,7 +137,7 @@ KEYS: dict[str, Key] = {
             lambda value: re.fullmatch(r"[\w.+-]+", value) and value.strip("."),
         ),
     ),
-    "preset": Key("", "set of values to start from", choices=PRESETS),
+    "preset": Key("published", "set of values to start from", choices=PRESETS),
     "runs_dir": Key("runs", "folder that holds a folder for each run"),
     "seed": Key(0, "seed of parameters, augmentation, dropout and image order", valid=_SEED),
     "resume": Key(
@@ -205,8 +205,8 @@ KEYS: dict[str, Key] = {
     "model.charm": Key(True, "False trains the backbone with a linear classifier as a baseline"),
     "model.memory": Key(
         "published",
-        "what is read of similar cases in the memory bank: their features (published), or their "
-        "labels (vote; see preset vote)",
+        "what CHARM reads of similar cases in the memory bank: their features (published), or "
+        "their labels (vote; see preset vote)",
         ("published", "vote"),
     ),
     "model.channels": Key(

@@ -27,10 +27,5 @@ def check(settings: Settings) -> None:
         resolve_threshold(settings.model.rarity, settings.model.rarity_threshold)
     except ValueError as error:
         raise InputError(f"config.model.rarity_threshold: {error}.") from None
-    if settings.model.memory == "vote" and not settings.model.charm:
-        raise InputError(
-            "config.model.memory is vote and config.model.charm is False: set charm to True, or "
-            "memory to published."
-        )
     if not settings.stage_names:
         raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")

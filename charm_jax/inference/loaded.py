@@ -84,7 +84,7 @@ class LoadedModel:
             data: settings that the images are read with.
         """
         keys = self.settings.model
-        names = _SCORING + _VOTING * (keys.memory == "vote")
+        names = _SCORING + _VOTING * isinstance(self.network, Vote)
         return {
             "image_size": data.image_size,
             "value_range": data.value_range,
@@ -246,8 +246,8 @@ def file_settings(settings: Settings, file: Contents, given: Collection[str] = (
     names = ("backbone", "charm", "channels", "input_range", "retrieval_k", "bank_size")
     entries = {f"model.{name}": getattr(told, name) for name in names}
     entries["data.image_size"] = told.image_size
-    if told.charm is False:
-        entries["model.memory"] = "published"  # a plain network has none
+    if told.charm:  # no format holds another form
+        entries |= {"model.memory": "published", "model.fusion": True}
     if automatic:
         backbone = told.backbone or settings.model.backbone
         entries["model.input_range"] = told.input_range or load.usual_range(backbone)

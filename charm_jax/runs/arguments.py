@@ -37,7 +37,10 @@ def read_settings(run: Path, arguments: Arguments | None = None) -> Settings:
     """
     path = run / "config.json"
     overrides = arguments.overrides if arguments else None
-    settings = cli.settings_from(folder.read_json(path), str(path), overrides)
+    changes = folder.read_json(path)
+    if changes.get("preset") == "":  # the published one, before it had a name
+        changes["preset"] = "published"
+    settings = cli.settings_from(changes, str(path), overrides)
     # A run keeps the range that it found; one of before there were others has ImageNet's.
     unknown = settings.model.input_range == AUTO
     return settings.replace(model_input_range=IMAGENET) if unknown else settings

@@ -29,7 +29,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _LOG = logging.getLogger(__name__)
 # Keys that may differ when a run continues: they do not change its results.
 _FREE_KEYS = (
-    *("name", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
+    *("name", "preset", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
     *("log.", "checkpoint."),
 )
 

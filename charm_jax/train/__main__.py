@@ -28,6 +28,7 @@ from charm_jax.config import build, cli, validate
 from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
 from charm_jax.distributed import processes
+from charm_jax.models.vote import Vote
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
 from charm_jax.runs.arguments import read_settings
@@ -285,7 +286,7 @@ def _announce(experiment: Experiment, description: dict[str, Any]) -> None:
         devices += f" in {jax.process_count()} processes"
     say(
         f"{settings.model.backbone} {'with' if settings.model.charm else 'without'} CHARM"
-        f"{' (vote)' if settings.model.memory == 'vote' else ''}, "
+        f"{' (vote)' if isinstance(experiment.model, Vote) else ''}, "
         f"{description['parameters']:,} parameters, on {devices}; "
         f"{description['images_present']:,} images of {data.table.source}"
         + (" (SIMULATED)" if data.table.simulated else "")

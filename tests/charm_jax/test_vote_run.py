@@ -181,9 +181,3 @@ def test_a_run_with_another_memory_is_refused_with_the_key(folder):
     assert refused.returncode == 2
     assert "--config.model.memory=vote" in refused.stderr
     assert not (folder / "runs/other").exists()
-
-
-def test_a_vote_needs_a_memory(folder):
-    refused = command_here("train", *KEYS, "--config.model.charm=False", cwd=folder)
-    assert refused.returncode == 2
-    assert "config.model.memory is vote and config.model.charm is False" in refused.stderr

@@ -24,6 +24,7 @@ SMALL = [
     "--config.stages.focal.batch_size=32",
     "--config.checkpoint.every_steps=3",
     "--config.log.every_steps=4",
+    "--config.preset=published",
 ]
 
 

@@ -175,11 +175,20 @@ def test_a_whole_number_in_a_file_serves_a_key_of_text(tmp_path):
 def test_the_published_config_states_the_values_of_the_recipe():
     config = recipe.defaults()
     config.name = "effv2s"
-    assert cli.load_config("effv2s") == config
+    assert cli.load_config("effv2s", "published") == config
     notebook = cli.load_config("effv2s", "notebook")
     for stage in recipe.STAGES:
         for key, value in recipe.PRESETS["notebook"]["stages"][stage].items():
             assert notebook.stages[stage][key] == value, key
+
+
+@pytest.mark.parametrize("name", ["demo", "effv2s", "lite0"])
+def test_stored_cases_vote_unless_the_published_memory_is_asked_for(name):
+    config = cli.load_config(name)
+    assert (config.preset, config.model.memory, config.model.retrieval_k) == ("vote", "vote", 100)
+    published = cli.load_config(name, "published")
+    assert (published.preset, published.model.memory) == ("published", "published")
+    assert published.model.retrieval_k == 5
 
 
 @pytest.mark.parametrize("backbone", recipe.BACKBONES)
