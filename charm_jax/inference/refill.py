@@ -41,9 +41,7 @@ def refill(model: LoadedModel, data: Data, rows: np.ndarray) -> tuple[MemoryBank
     memory, selected = (_all if votes else _by_rule)(model, data, chosen, read)
     ids, patients = np.asarray(memory.case_ids), np.asarray(memory.patient_ids)
     return memory, {
-        "source": data.table.source,
-        "simulated": data.table.simulated,
-        "patients_known": data.table.patients_known,
+        **data.table.origin,
         "rule": "balanced" if votes else model.settings.model.rarity,
         "images": len(rows),
         "images_sha256": splits.part_summary(data.table, rows)["sha256"],

@@ -14,7 +14,7 @@ from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError
 from data_pipelines.images.search import file_key, spelling_key
 from data_pipelines.sources.csv_tables import patient_key
-from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.case_table import CaseTable, rows_of
 
 FILES = ("cases.csv", "patients.csv", "trained_on.txt")
 
@@ -69,8 +69,8 @@ class CaseMatch:
 def unknown_cases(table: CaseTable) -> CaseMatch:
     """Return a match of no case, for weights without a run."""
     n = len(table.images)
-    nothing = np.full(n, -1, np.int32)
-    return CaseMatch(nothing, nothing, np.zeros(n, bool), np.zeros(n, bool))
+    nothing = np.full((2, n), -1, np.int32)
+    return CaseMatch(nothing[0], nothing[1], np.zeros(n, bool), np.zeros(n, bool))
 
 
 def known_cases(
@@ -81,7 +81,7 @@ def known_cases(
     An image matches by its name; between different sources the name of the file is enough, since
     its folder may differ. A patient matches by an image, or by name within one source. Where no
     name is the same, one counts that differs in spelling only. Simulated and real images never
-    match.
+    match. Sets of a merged table match as they would alone.
 
     Args:
         trained: the run's ``split.json``.
@@ -92,6 +92,8 @@ def known_cases(
     Raises:
         InputError: the run lacks its list of cases.
     """
+    if table.sets and "sets" not in trained:
+        return _known_by_set(directory, table, trained, copies=copies)
     if trained["simulated"] != table.simulated:
         return unknown_cases(table)
     cases = read_cases(directory)
@@ -99,15 +101,17 @@ def known_cases(
         text = (directory / "trained_on.txt").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{directory} has no readable list of its cases ({error}).") from None
+    learned = cases[cases["image"].isin(text.splitlines())]
     same_source = trained["source"] == table.source
+    if not table.sets and table.source in trained.get("sets", {}).values():
+        cases, same_source = _of_source(cases, trained["sets"], table.source), True
     case_ids = _look_up(table, cases, same_source=same_source, copies=copies)
     patient_ids = np.where(case_ids >= 0, cases["number"].reindex(case_ids).fillna(-1), -1)
     patient_ids = patient_ids.astype(np.int32)
     if table.patients_known and trained["patients_known"]:
         patient_ids = _by_patient(table, patient_ids, cases if same_source else cases.iloc[:0])
-    learned = cases["image"].isin(text.splitlines())
-    seen = np.isin(patient_ids, cases.loc[learned, "number"].to_numpy()) & (patient_ids >= 0)
-    trained_on = np.isin(case_ids, cases.index[learned].to_numpy())
+    seen = np.isin(patient_ids, learned["number"].to_numpy()) & (patient_ids >= 0)
+    trained_on = np.isin(case_ids, learned.index.to_numpy())
     # A patient with a seen image was seen, even if only this table assigns the image to them.
     seen = np.isin(table.patients, table.patients[seen | trained_on])
     return CaseMatch(case_ids, patient_ids, seen, trained_on)
@@ -136,6 +140,25 @@ def read_cases(directory: Path) -> pd.DataFrame:
     return cases
 
 
+def _known_by_set(
+    directory: Path, table: CaseTable, trained: dict[str, Any], *, copies: bool
+) -> CaseMatch:
+    """Match each set of a merged table with the cases of a run that was trained on one set."""
+    match = unknown_cases(table)
+    for name, own in table.sets.items():
+        found, rows = known_cases(directory, own, trained, copies=copies), rows_of(table, name)
+        for field in dataclasses.fields(CaseMatch):
+            getattr(match, field.name)[rows] = getattr(found, field.name)
+    return match
+
+
+def _of_source(cases: pd.DataFrame, sets: dict[str, str], source: str) -> pd.DataFrame:
+    """Return the cases of a merged run's sets of a source, by the names that they have there."""
+    cases = cases[cases["image"].str.partition("/")[0].map(sets) == source]
+    names = {name: cases[name].str.partition("/")[2] for name in ("image", "patient")}
+    return cases.assign(**names).drop_duplicates("image")
+
+
 def _look_up(
     table: CaseTable, cases: pd.DataFrame, *, same_source: bool, copies: bool
 ) -> np.ndarray:
@@ -158,7 +181,8 @@ def _by_patient(table: CaseTable, patient_ids: np.ndarray, cases: pd.DataFrame) 
     """Return the run's patient numbers, including those of images without a match."""
     frame = pd.DataFrame({"theirs": table.patients, "ours": patient_ids})
     siblings = frame[frame["ours"] >= 0].groupby("theirs")["ours"].first()
-    named = cases.drop_duplicates("number").set_index("patient")["number"]
+    named = cases.drop_duplicates("number").drop_duplicates("patient")
+    named = named.set_index("patient")["number"]
     strangers = np.unique(table.patients[patient_ids < 0])
     names = pd.Series([table.patient_name(number) for number in strangers], index=strangers)
     ours = siblings.reindex(strangers).fillna(names.map(named))

@@ -232,10 +232,8 @@ def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, A
         summary["steps_per_epoch"] = loader.steps_per_epoch(summary["train"]["images"], batch)
     present = int(data.table.present.sum())
     return {
-        "source": data.table.source,
-        "simulated": data.table.simulated,
+        **data.table.origin,
         "findings": list(data.table.findings),
-        "patients_known": data.table.patients_known,
         "prevalence": dict(zip(data.table.findings, data.prevalence, strict=True)),
         "rule": data.split.rule,
         "split_seed": data.split.split_seed,

@@ -27,7 +27,7 @@ from data_pipelines.inspect.table_statistics import (
 )
 from data_pipelines.sources import SOURCES
 from data_pipelines.tables import splits
-from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.case_table import CaseTable, rows_of
 from data_pipelines.tables.findings import NO_FINDING
 from data_pipelines.tables.quarantine import Entry, FileChecks, verify_files, write_quarantine
 
@@ -161,6 +161,9 @@ def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
         },
         "patients": images_per_patient(table, found.rows),
         "parts": parts,
+        "sets": {
+            name: part_statistics(table, rows_of(table, name))["findings"] for name in table.sets
+        },
         "leak": {
             name: {"images": split.leak_images, "of": split.leak_of}
             for name, split in (("table", found.whole), ("used", found.used))

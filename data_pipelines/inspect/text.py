@@ -16,6 +16,7 @@ def summary_text(summary: Mapping) -> str:
         *summary["oddities"]["warnings"],
         _part_table(summary["parts"]),
         _finding_table(summary["parts"]),
+        *_set_table(summary["sets"]),
         _leak(summary["leak"], summary["rule"]),
         _pixels(summary["pixels"]),
         _doubles(summary["duplicates"], summary["pixels"]),
@@ -96,6 +97,21 @@ def _finding_table(parts: Mapping[str, Mapping]) -> str:
     if not unknown_table.to_numpy().any():
         return text + "\nNo label is unknown."
     return f"{text}\n\nImages whose label is unknown\n{unknown_table.to_string()}"
+
+
+def _set_table(sets: Mapping[str, Mapping]) -> list[str]:
+    """Return a table of the findings of each merged set; nothing for a single set."""
+    if not sets:
+        return []
+    table = pd.DataFrame(
+        {
+            name: {finding: _prevalence(counts) for finding, counts in findings.items()}
+            for name, findings in sets.items()
+        }
+    )
+    return [
+        "Positive images and prevalence in each set; - where it has no label\n" + table.to_string()
+    ]
 
 
 def _prevalence(counts: Mapping) -> str:

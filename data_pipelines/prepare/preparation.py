@@ -76,6 +76,11 @@ def prepare(
     import_array_record()
     _check_arguments(directory, out, size, processes)
     table = sources.load(source, directory, csv, value_range, uncertain="keep")
+    if table.sets:
+        raise InputError(
+            f"{directory} merges several sets: prepare each, and name the prepared folders in "
+            "sets.csv."
+        )
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     absent = _absent(table, missing, max_unreadable)

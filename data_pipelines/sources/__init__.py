@@ -14,6 +14,7 @@ from data_pipelines.sources import (
     chexpert,
     csv_folder,
     medmnist,
+    merged,
     mimic_cxr_jpg,
     nih_chest_xray14,
     openi,
@@ -67,6 +68,7 @@ SOURCES: dict[str, Source] = {
     "chestmnist": Source(medmnist.load_chestmnist, medmnist.CHEST_CARD),
     "pneumoniamnist": Source(medmnist.load_pneumoniamnist, medmnist.PNEUMONIA_CARD),
     "phantom": _of(phantom),
+    merged.NAME: _of(merged),
 }
 
 

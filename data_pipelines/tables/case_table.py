@@ -1,9 +1,11 @@
 """Hold the labels and metadata of every image of a source."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from data_pipelines.images.store import ImageStore
 
@@ -38,6 +40,7 @@ class CaseTable:
         patients_known: whether the source identifies patients; if not, each image counts as one.
         patient_names: the source's name of each patient, by number; empty where it numbers them.
         warnings: limitations of the data, a sentence each; the commands print them.
+        sets: the tables that it was merged from, by name; empty for one set.
     """
 
     source: str
@@ -56,6 +59,7 @@ class CaseTable:
     patients_known: bool = True
     patient_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    sets: "Mapping[str, CaseTable]" = dataclasses.field(default_factory=dict)
 
     @property
     def present(self) -> Bool[np.ndarray, " n"]:
@@ -67,6 +71,22 @@ class CaseTable:
         """Whether each image has at least one finding."""
         return (self.labels == 1).any(axis=1)
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Return source, ``simulated`` and ``patients_known``; of a merged table also the sets'."""
+        sets = {name: own.source for name, own in self.sets.items()}
+        return {
+            "source": self.source,
+            "simulated": self.simulated,
+            "patients_known": self.patients_known,
+            **({"sets": sets} if sets else {}),
+        }
+
     def patient_name(self, number: int | np.integer) -> str:
         """Return the source's name of a patient."""
         return self.patient_names[number] if self.patient_names else str(number)
+
+
+def rows_of(table: CaseTable, name: str) -> Int[np.ndarray, " rows"]:
+    """Return the rows of a merged table that hold the images of a set, in the order of that set."""
+    return np.searchsorted(table.images, [f"{name}/{image}" for image in table.sets[name].images])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data_pipelines.errors import InputError, did_you_mean
-from data_pipelines.tables.case_table import CaseTable
+from data_pipelines.tables.case_table import CaseTable, rows_of
 
 IMAGES = ("abnormal", "all")
 # The published notebook fixes its own seed, so config.data.split_seed does not apply.
@@ -68,7 +68,8 @@ class Split:
 def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_seed: int) -> Split:
     """Split the full table, including images without a file.
 
-    A source without official splits is split by ``patient`` under the rule ``official``.
+    A source without official splits is split by ``patient`` under the rule ``official``. Each set
+    of a merged table is split as if it were alone.
 
     Args:
         table: the source's full table.
@@ -92,7 +93,27 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
             )
     if rule == "official" and not table.official_known:
         rule = "patient"
-    return _with_leak(table, rule, split_seed, RULES[rule](table, images, split_seed))
+    if table.sets:
+        stages = _merged(table, rule, images, split_seed)
+    else:
+        stages = RULES[rule](table, images, split_seed)
+    return _with_leak(table, rule, split_seed, stages)
+
+
+def _merged(
+    table: CaseTable, rule: str, images: Mapping[str, str], split_seed: int
+) -> dict[str, Parts]:
+    """Split each set of a merged table as if it were alone."""
+    stages: dict[str, dict[str, list]] = {stage: {} for stage in images}
+    for name, own in table.sets.items():
+        rows = rows_of(table, name)
+        for stage, parts in make_split(own, rule, images, split_seed).stages.items():
+            for part, chosen in parts.items():
+                stages[stage].setdefault(part, []).append(rows[chosen])
+    return {
+        stage: {part: np.sort(np.concatenate(rows)) for part, rows in parts.items()}
+        for stage, parts in stages.items()
+    }
 
 
 def keep_rows(table: CaseTable, split: Split, keep: np.ndarray) -> Split:

@@ -1,5 +1,6 @@
 """Which images and patients of another table a run has seen, by name and never by number."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from tables import small_table
 from charm_jax.runs import cases
 from data_pipelines import sources
 from data_pipelines.errors import InputError
+from data_pipelines.sources import merged
 from data_pipelines.sources.rsna_pneumonia import MAPPING
 
 
@@ -173,3 +175,25 @@ def test_images_of_the_rsna_challenge_are_those_of_chestxray14_by_the_mapping(tm
     found = known(run, sources.load("rsna_pneumonia", folder), source="nih_chest_xray14")
     assert found.image_seen.tolist() == [True, False, False]
     assert found.patient_seen.tolist() == [True, True, False]
+
+
+def test_a_run_on_merged_sets_knows_the_images_and_patients_of_each(tmp_path):
+    first, second = table(*OWN, source="one"), table(["1.png"], [7], source="two")
+    both = merged.merge({"x": first, "y": second})
+    cases.write_cases(tmp_path, both, np.array([0]))  # x/a/1.png
+    described = {"source": "merged", "sets": {"x": "one", "y": "two"}}
+    other = table(["a/2.png", "new.png", "strange.png"], [0, 1, 2], ("P1", "P2", "P9"))
+    found = known(tmp_path, dataclasses.replace(other, source="one"), **described)
+    assert found.case_ids.tolist() == [1, -1, -1]
+    assert found.patient_ids.tolist() == [both.patients[1], both.patients[2], -1]
+    assert found.patient_seen.tolist() == [True, False, False]
+    assert known(tmp_path, both, **described).case_ids.tolist() == [0, 1, 2, 3, 4]
+    assert known(tmp_path, second, **described).case_ids.tolist() == [4]
+
+
+def test_merged_sets_match_a_run_on_one_of_them_as_they_would_alone(run):
+    both = merged.merge({"z": table(["a/1.png"], [3], source="other"), "own": table(*OWN)})
+    found = known(run, both)
+    own = [both.images.tolist().index(f"own/{image}") for image in OWN[0]]
+    assert found.case_ids[own].tolist() == [0, 1, 2, 3]
+    assert found.patient_seen[own].tolist() == [True, True, True, False]
