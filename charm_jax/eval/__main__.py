@@ -24,7 +24,7 @@ from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
 from charm_jax.eval import files
 from charm_jax.eval.text import table
-from charm_jax.inference import fitted, loaded
+from charm_jax.inference import fitted, loaded, overlap
 from charm_jax.inference.input_check import check_inputs
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import calibration, intervals, summary
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     given, data = data, run_data.for_findings(data, model.pathologies, model.description)
     if data is not given:
         say(run_data.describe_findings(given, data))
-    match = model.match_cases(data.table)
+    match = overlap.by_pixels(model, data, rows, model.match_cases(data.table))
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
     own = files.find_folder(model, data, rows, values.split)
     out = Path(values.out) if values.out else own

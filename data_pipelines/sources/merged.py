@@ -21,7 +21,7 @@ from data_pipelines.images.decode import CONTAINER, Check
 from data_pipelines.images.store import ImageStore
 from data_pipelines.prepared.dataset import Records
 from data_pipelines.sources.card import Card
-from data_pipelines.sources.published import read_rows
+from data_pipelines.sources.published import OF_NIH, read_rows
 from data_pipelines.tables.case_table import CaseTable, rows_of
 from data_pipelines.tables.findings import canonical, columns_of
 
@@ -33,8 +33,6 @@ CARD = Card(
     description="Several data sets, merged by the names of their findings.",
     license="The terms of each set hold for its images.",
 )
-# Their images are those of ChestX-ray14.
-_OF_NIH = ("nih_chest_xray14", "chestmnist", "rsna_pneumonia", "siim_pneumothorax")
 
 
 def load(directory: Path, csv: str = "") -> CaseTable:
@@ -89,7 +87,7 @@ def _check(rows: pd.DataFrame, path: Path, known: Sequence[str]) -> None:
             f"The table {path}, row {line}, has the name {names[line]!r} again: fill the column "
             "name, with another one for each set."
         )
-    same = [name for name, source in zip(names, rows["source"], strict=True) if source in _OF_NIH]
+    same = [name for name, source in zip(names, rows["source"], strict=True) if source in OF_NIH]
     if len(same) > 1:
         raise InputError(
             f"The sets {listed(same)} of {path} have images of ChestX-ray14 under different names, "

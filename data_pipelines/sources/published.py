@@ -15,6 +15,8 @@ from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_f
 from data_pipelines.tables.findings import plain
 
 FRONTAL = ("PA", "AP", "AP Supine")
+# Sources whose images are those of ChestX-ray14, under names of their own.
+OF_NIH = ("nih_chest_xray14", "chestmnist", "rsna_pneumonia", "siim_pneumothorax")
 _ERRORS = (*READ_ERRORS, zipfile.BadZipFile)
 
 
