@@ -22,8 +22,9 @@ from absl import flags
 from charm_jax.config import cli, validate
 from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
-from charm_jax.eval import files
-from charm_jax.eval.text import table
+from charm_jax.eval import files, localisation
+from charm_jax.eval.files import OtherRun
+from charm_jax.eval.text import localisation_table, table
 from charm_jax.inference import fitted, loaded, overlap
 from charm_jax.inference.input_check import check_inputs
 from charm_jax.inference.loaded import LoadedModel
@@ -62,6 +63,7 @@ _OPTIONS = {
         "confidence intervals of AUROC: by patients, or DeLong's, which assumes independent images",
         list(intervals.METHODS),
     ),
+    "boxes": Option(False, "compare heat maps with the source's boxes around findings"),
 }
 
 
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
     given, data = data, run_data.for_findings(data, model.pathologies, model.description)
     if data is not given:
         say(run_data.describe_findings(given, data))
+    pairs = localisation.read_pairs(given, data, rows, values.split) if values.boxes else None
     match = overlap.by_pixels(model, data, rows, model.match_cases(data.table))
     loaded.check_unseen(match, rows, data.split.rule, values.split, model)
     own = files.find_folder(model, data, rows, values.split)
@@ -113,23 +116,7 @@ def main(argv: list[str]) -> int:
     )
     comparison = None
     if other is not None:
-        shared = tuple(cases.findings[column] for column in other.columns)
-        ours = EvalSet(
-            evaluated.logits[:, other.columns],
-            evaluated.labels[:, other.columns],
-            evaluated.patients,
-            shared,
-        )
-        macro, findings = intervals.compare(ours, other.logits, values.interval)
-        if lacking := [name for name in cases.findings if name not in shared]:
-            say(f"warning: {values.compare} does not know {listed(lacking)}: not compared.")
-        comparison = Comparison(
-            run=values.compare,
-            checkpoint=other.result.checkpoint,
-            interval_method=scores.interval_method,
-            macro=macro,
-            findings=findings,
-        )
+        comparison = _compare(evaluated, other, values.compare, scores.interval_method)
     source = None
     if calibrated is not None:
         source = CalibrationSource(
@@ -141,15 +128,50 @@ def main(argv: list[str]) -> int:
     replaced = files.describe_replaced(out, result)
     files.write(out, result, cases, rows, outputs, model)
     print(table(result))
+    found = None
+    if pairs is not None:
+        found = localisation.localise(model, data, pairs, match)
+        localisation.write(out, found, result)
+        print("\n" + localisation_table(result, found))
     if replaced:
         say(replaced)
     say(f"Written to {out}.")
     if data.refused:
         say(f"warning: {data.refused:,} image files are refused and not evaluated.")
     report = out / "report.html"
-    page.write(report, result, contents.collect(model, config, data, rows, outputs, match))
+    shown = contents.collect(model, config, data, rows, outputs, match, found)
+    page.write(report, result, shown)
     say(f"Report: {report}")
     return 1 if data.refused else 0
+
+
+def _compare(evaluated: EvalSet, other: OtherRun, run: str, method: dict[str, str]) -> Comparison:
+    """Compare with another run on the findings that it knows, and name the others.
+
+    Args:
+        evaluated: predictions of this model, and the labels.
+        other: the other run's evaluation of the same images.
+        run: its name or folder.
+        method: of the intervals, by metric.
+    """
+    findings = evaluated.findings
+    shared = tuple(findings[column] for column in other.columns)
+    ours = EvalSet(
+        evaluated.logits[:, other.columns],
+        evaluated.labels[:, other.columns],
+        evaluated.patients,
+        shared,
+    )
+    macro, each = intervals.compare(ours, other.logits, method["auroc"])
+    if lacking := [name for name in findings if name not in shared]:
+        say(f"warning: {run} does not know {listed(lacking)}: not compared.")
+    return Comparison(
+        run=run,
+        checkpoint=other.result.checkpoint,
+        interval_method=method,
+        macro=macro,
+        findings=each,
+    )
 
 
 def _result(

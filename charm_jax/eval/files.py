@@ -99,7 +99,7 @@ def write(
     model are deleted first.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", "report.html", "retrieval.csv"):
+    for name in ("metrics.json", "report.html", "retrieval.csv", "localisation.json"):
         (out / name).unlink(missing_ok=True)
     write_predictions(out / "predictions.csv", table, rows, outputs["logits"])
     if "slots" in outputs:

@@ -11,6 +11,8 @@ from charm_jax.metrics.result import (
     Interval,
 )
 from charm_jax.report import contents, provenance
+from charm_jax.report.contents import Localisation
+from charm_jax.report.localisation import METHODS as LOCALISED
 from charm_jax.report.provenance import DISCLAIMER
 from charm_jax.runs.banks import TRAINED
 
@@ -32,6 +34,47 @@ def table(result: EvaluationResult) -> str:
     if result.comparison is not None:
         lines += ["", *_comparison(result.comparison, _unit(result))]
     return "\n".join([*lines, "", DISCLAIMER])
+
+
+def localisation_table(result: EvaluationResult, found: Localisation) -> str:
+    """Format the pointing game of each finding, and mean shares of IoU and IoBB by threshold."""
+    findings, mean = found.result.findings, found.result.mean
+    places = [
+        f"{LOCALISED[name]} {heats.shape[1]} x {heats.shape[2]}"
+        + (f" (0 everywhere in {found.empty(name):,} of {len(heats):,})" * bool(found.empty(name)))
+        for name, heats in found.maps.items()
+    ]
+    images = "SIMULATED images" if result.simulated else "images"
+    header = ["pointing game", "images"]
+    for name in mean:
+        header += [LOCALISED[name], *(["interval"] if name in found.maps else [])]
+    rows = []
+    for name, methods, count in (
+        *((name, entry.methods, f"{entry.images:,}") for name, entry in findings.items()),
+        ("mean", mean, ""),
+    ):
+        row = [name, count]
+        for method, entry in methods.items():
+            row.append(_number(entry.pointing.value))
+            row += [_interval(entry.pointing.interval)] if method in found.maps else []
+        rows.append(row)
+    lines = [
+        f"Localisation: {len(found.truth.boxes):,} boxes in {len(set(found.rows.tolist())):,} "
+        f"{images}, intervals of {_unit(result)} bootstraps",
+        f"places of the maps: {', '.join(places)}",
+        *_columns(header, rows),
+    ]
+    for measure in ("IoU", "IoBB"):
+        shares = {
+            name: getattr(mean[name], measure.lower()) for name in mean if name != "image_centre"
+        }
+        thresholds = next(iter(shares.values()))
+        rows = [
+            [LOCALISED[name], *(_number(share.value) for share in by_threshold.values())]
+            for name, by_threshold in shares.items()
+        ]
+        lines += ["", *_columns([f"mean share, {measure} above", *thresholds], rows)]
+    return "\n".join(lines)
 
 
 def _header(result: EvaluationResult) -> list[str]:

@@ -1,7 +1,9 @@
 """Explain predictions: pure functions of a state and a batch."""
 
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
@@ -149,8 +151,61 @@ def grad_cams(
         # Images are independent in evaluation, so the gradient of the sum has that of each.
         return jnp.take_along_axis(logits, findings[:, None], axis=1).sum()
 
-    weights = jax.grad(chosen)(main).mean((1, 2))
-    heat = jax.nn.relu(jnp.einsum("phwd,pd->phw", main, weights))
+    return _heat(main, jax.grad(chosen)(main))
+
+
+def finer_grad_cams(
+    state: TrainState, batch: Batch, *, model: Network, prepare: Callable[[Array], Array]
+) -> Float[Array, "pairs h w"]:
+    """Compute Grad-CAM over the trunk's last map that is finer than the expansion block's.
+
+    See ``grad_cams``; here the whole network runs again, and the derivative goes back to the output
+    of that module of the trunk.
+
+    Args:
+        batch: input of ``explain_step``, a row for each pair, with ``finding``, the pair's column
+            of the logits.
+    """
+    variables, cases, images = _variables(state), cases_of(batch), prepare(batch["image"])
+
+    def output(intercept: Callable) -> Any:
+        with nn.intercept_methods(intercept):
+            return model.apply(variables, images, cases, state.momentum, state.memory, train=False)
+
+    maps = {}
+
+    def noted(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__" and context.module.path[:-1] == ("trunk",):
+            maps[context.module.path] = jax.ShapeDtypeStruct(out.shape, out.dtype)
+        return out
+
+    height = jax.eval_shape(lambda: output(noted).main).shape[1]
+    chosen = [path for path, features in maps.items() if features.shape[1] > height][-1]
+
+    def logit(shift: Array) -> tuple[Array, Array]:
+        features = []
+
+        def shifted(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+            out = call(*args, **kwargs)
+            if context.method_name != "__call__" or context.module.path != chosen:
+                return out
+            features.append(out)
+            return out + shift
+
+        logits = output(shifted).logits
+        return jnp.take_along_axis(logits, batch["finding"][:, None], axis=1).sum(), features[0]
+
+    shift = jnp.zeros(maps[chosen].shape, maps[chosen].dtype)
+    gradient, features = jax.grad(logit, has_aux=True)(shift)
+    return _heat(features.astype(jnp.float32), gradient.astype(jnp.float32))
+
+
+def _heat(
+    features: Float[Array, "pairs h w dim"], gradient: Float[Array, "pairs h w dim"]
+) -> Float[Array, "pairs h w"]:
+    """Return relu(Σ_d α_d f_d) over its highest value, α_d the gradient's mean over space."""
+    heat = jax.nn.relu(jnp.einsum("phwd,pd->phw", features, gradient.mean((1, 2))))
     highest = heat.max((1, 2), keepdims=True)
     return heat / jnp.where(highest > 0, highest, 1.0)
 

@@ -1,7 +1,7 @@
 """Predict image files or arrays: scores, findings, evidence and heat maps."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -120,13 +120,20 @@ class Predictor:
         pairs: Sequence[tuple[int, int]],
     ) -> dict[tuple[int, int], np.ndarray]:
         """Compute the Grad-CAM ``[h, w]`` of pairs (row of the batch, number of the finding)."""
-        step, maps = self.model.jit(explain.grad_cams), {}
-        for start in range(0, len(pairs), BATCH):
-            some = pairs[start : start + BATCH]
-            rows, findings = np.array([*some, *[(0, 0)] * (BATCH - len(some))], np.int32).T
-            heats = step(self.model.state, batch, explained, rows, findings)
-            maps |= dict(zip(some, np.asarray(heats), strict=False))
-        return maps
+        step = self.model.jit(explain.grad_cams)
+        return _in_batches(pairs, functools.partial(step, self.model.state, batch, explained))
+
+    def finer_grad_cams(
+        self, batch: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """Compute the Grad-CAM of pairs over a finer map; see ``explain.finer_grad_cams``."""
+        step = self.model.compile(explain.finer_grad_cams, shared=False)
+
+        def heats(rows: np.ndarray, findings: np.ndarray) -> jax.Array:
+            chosen = {name: values[rows] for name, values in batch.items()}
+            return step(self.model.state, chosen | {"finding": findings})
+
+        return _in_batches(pairs, heats)
 
     def match(self, images: GivenImages) -> dict[str, np.ndarray]:
         """Match files with the bank and with training."""
@@ -152,3 +159,15 @@ class Predictor:
         names = model.bank_cases()["image"].reindex(match.case_ids).fillna("")
         ids["name"][rows] = names.to_numpy()
         return ids
+
+
+def _in_batches(
+    pairs: Sequence[tuple[int, int]], heats: Callable[[np.ndarray, np.ndarray], jax.Array]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Return the map of each pair; ``heats`` takes rows and findings of 16 at a time."""
+    maps = {}
+    for start in range(0, len(pairs), BATCH):
+        some = pairs[start : start + BATCH]
+        rows, findings = np.array([*some, *[(0, 0)] * (BATCH - len(some))], np.int32).T
+        maps |= dict(zip(some, np.asarray(heats(rows, findings)), strict=False))
+    return maps

@@ -1,10 +1,11 @@
-"""Resample whole patients: distributions of AUROC and average precision (NumPy; not jitted)."""
+"""Resample whole patients: distributions of metrics and of means (NumPy; not jitted)."""
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 
 from charm_jax.metrics.classification import check_scores
 
@@ -62,22 +63,61 @@ def resampled(
         raise ValueError(
             f"{resamples} resamples of {len(patients)} images; use one or more of each"
         )
-    names, cluster = np.unique(patients, return_inverse=True)
-    if len(names) == 1:
+    if len(np.unique(patients)) == 1:
         nothing = np.full((resamples, scores.shape[1]), np.nan)
         return Resampled(nothing, nothing)
-    rng = np.random.default_rng(seed)
     columns = [_Ranked(scores[:, f], labels[:, f]) for f in range(scores.shape[1])]
+    chunks = [  # findings x 2 x resamples
+        [column.under(weights) for column in columns]
+        for weights in _draws(patients, resamples, seed)
+    ]
+    values = np.concatenate(chunks, axis=2)
+    return Resampled(values[:, 0].T, values[:, 1].T)
+
+
+def resampled_means(
+    values: Float[np.ndarray, "cases measures"],
+    groups: Int[np.ndarray, " cases"],
+    patients: Shaped[np.ndarray, " cases"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float[np.ndarray, "resamples groups measures"]:
+    """Compute the means of each group of cases under draws of patients with replacement.
+
+    Args:
+        values: NaN, for undefined, makes the means of its group undefined.
+        groups: Group of each case, 0 to the number of groups less 1.
+        patients: Patient of each case; numbers or strings.
+        resamples: How many draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The means; NaN where no case of a group is drawn, and for a single patient.
+    """
+    members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    if len(np.unique(patients)) == 1:
+        return np.full((resamples, len(members), values.shape[1]), np.nan)
     chunks = []
+    for weights in _draws(patients, resamples, seed):
+        sums = np.stack([weights[rows].T @ values[rows] for rows in members], axis=1)
+        drawn = np.stack([weights[rows].sum(0) for rows in members], axis=1)[..., None]
+        chunks.append(np.where(drawn > 0, sums / np.maximum(drawn, 1), np.nan))
+    return np.concatenate(chunks)
+
+
+def _draws(
+    patients: Shaped[np.ndarray, " images"], resamples: int, seed: int
+) -> Iterator[Int[np.ndarray, "images some"]]:
+    """Yield how often each resample has each image, some resamples at a time."""
+    names, cluster = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(seed)
     for start in range(0, resamples, _CHUNK):
         counts = [
             np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
             for _ in range(min(_CHUNK, resamples - start))
         ]
-        weights = np.stack(counts, axis=1).astype(np.int32)[cluster]
-        chunks.append([column.under(weights) for column in columns])  # findings x 2 x resamples
-    values = np.concatenate(chunks, axis=2)
-    return Resampled(values[:, 0].T, values[:, 1].T)
+        yield np.stack(counts, axis=1).astype(np.int32)[cluster]
 
 
 def macro(values: Float[np.ndarray, "resamples findings"]) -> Float[np.ndarray, " resamples"]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Int8, UInt8
 
 from charm_jax.config.settings import Settings
 from charm_jax.inference.loaded import LoadedModel
+from charm_jax.metrics.localisation import LocalisationResult, Located, Truth
 from charm_jax.report import curves
 from charm_jax.runs import folder
 from charm_jax.runs.cases import CaseMatch
@@ -75,6 +76,27 @@ class Bank:
 
 
 @dataclasses.dataclass(frozen=True)
+class Localisation:
+    """The maps of p pairs of an image and a finding, and how they compare with its boxes.
+
+    Attributes:
+        rows: row of each pair's image in its source's table.
+        maps: by method, for methods with maps.
+        located: by method.
+    """
+
+    result: LocalisationResult
+    truth: Truth
+    rows: Int[np.ndarray, " p"]
+    maps: Mapping[str, Float[np.ndarray, "p h w"]]
+    located: Mapping[str, Located]
+
+    def empty(self, method: str) -> int:
+        """Count the maps that are 0 everywhere, since nothing speaks for the finding."""
+        return int((~self.maps[method].any(axis=(1, 2))).sum())
+
+
+@dataclasses.dataclass(frozen=True)
 class Contents:
     """All that a report shows beside ``metrics.json``.
 
@@ -86,6 +108,7 @@ class Contents:
         summary: ``summary.json`` of the run; None for weights without one, or before its end.
         log: lines of the run's ``metrics.jsonl``.
         bank: None for a network without one.
+        localisation: None where no boxes were asked for.
     """
 
     evaluated: Evaluated
@@ -95,6 +118,7 @@ class Contents:
     summary: Json | None = None
     log: Sequence[Json] = ()
     bank: Bank | None = None
+    localisation: Localisation | None = None
 
 
 def collect(
@@ -104,6 +128,7 @@ def collect(
     rows: Int[np.ndarray, " n"],
     outputs: Mapping[str, np.ndarray],
     match: CaseMatch,
+    localisation: Localisation | None = None,
 ) -> Contents:
     """Collect the contents of a report.
 
@@ -114,6 +139,7 @@ def collect(
         rows: evaluated rows of the table.
         outputs: outputs of the evaluation step for them.
         match: cases of the table as the model knows them.
+        localisation: maps beside boxes, if any.
     """
     table, side = data.table, config.data.image_size
 
@@ -145,6 +171,7 @@ def collect(
         summary=summary,
         log=log,
         bank=None if model.state.memory is None else _bank(model, data, match, rows),
+        localisation=localisation,
     )
 
 

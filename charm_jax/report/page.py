@@ -11,7 +11,7 @@ from charm_jax.config.settings import PHASES
 from charm_jax.metrics.classification import METRICS
 from charm_jax.metrics.result import EvaluationResult
 from charm_jax.models.selection import SELECTION_RULES
-from charm_jax.report import cases, curves, provenance, published
+from charm_jax.report import cases, curves, localisation, provenance, published
 from charm_jax.report.contents import UNDEFINED, Contents, Evaluated, Json, number, shown
 from charm_jax.report.figures import Plot, figure_svg, finding_figure, seen
 from data_pipelines.atomic_files import whole_file
@@ -66,6 +66,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
         for kind, values in result.subgroups.items()
         for value, entry in values.items()
     ]
+    found = contents.localisation
     sections = {
         "Findings": True,
         "Decisions": True,
@@ -74,6 +75,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
         "Published numbers": tuple(findings) == NIH_FINDINGS,
         "Each finding": True,
         "Most confident errors": errors,
+        "Localisation": found,
         "Memory bank": bank,
         "Training": training,
         "How to read this": True,
@@ -104,6 +106,8 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
         errors=errors,
         shown_findings=cases.FINDINGS,
         attention=None if evaluated.attention is None else evaluated.attention.shape[1:],
+        localisation=found,
+        located=None if found is None else localisation.tiles(found, evaluated, contents.read),
         bank=described,
         training=training,
     )
@@ -131,6 +135,7 @@ def _templates() -> jinja2.Template:
     environment.filters |= {
         "anchor": lambda title: title.lower().replace(" ", "-"),
         "count": lambda value: UNDEFINED if value is None else f"{value:,}",
+        "method": localisation.METHODS.get,
         "number": number,
         "percent": percent,
         "place": _place,

@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 
 _VOID = {"meta", "link", "img", "br", "hr", "col", "input", "!doctype"}
+_BESIDE = ("predictions.csv", "localisation.json")  # files that the page links to
 
 
 class Page(HTMLParser):
@@ -62,7 +63,7 @@ class Page(HTMLParser):
         if name in ("href", "src", "srcset", "data", "action"):
             if value.startswith("#"):
                 self._links.add(value[1:])
-            elif not value.startswith("data:") and value != "predictions.csv":
+            elif not value.startswith("data:") and value not in _BESIDE:
                 self.faults.append(f"outside: {value[:60]}")
         if "url(" in value:
             self._links.add(value.split("url(#")[1].split(")")[0])

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from charm_jax.metrics import localisation as metric
 from charm_jax.metrics.result import EvaluationResult
-from charm_jax.report.contents import Bank, Evaluated
+from charm_jax.report.contents import Bank, Evaluated, Localisation
 from data_pipelines.tables.findings import NIH_FINDINGS
 
 RNG_SEED = 7
@@ -48,6 +49,25 @@ def bank(findings=NIH_FINDINGS, slots=32, filled=30, seed=RNG_SEED):
         patients=np.where(has, [f"p{i}" for i in range(slots)], ""),
         rows=np.where(np.arange(slots) % 2, np.arange(slots), -1),
     )
+
+
+def localisation(evaluated, pairs=20):
+    """Maps and boxes of images, the last without heat."""
+    rng = np.random.default_rng(RNG_SEED)
+    rows, columns = np.arange(pairs), np.arange(pairs) % min(3, len(evaluated.findings))
+    first = rng.uniform(0, 0.5, (pairs, 2))
+    boxes = np.hstack([first, first + rng.uniform(0.2, 0.5, (pairs, 2))])
+    truth = metric.Truth(boxes, np.arange(pairs), columns, rows // 3)
+    maps = {
+        "attention": rng.random((pairs, 2, 2)),
+        "grad_cam": rng.random((pairs, 2, 2)),
+        "grad_cam_finer": rng.random((pairs, 4, 4)),
+    }
+    maps["grad_cam"][-1] = 0
+    located = {name: metric.from_maps(heats) for name, heats in maps.items()}
+    located |= {"image_centre": metric.image_centre(truth), "mean_box": metric.mean_box(truth)}
+    result = metric.score(located, truth, evaluated.findings)
+    return Localisation(result, truth, rows, maps, located)
 
 
 def read(rows):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +222,52 @@ def test_grad_cam_equals_its_formula_image_by_image(charm):
         np.testing.assert_allclose(heat, expected / expected.max(), atol=1e-3)
 
 
+def test_finer_grad_cam_equals_its_formula_image_by_image(charm):
+    """The last map of more than 4 x 4 places is the output of the first stage, 8 x 8."""
+    model, state, step, _ = charm
+    batch, findings = a_batch(4), np.arange(BATCH, dtype=np.int32) % FINDINGS
+    cams = jitted_once(evidence.finer_grad_cams, model=model, prepare=PREPARE)
+    got = np.asarray(cams(state, batch | {"finding": findings}))
+    turned = cams(state, jax.tree.map(lambda x: x[::-1], batch) | {"finding": findings[::-1]})
+    np.testing.assert_allclose(turned[::-1], got, atol=1e-4)
+    assert step(state, batch)["main"].shape[1] < got.shape[1]
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    name = ("trunk", "features.1.0")
+
+    @jax.jit
+    def logits(shift):
+        """The logits, where the chosen module's output is replaced by itself and a shift."""
+
+        def shifted(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            return out + shift if context.module.path == name else out
+
+        with nn.intercept_methods(shifted):
+            output, kept = model.apply(
+                variables,
+                PREPARE(batch["image"]),
+                cases_of(batch),
+                state.momentum,
+                state.memory,
+                train=False,
+                mutable=["intermediates"],
+            )
+        return output.logits, kept["intermediates"]["trunk"]["features.1.out"][0]
+
+    features = np.asarray(logits(0.0)[1])
+    rows, epsilon = np.arange(BATCH), 1e-2
+    expected = np.zeros(got.shape)
+    for channel in range(features.shape[-1]):
+        # A channel shifted everywhere changes the logit by the sum of its derivatives.
+        shift = jnp.zeros(features.shape).at[..., channel].set(epsilon)
+        more, less = (np.asarray(logits(sign * shift)[0])[rows, findings] for sign in (1, -1))
+        expected += ((more - less) / (2 * epsilon))[:, None, None] * features[..., channel]
+    expected = np.maximum(expected, 0)
+    expected /= np.maximum(expected.max((1, 2), keepdims=True), 1e-9)
+    same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(got, expected, strict=True)]
+    assert np.mean(same) > 0.95, same
+
+
 @pytest.mark.parametrize("lacking", ["fusion", "momentum", "retrieval", "everything"])
 def test_a_network_gives_what_it_has(lacking):
     """Without attention, momentum branch, memory, or as a bare backbone."""
@@ -241,6 +288,9 @@ def test_a_network_gives_what_it_has(lacking):
         1,
         *explained["main"].shape[1:3],
     )
+    finer = functools.partial(evidence.finer_grad_cams, model=model, prepare=PREPARE)
+    pairs = batch | {"finding": jnp.zeros(BATCH, jnp.int32)}
+    assert jax.eval_shape(finer, network_state, pairs).shape == (BATCH, SIDE // 4, SIDE // 4)
     assert ("attention" in explained) == (lacking not in ("fusion", "everything"))
     assert ("disagreement" in explained) == (lacking not in ("momentum", "everything"))
     assert ("contributions" in explained) == (lacking != "everything")

@@ -61,7 +61,8 @@ RANKED = "AUROC and average precision of each finding"
 def whole(tmp_path_factory):
     """The file of a report with every section, and what is written in it."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return path, write(path, report_data.evaluated())
+    evaluated = report_data.evaluated()
+    return path, write(path, evaluated, localisation=report_data.localisation(evaluated))
 
 
 def headings(page):
@@ -73,6 +74,21 @@ def test_the_page_stands_alone_and_is_well_formed(whole):
     assert page.faults == []
     assert page.tags["img"] > 14
     assert page.tags["svg"] > 14
+
+
+def test_localisation_has_a_row_for_each_boxed_finding(whole):
+    found = report_data.localisation(report_data.evaluated())
+    rows = cells(whole[1], "Pointing game")
+    assert [row[0] for row in rows[1:]] == [*found.result.findings, "Mean"]
+    for row, entry in zip(rows[1:], found.result.findings.values(), strict=False):
+        shares = [method.pointing for method in entry.methods.values()]
+        assert row[1:3] == [str(entry.images), str(entry.boxes)]
+        assert [cell.split()[0] for cell in row[3:]] == [number(s.value) for s in shares]
+    iou = cells(whole[1], "Mean share above each IoU")
+    mean = found.result.mean["mean_box"].iou
+    assert iou[-1] == ["Mean box", *(number(share.value) for share in mean.values())]
+    assert "0 everywhere, a miss, for 1 of 20 pairs" in Page(whole[1]).text
+    assert whole[1].count("with the boxes of") == 3
 
 
 def test_the_checker_finds_faults():
@@ -99,6 +115,7 @@ def test_it_has_every_section_and_what_identifies_the_evaluation(whole):
         "Published numbers",
         "Each finding",
         "Most confident errors",
+        "Localisation",
         "Memory bank",
         "Training",
         "How to read this",
