@@ -38,7 +38,7 @@ def draw(work: Path, seed: int) -> None:
             seed=seed + number,
             min_test_positives=50,
         )
-        table = charm_jax.load_dataset("phantom", folder).table
+        table = charm_jax.load_dataset("nih_chest_xray14", folder).table
         frame = pd.DataFrame({"image": [f"images/{image}" for image in table.images]})
         frame["patient"] = table.patients
         frame["split"] = np.where(table.official_part == "test", "test", "train")

@@ -16,7 +16,7 @@ from charm_jax.models.selection import SELECTION_RULES
 from data_pipelines.images.decode import VALUE_RANGES, valid_value_range
 from data_pipelines.loading import augment
 from data_pipelines.sources import SOURCES, UNCERTAIN_POLICIES
-from data_pipelines.tables.splits import IMAGES, RULES
+from data_pipelines.tables.splits import IMAGES, RULES, is_rule
 
 STAGES = ("bce", "focal")
 
@@ -153,7 +153,11 @@ KEYS: dict[str, Key] = {
     "data.source": Key("nih_chest_xray14", "kind of data set", SOURCES),
     "data.dir": Key("data/nih_chest_xray14", "folder of the data; $CHARM_DATA if that is set"),
     "data.csv": Key("", "table to read in place of the source's own; for MedMNIST its .npz file"),
-    "data.split": Key("official", "split rule", RULES),
+    "data.split": Key(
+        "official",
+        "split rule; kfold:i/n tests fold i of n (from 0), grouped by patient",
+        valid=(f"{', '.join(RULES)} or kfold:i/n such as kfold:0/5", is_rule),
+    ),
     "data.split_seed": Key(0, "seed of random splits, independent of seed", valid=_SEED),
     "data.image_size": Key(224, "height and width of the images in pixels", valid=_at_least(32)),
     "data.missing": Key(

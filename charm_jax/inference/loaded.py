@@ -352,7 +352,7 @@ def check_unseen(
         InputError: training or validation saw patients or images of the split.
     """
     seen, itself = int(match.patient_seen[rows].sum()), int(match.image_seen[rows].sum())
-    if seen and split == "test" and rule in splits.DISJOINT:
+    if seen and split == "test" and splits.is_disjoint(rule):
         raise InputError(
             f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
             f"patients that the run {model.run} trained or validated on, and it saw {itself:,} "

@@ -271,7 +271,7 @@ def describe_leak(data: Data) -> str:
     split = data.split
     if not data.table.patients_known:
         return "The source does not identify patients: splits may share some."
-    if split.rule in splits.DISJOINT:
+    if splits.is_disjoint(split.rule):
         return "No patient is in two splits."
     return (
         f"LEAK: {split.leak_images:,} of the {split.leak_of:,} abnormal test images of the last "

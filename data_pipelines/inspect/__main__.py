@@ -17,7 +17,7 @@ from data_pipelines.images.decode import CONTAINER, VALUE_RANGES
 from data_pipelines.inspect.inspection import inspect
 from data_pipelines.inspect.text import summary_text
 from data_pipelines.prepared.dataset import is_prepared, read_identity
-from data_pipelines.tables.splits import RULES
+from data_pipelines.tables.splits import FORMS
 
 
 def _parser() -> CommandParser:
@@ -50,7 +50,7 @@ def _parser() -> CommandParser:
         "--config.data.split",
         metavar="RULE",
         default="official",
-        help=f"split rule: {', '.join(RULES)} (default: official)",
+        help=f"split rule: {', '.join(FORMS)} (default: official)",
     )
     add(
         "--size",

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from jaxtyping import Int
 
 from data_pipelines.errors import InputError, did_you_mean
 from data_pipelines.tables.case_table import CaseTable, rows_of
@@ -23,7 +25,7 @@ class Split:
     """Hold the train, validation and test cases of every stage.
 
     Attributes:
-        rule: name of the split rule, a key of ``RULES``.
+        rule: name of the split rule, a key of ``RULES``, or ``kfold:i/n``.
         split_seed: seed of the permutation of the patients.
         stages: for each stage, in the order of training, its splits by name (``train``, ``val``,
             ``test``; ``notebook`` also ``test_published``): int64 case ids, sorted.
@@ -73,7 +75,7 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
 
     Args:
         table: the source's full table.
-        rule: a key of ``RULES``.
+        rule: a key of ``RULES``, or ``kfold:i/n``.
         images: for each stage, in the order of training, ``abnormal`` or ``all``.
         split_seed: seed of the permutation of the patients, not negative.
 
@@ -81,10 +83,10 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
         InputError: unknown rule or kind of images, a table without what the rule needs, or a
             patient in two splits.
     """
-    if rule not in RULES:
+    if not is_rule(rule):
         raise InputError(
             f"config.data.split is {rule!r}, which is not a known split rule: "
-            f"{did_you_mean(rule, RULES)}"
+            f"{did_you_mean(rule, FORMS)}"
         )
     for stage, kind in images.items():
         if kind not in IMAGES:
@@ -96,7 +98,7 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
     if table.sets:
         stages = _merged(table, rule, images, split_seed)
     else:
-        stages = RULES[rule](table, images, split_seed)
+        stages = (RULES.get(rule) or _fold(rule))(table, images, split_seed)
     return _with_leak(table, rule, split_seed, stages)
 
 
@@ -222,6 +224,47 @@ def _patient(table: CaseTable, images: Mapping[str, str], split_seed: int) -> di
     return _shared(table, images, part)
 
 
+def _fold(rule: str) -> "Rule":
+    """Return the rule ``kfold:i/n``: fold i tests; an eighth of the other patients validates."""
+    fold, count = map(int, re.fullmatch(_KFOLD, rule).groups())
+
+    def split(table: CaseTable, images: Mapping[str, str], split_seed: int) -> dict[str, Parts]:
+        patients = shuffled_patients(table, split_seed)
+        if len(patients) < count:
+            raise InputError(
+                f"config.data.split is {rule} and the table has {len(patients)} patients: give at "
+                f"most {len(patients)} folds."
+            )
+        tested = folds(table, count, split_seed) == fold
+        others = patients[~np.isin(patients, table.patients[tested])]
+        val = np.isin(table.patients, others[: max(round(0.125 * len(others)), 1)])
+        return _shared(table, images, np.where(tested, "test", np.where(val, "val", "train")))
+
+    return split
+
+
+def folds(table: CaseTable, count: int, split_seed: int) -> Int[np.ndarray, " n"]:
+    """Return the fold that tests each image, 0 ... count - 1.
+
+    The images of a patient are in one fold. Patients are dealt out by their rarest finding, and
+    among those that share it by their number of images, the order drawn by ``split_seed``: so the
+    folds have as many patients of each, to one, and nearly as many images.
+    """
+    patients = shuffled_patients(table, split_seed)
+    positive = table.labels == 1
+    by_rarity = np.argsort(positive.sum(axis=0), kind="stable")
+    rank = np.where(positive.any(axis=1), positive[:, by_rarity].argmax(axis=1), len(by_rarity))
+    names, own, images = np.unique(table.patients, return_inverse=True, return_counts=True)
+    own = own.reshape(-1)
+    rarest = np.full(len(names), len(by_rarity))
+    np.minimum.at(rarest, own, rank)
+    place = np.empty(len(names), np.int64)  # of each patient in the drawn order
+    place[np.searchsorted(names, patients)] = np.arange(len(names))
+    fold = np.empty(len(names), np.int64)
+    fold[np.lexsort((place, -images, rarest))] = np.arange(len(names)) % count
+    return fold[own]
+
+
 def _shared(table: CaseTable, images: Mapping[str, str], part: np.ndarray) -> dict[str, Parts]:
     """Use one split for all stages.
 
@@ -297,6 +340,17 @@ def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts])
 
 
 Rule = Callable[[CaseTable, Mapping[str, str], int], dict[str, Parts]]
-# Rules that put each patient into one split only; asserted when they are applied.
-DISJOINT = ("official", "patient")
 RULES: dict[str, Rule] = {"official": _official, "patient": _patient, "notebook": _notebook}
+FORMS = (*RULES, "kfold:0/5")  # the last is an example
+_KFOLD = re.compile(r"kfold:(\d+)/(\d+)")
+
+
+def is_rule(rule: str) -> bool:
+    """Whether a name is that of a rule, or ``kfold:i/n`` with i from 0 to n - 1 and n from 2."""
+    match = _KFOLD.fullmatch(rule)
+    return rule in RULES or bool(match and int(match[1]) < int(match[2]) >= 2)
+
+
+def is_disjoint(rule: str) -> bool:
+    """Whether a rule puts each patient into one split only; asserted when it is applied."""
+    return rule != "notebook"

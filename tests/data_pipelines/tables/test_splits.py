@@ -11,6 +11,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.tables.findings import NIH_FINDINGS
 from data_pipelines.tables.splits import (
     RULES,
+    folds,
     keep_rows,
     make_split,
     part_summary,
@@ -359,3 +360,53 @@ def test_needed_part_that_is_empty_or_unknown():
 
 def test_every_rule_is_tested_here():
     assert set(RULES) == {"official", "patient", "notebook"}
+
+
+PATIENTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 7)), min_size=12, max_size=40)
+
+
+@given(PATIENTS, st.integers(2, 6), st.integers(0, 3))
+def test_folds_test_each_patient_once_and_share_each_finding(drawn, count, seed):
+    """Patients with some images each, all with the findings of a bit mask."""
+    patients = np.repeat(np.arange(len(drawn)), [images for images, _ in drawn])
+    labels = (np.array([mask for _, mask in drawn])[patients][:, None] >> np.arange(3)) & 1
+    table = small_table(
+        len(patients),
+        patients=patients.astype(np.int32),
+        labels=labels.astype(np.int8),
+        findings=("A", "B", "C"),
+    )
+    tested = []
+    for fold in range(count):
+        split = make_split(table, f"kfold:{fold}/{count}", RECIPE, seed)
+        parts = split.stages["focal"]
+        assert sorted(np.concatenate(list(parts.values()))) == list(range(len(patients)))
+        assert split.leak_images == 0
+        assert len(parts["val"]) and len(parts["train"])
+        tested.append(np.unique(patients[parts["test"]]))
+    assert sorted(np.concatenate(tested)) == list(range(len(drawn)))
+    rarest = np.argmin(labels.sum(axis=0))  # on a tie the first, as the rule takes it
+    having = np.unique(patients[labels[:, rarest] == 1])
+    shares = [np.isin(having, fold).sum() for fold in tested]
+    assert max(shares) - min(shares) <= 1
+
+
+def test_folds_of_the_whole_set_have_as_many_of_the_rarest(nih_table):
+    fold = folds(nih_table, 5, split_seed=0)
+    hernia = nih_table.labels[:, NIH_FINDINGS.index("Hernia")] == 1
+    assert np.bincount(fold).min() > 22_000
+    assert np.bincount(fold[hernia]).min() > 35
+    assert (fold != folds(nih_table, 5, split_seed=1)).any()
+    assert (fold == folds(nih_table, 5, split_seed=0)).all()
+
+
+@pytest.mark.parametrize(
+    "rule", ["kfold", "kfold:", "kfold:5/5", "kfold:0/1", "kfold:-1/5", "kfold:1", "kfold:a/b"]
+)
+def test_a_fold_that_there_is_not_is_refused(rule):
+    _error(lambda: make_split(_table([1, 2], [0, 1]), rule, RECIPE, 0), repr(rule), "kfold:0/5")
+
+
+def test_more_folds_than_patients_are_refused():
+    table = _table([1, 2, 3], [1, 0, 0])
+    _error(lambda: make_split(table, "kfold:0/4", RECIPE, 0), "kfold:0/4", "at most 3 folds")
