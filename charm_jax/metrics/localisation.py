@@ -51,7 +51,10 @@ class Located:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
-    """The share of pairs that are found, with its 95 % interval; None where undefined."""
+    """The share of pairs that are found, with its 95 % interval; None where undefined.
+
+    There is no interval where all resamples agree: none or all found does not mean certainty.
+    """
 
     value: float | None
     interval: Interval = UNDEFINED
@@ -216,7 +219,7 @@ def _methods(
     shares = [
         Share(
             value=None if np.isnan(value) else float(value),
-            interval=UNDEFINED if np.isnan(value) else bootstrap.interval(column),
+            interval=_interval(column),
         )
         for value, column in zip(means, drawn.T, strict=True)
     ]
@@ -230,3 +233,9 @@ def _methods(
         ]
         made[name] = MethodResult(pointing=pointing, iou=by_threshold[0], iobb=by_threshold[1])
     return made
+
+
+def _interval(drawn: Float[np.ndarray, " resamples"]) -> Interval:
+    """Return the interval of a share; undefined where all resamples that define it agree."""
+    defined = drawn[~np.isnan(drawn)]
+    return UNDEFINED if (defined == defined[:1]).all() else bootstrap.interval(drawn)

@@ -154,10 +154,21 @@ def test_shares_and_intervals_are_those_of_plain_resampling():
         assert share.value == values[pairs, 0].mean()
         picked = [r[truth.findings[r] == column] for r in rows]
         expected = np.array([values[r, 0].mean() if len(r) else math.nan for r in picked])
-        assert share.interval == bootstrap.interval(expected)
+        same = np.nanmin(expected) == np.nanmax(expected)
+        assert share.interval == ((None, None) if same else bootstrap.interval(expected))
         assert list(entry.methods["ours"].iou) == [str(t) for t in THRESHOLDS]
     mean = np.mean([entry.methods["ours"].iobb["0.3"].value for entry in result.findings.values()])
     assert result.mean["ours"].iobb["0.3"].value == pytest.approx(mean)
+
+
+def test_all_found_or_none_has_no_interval():
+    truth = random_truth(5)
+    peaks = np.array([truth.boxes[truth.pairs == pair][0, :2] for pair in range(14)])
+    sure, lost = Located(peaks, np.full((14, 4), -1.0)), Located(peaks - 9, np.full((14, 4), -1.0))
+    result = localisation.score({"sure": sure, "lost": lost}, truth, NAMES)
+    for name, value in (("sure", 1), ("lost", 0)):
+        share = result.mean[name].pointing
+        assert (share.value, share.interval) == (value, (None, None))
 
 
 def test_a_finding_without_a_box_is_left_out_and_one_patient_has_no_interval():
