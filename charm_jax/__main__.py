@@ -12,11 +12,14 @@ _COMMANDS = {
     "eval": ("charm_jax.eval.__main__", "score a run or a weight file, and write a report"),
     "predict": ("charm_jax.predict.__main__", "predict image files"),
     "memory": ("charm_jax.memory.__main__", "list, edit or refill the memory bank of a run"),
+    "runs": ("charm_jax.runs.__main__", "list, compare, reduce and delete runs"),
     "convert": ("charm_jax.convert", "write a run's weights for PyTorch or as safetensors"),
     "prepare": ("data_pipelines.prepare.__main__", "write a data set as shards of small images"),
     "inspect": ("data_pipelines.inspect.__main__", "describe a data set before training on it"),
     "phantom": ("data_pipelines.phantom.__main__", "draw simulated chest X-rays"),
 }
+# They read no config, and start without what that imports.
+_WITHOUT_CONFIG = ("data_pipelines.", "charm_jax.runs.")
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
         stopping.exit_at_once()  # until the command itself handles the signals
         module = importlib.import_module(_COMMANDS[name][0])
         sys.argv = [f"charm-jax {name}", *rest]
-        if module.__name__.startswith("data_pipelines."):
+        if module.__name__.startswith(_WITHOUT_CONFIG):
             sys.exit(module.main(rest))
         from charm_jax.config import cli
 
