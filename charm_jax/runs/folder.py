@@ -20,6 +20,7 @@ from charm_jax.config.settings import PHASES, Settings
 from charm_jax.models.state import TrainState
 from charm_jax.runs import refitted
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
+from charm_jax.runs.overview import flat
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.errors import InputError, did_you_mean, listed
 from data_pipelines.tables.case_table import CaseTable
@@ -199,8 +200,8 @@ def is_finished(directory: Path, began: Settings, config: Settings) -> bool:
 
 def phase_epochs(config: Mapping[str, Any]) -> dict[str, int]:
     """Return the epochs of each phase in a nested config; 0 where it has none."""
-    flat = _flat(config)
-    return {phase: flat.get(_epochs_key(phase), 0) for phase in PHASES}
+    values = flat(config)
+    return {phase: values.get(_epochs_key(phase), 0) for phase in PHASES}
 
 
 def _epochs_key(phase: str) -> str:
@@ -238,7 +239,7 @@ def check_epochs(
 
 def binding_keys(config: Settings) -> dict[str, Any]:
     """Return the keys that change the results, ``a.b.c``, with their values."""
-    return {k: v for k, v in _flat(config.raw).items() if not k.startswith(_FREE_KEYS)}
+    return {k: v for k, v in flat(config.raw).items() if not k.startswith(_FREE_KEYS)}
 
 
 def find(runs_dir: Path, run: str) -> Path:
@@ -344,11 +345,3 @@ def restore(
         checkpoints.close()
     name = f"{stage}/{step}"
     return refitted.replace_layer(run, name, state), name
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
