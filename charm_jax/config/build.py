@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,14 +71,18 @@ def state_shapes(model: Network, config: Settings) -> TrainState:
 
 def _creation(model: Network, config: Settings) -> Callable[[Array], TrainState]:
     side, keys = config.data.image_size, config.model
-    return partial(
-        state.create,
-        model,
-        images=jnp.zeros((1, side, side, keys.channels)),
-        memory=empty_bank(model, keys.backbone, keys.bank_size),
-        momentum_branch=keys.momentum_branch,
-        averaged=keys.average > 0,
-    )
+
+    def create(key: Array) -> TrainState:  # images and bank, too, so that they are no programs
+        return state.create(
+            model,
+            key,
+            images=jnp.zeros((1, side, side, keys.channels)),
+            memory=empty_bank(model, keys.backbone, keys.bank_size),
+            momentum_branch=keys.momentum_branch,
+            averaged=keys.average > 0,
+        )
+
+    return create
 
 
 def parameter_count(model: Network, config: Settings) -> int:

@@ -43,7 +43,7 @@ def describe(model: LoadedModel, command: str) -> dict[str, Any]:
 def embed(model: LoadedModel, data: Data, rows: np.ndarray) -> Embedded:
     """Compute the features of some rows: the expensive part, shared by all banks."""
     match = model.match_cases(data.table)
-    outputs = model.predict_rows(data, rows, "reading images", model.compile(explain.embed_step))
+    outputs = model.predict_rows(data, rows, "reading images", large=("fused", "stored"))
     return Embedded(
         images=data.table.images[rows],
         findings=data.table.findings,

@@ -6,17 +6,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int32
 
-from charm_jax.inference.steps import Batch, cases_of, eval_step
+from charm_jax.inference.steps import Batch, cases_of, thumbnails, variables_of
 from charm_jax.models import memory_bank
 from charm_jax.models.charm import Cases, Charm
 from charm_jax.models.create import Network
 from charm_jax.models.memory_bank import MemoryBank, Retrieved
 from charm_jax.models.state import TrainState
 from charm_jax.models.vote import Vote
-
-_THUMBNAIL = 32  # pixels; coarse enough that every source's images have them
 
 Read = Callable[[Array, Cases, MemoryBank], Float[Array, "batch findings"]]
 
@@ -34,7 +32,7 @@ def explain_step(
         an empty bank. A network whose cases vote has ``vote`` ``[B, F]``, NaN where no label of
         a read case is known, and as ``contributions`` the share of each case in it.
     """
-    variables, cases = _variables(state), cases_of(batch)
+    variables, cases = variables_of(state), cases_of(batch)
     output = model.apply(
         variables, prepare(batch["image"]), cases, state.momentum, state.memory, train=False
     )
@@ -66,20 +64,6 @@ def explain_step(
         "contributions": shares,
         "without_memory": read(output.fused, cases, memory_bank.mask_all(state.memory)),
     }
-
-
-def familiar_step(
-    state: TrainState, batch: Batch, *, model: Network, prepare: Callable[[Array], Array]
-) -> dict[str, Array]:
-    """Compute ``eval_step`` and the ``thumbnail`` ``[B, 32, 32]`` of each image."""
-    outputs = eval_step(state, batch, model=model, prepare=prepare)
-    return outputs | {"thumbnail": thumbnails(batch["image"])}
-
-
-def thumbnails(images: UInt8[Array, "batch height width 1"]) -> Float[Array, "batch 32 32"]:
-    """Shrink images to 32 x 32 without aliasing, 0 ... 255."""
-    grey = images[..., 0].astype(jnp.float32)
-    return jax.image.resize(grey, (len(grey), _THUMBNAIL, _THUMBNAIL), "linear")
 
 
 def contributions(
@@ -137,7 +121,7 @@ def grad_cams(
         rows: rows of the batch.
         findings: columns of the logits.
     """
-    variables = _variables(state)
+    variables = variables_of(state)
     cases = jax.tree.map(lambda leaf: leaf[rows], cases_of(batch))
     main = explained["main"][rows].astype(jnp.float32)
     momentum_features = explained.get("momentum_features")
@@ -166,7 +150,7 @@ def finer_grad_cams(
         batch: input of ``explain_step``, a row for each pair, with ``finding``, the pair's column
             of the logits.
     """
-    variables, cases, images = _variables(state), cases_of(batch), prepare(batch["image"])
+    variables, cases, images = variables_of(state), cases_of(batch), prepare(batch["image"])
 
     def output(intercept: Callable) -> Any:
         with nn.intercept_methods(intercept):
@@ -210,22 +194,6 @@ def _heat(
     return heat / jnp.where(highest > 0, highest, 1.0)
 
 
-def embed_step(
-    state: TrainState, batch: Batch, *, model: Charm | Vote, prepare: Callable[[Array], Array]
-) -> dict[str, Array]:
-    """Compute ``fused`` ``[B, D]``, with which a bank is read, and ``stored``, which it keeps."""
-    output = model.apply(
-        _variables(state),
-        prepare(batch["image"]),
-        cases_of(batch),
-        state.momentum,
-        state.memory,
-        train=False,
-    )
-    stored = output.fused if output.key is None else output.key
-    return {"fused": output.fused, "stored": stored}
-
-
 def read_step(
     state: TrainState,
     memory: MemoryBank,
@@ -236,7 +204,7 @@ def read_step(
 ) -> dict[str, Array]:
     """Classify features with another bank: ``logits``, and ``cases`` and ``similarities`` read."""
     retrieved, _, logits = model.apply(
-        _variables(state), fused, cases, memory, train=False, method="read"
+        variables_of(state), fused, cases, memory, train=False, method="read"
     )
     return {
         "logits": logits,
@@ -269,7 +237,3 @@ def write_selected(
         memory, fused, cases.labels, cases.case_ids, cases.patient_ids, keep
     )
     return written, keep.sum(dtype=jnp.int32)
-
-
-def _variables(state: TrainState) -> PyTree[Array]:
-    return state.average or {"params": state.params, "batch_stats": state.batch_stats}

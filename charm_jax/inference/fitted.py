@@ -12,7 +12,6 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.special import expit
 
-from charm_jax.inference import explain
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import calibration, ood
 from charm_jax.runs import cases, folder
@@ -109,8 +108,7 @@ def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator
     if fitted is None or reference is None:
         try:
             data, rows = validation_rows(model, given)
-            step = model.compile(explain.familiar_step)
-            outputs = model.predict_rows(data, rows, "reading validation", step)
+            outputs = model.predict_rows(data, rows, "reading validation", large=("thumbnail",))
         except InputError as error:
             _LOG.warning(
                 "without the validation split scores are not calibrated or no image can be judged "

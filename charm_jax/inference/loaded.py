@@ -15,7 +15,7 @@ from charm_jax.config import build, cli, validate
 from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
-from charm_jax.inference.rows import predict_rows
+from charm_jax.inference.rows import largest_batch, predict_rows
 from charm_jax.inference.steps import eval_step
 from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState
@@ -70,13 +70,6 @@ class LoadedModel:
     bank: StoredBank | None = None
     steps: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
-    @property
-    def batch_size(self) -> int:
-        """Largest batch of training, rounded up to what the devices can share."""
-        stages = self.settings.stages
-        batch = max(stages[name].batch_size for name in self.settings.stage_names)
-        return batch + -batch % jax.device_count()
-
     def reading(self, data: DataSettings) -> dict[str, Any]:
         """Describe what changes the scores of images beside weights and bank.
 
@@ -116,15 +109,22 @@ class LoadedModel:
         return self.steps[function]
 
     def predict_rows(
-        self, data: Data, rows: np.ndarray, title: str, step: CompiledStep | None = None
+        self,
+        data: Data,
+        rows: np.ndarray,
+        title: str,
+        step: CompiledStep | None = None,
+        large: Collection[str] = (),
     ) -> dict[str, np.ndarray]:
         """Run the model on rows of a data set, by default its evaluation step.
 
-        The ids of the rows are translated to those in the bank. Returns ``[n, ...]`` each.
+        The ids of the rows are translated to those in the bank. Returns ``[n, ...]`` each; of the
+        outputs in ``LARGE`` those named ``large``.
         """
         match = self.match_cases(data.table)
         step = step or self.compile(eval_step)
-        return predict_rows(self.state, step, data, rows, self.batch_size, title, match=match)
+        size = largest_batch(self.settings)
+        return predict_rows(self.state, step, data, rows, size, title, match=match, large=large)
 
     def match_cases(self, table: CaseTable, *, copies: bool = False) -> CaseMatch:
         """Match the cases of a table with those of bank and training; see ``known_cases``."""

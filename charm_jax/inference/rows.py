@@ -1,18 +1,29 @@
 """Run a model over rows of a data set, each image once."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from charm_jax.config.settings import Settings
 from charm_jax.distributed import mesh, processes
+from charm_jax.inference.steps import LARGE
 from charm_jax.models.state import TrainState
 from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 from data_pipelines.loading import loader
 from data_pipelines.progress import progress
+
+
+def largest_batch(settings: Settings) -> int:
+    """Return the largest batch of training, rounded up to what the devices can share.
+
+    All evaluations of a run have it, so that one compiled program serves them.
+    """
+    batch = max(settings.stages[name].batch_size for name in settings.stage_names)
+    return batch + -batch % jax.device_count()
 
 
 def predict_rows(
@@ -25,15 +36,18 @@ def predict_rows(
     *,
     match: CaseMatch | None = None,
     resident: bool = False,
+    large: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Run a compiled step over rows of a data set, with a progress bar.
 
     Args:
+        state: network and bank; the optimizer's state is left out.
         step: compiled, such as ``jit_eval_step``.
         batch_size: images in a batch over all processes, a multiple of the number of devices.
         title: text of the progress bar.
         match: ids of the table's rows in the memory bank, if they differ.
         resident: whether the images are on the device; then only their ids are sent.
+        large: names of ``LARGE`` to return as well.
 
     Returns:
         The step's outputs, ``[n, ...]`` each, in the order of ``rows``.
@@ -52,11 +66,12 @@ def predict_rows(
 
     with progress(total=len(rows), desc=title, unit="images") as bar:
         return predict_batches(
-            mesh.replicated(state, mesh.mesh()),
+            mesh.replicated(state.replace(opt_state=()), mesh.mesh()),
             step if match is None else matched,
             _batches(data, rows, batch_size, resident=resident),
             rows,
             bar.update if processes.is_first() else lambda count: None,
+            large,
         )
 
 
@@ -66,6 +81,7 @@ def predict_batches(
     batches: Iterable[dict[str, np.ndarray]],
     case_ids: np.ndarray,
     on_batch: Callable[[int], None],
+    large: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Run a step over padded batches.
 
@@ -73,6 +89,7 @@ def predict_batches(
         batches: this process's share, with ``mask`` False on padding.
         case_ids: ``[n]`` expected ids, in order.
         on_batch: receives the number of images in each batch.
+        large: as in ``predict_rows``.
 
     Returns:
         The step's outputs, ``[n, ...]`` each, in the order of ``case_ids``.
@@ -81,11 +98,12 @@ def predict_batches(
         RuntimeError: an image was left out, repeated or out of order.
     """
     outputs, seen, pending = [], [], collections.deque()
+    left = set(LARGE) - set(large)
 
     def settle(leave: int) -> None:
         while len(pending) > leave:
             output, mask = pending.popleft()
-            read = jax.device_get(output)
+            read = jax.device_get({n: value for n, value in output.items() if n not in left})
             outputs.append({name: value[mask] for name, value in read.items()})
             on_batch(int(mask.sum()))
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float, PyTree, UInt8
 
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.models.charm import Cases
@@ -13,6 +15,11 @@ from charm_jax.models.state import TrainState
 from data_pipelines.loading.resident import ResidentCases
 
 Batch = Mapping[str, Array]
+
+# Outputs of ``eval_step`` that are large and read by few; computed always, so that validation,
+# calibration, banks and evaluation share one compiled program.
+LARGE = ("fused", "stored", "thumbnail")
+_THUMBNAIL = 32  # pixels; coarse enough that every source's images have them
 
 
 def cases_of(batch: Batch) -> Cases:
@@ -23,12 +30,16 @@ def cases_of(batch: Batch) -> Cases:
 def eval_step(
     state: TrainState, batch: Batch, *, model: Network, prepare: Callable[[Array], Array]
 ) -> dict[str, Array]:
-    """Compute ``logits`` ``[B, F]`` of a batch and the output's ``evidence``.
+    """Run the network as in evaluation.
 
     The average of the weights is used if the state keeps one. ``prepare`` maps uint8 images to
     normalised float32.
+
+    Returns:
+        ``logits`` ``[B, F]``; the output's ``evidence``; ``thumbnail`` ``[B, 32, 32]``. With a bank
+        also ``fused`` ``[B, D]``, with which it is read, and ``stored``, which it keeps.
     """
-    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
+    variables = variables_of(state)
     output = model.apply(
         variables,
         prepare(batch["image"]),
@@ -37,7 +48,26 @@ def eval_step(
         state.memory,
         train=False,
     )
-    return {"logits": output.logits, **output.evidence()}
+    kept = {
+        "logits": output.logits,
+        "thumbnail": thumbnails(batch["image"]),
+        **output.evidence(),
+    }
+    if state.memory is None:
+        return kept
+    stored = output.fused if output.key is None else output.key
+    return kept | {"fused": output.fused, "stored": stored}
+
+
+def variables_of(state: TrainState) -> PyTree[Array]:
+    """Return the variables of an evaluation: the average of the weights if the state keeps one."""
+    return state.average or {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def thumbnails(images: UInt8[Array, "batch height width 1"]) -> Float[Array, "batch 32 32"]:
+    """Shrink images to 32 x 32 without aliasing, 0 ... 255."""
+    grey = images[..., 0].astype(jnp.float32)
+    return jax.image.resize(grey, (len(grey), _THUMBNAIL, _THUMBNAIL), "linear")
 
 
 def jit_eval_step(

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from sklearn.metrics import roc_curve
 
 from charm_jax.metrics.classification import check_scores
 
@@ -125,6 +123,7 @@ def _temperature(z: np.ndarray, truth: np.ndarray) -> float | None:
 
 def _minimise(z: np.ndarray, target: np.ndarray) -> float:
     """Minimise over 1 / T, in which the cross-entropy is convex."""
+    from scipy.optimize import minimize_scalar  # a prediction needs neither this nor scikit-learn
 
     def cross_entropy(inverse: float) -> float:
         scaled = inverse * z
@@ -139,6 +138,8 @@ def _minimise(z: np.ndarray, target: np.ndarray) -> float:
 
 def _thresholds(probability: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
     """Find the thresholds that are better than chance."""
+    from sklearn.metrics import roc_curve
+
     false, true, at = roc_curve(truth, probability, drop_intermediate=False)
     best = {
         "threshold": int(np.argmax(true - false)),

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
-from sklearn.decomposition import PCA
-from sklearn.model_selection import KFold
 
 LIMIT = 99.5  # percentile of validation from which an image counts as out-of-distribution
 _STEPS = np.linspace(0, 100, 201)  # percentiles that are kept; LIMIT is one of them
@@ -58,6 +56,8 @@ def fit(
         ``mean``; ready for JSON. Below 20 images there are no components and no ``appearance``;
         below 200 the limit is little more than the highest value that was seen.
     """
+    from sklearn.model_selection import KFold  # a second, which a prediction need not wait
+
     kept = {name: np.percentile(value, _STEPS).tolist() for name, value in values.items()}
     reference: dict[str, Any] = {"n_images": len(thumbnails), "percentiles": kept}
     if len(thumbnails) < _LEAST:
@@ -119,6 +119,8 @@ def _standardised(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.decomposition import PCA
+
     number = min(_COMPONENTS, len(x) // _IMAGES_EACH)
     fitted = PCA(number, svd_solver="randomized", random_state=0).fit(x)
     return fitted.mean_, fitted.components_

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
@@ -164,8 +163,9 @@ class Checkpoints:
             value = np.asarray(found.get(name, np.zeros(shape.shape, saved[name]["dtype"])))
             if _described(value) != saved[name]:
                 raise DamagedCheckpoint(f"{where} is damaged: {name} differs from what was saved.")
-            values.append(jnp.array(value))  # a copy: its buffer may be donated
-        state = jax.tree.unflatten(jax.tree.structure(wanted), values)
+            values.append(value)
+        # Without a copy, which would be a program of its own for each shape.
+        state = jax.tree.unflatten(jax.tree.structure(wanted), jax.device_put(values))
         return state.replace(rng=jax.random.wrap_key_data(state.rng)), meta
 
     def _restore(self, phase: str, step: int, **item: Any) -> Any:

@@ -15,7 +15,7 @@ from charm_jax.config import build
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
-from charm_jax.inference.rows import predict_rows
+from charm_jax.inference.rows import largest_batch, predict_rows
 from charm_jax.inference.steps import jit_eval_step
 from charm_jax.metrics.classification import auroc_and_ap, mean
 from charm_jax.models.create import Network
@@ -190,7 +190,7 @@ def validator(
     def validate(network: TrainState) -> dict[str, float | None]:
         resident = settings.data.resident
         z = predict_rows(
-            network, step, data, rows, plan.batch_size, "validation", resident=resident
+            network, step, data, rows, largest_batch(settings), "validation", resident=resident
         )["logits"]
         scores = {"loss": share * float(loss(jnp.asarray(z), jnp.asarray(labels)))}
         if not math.isfinite(scores["loss"]):  # the run stops; the others would raise before that

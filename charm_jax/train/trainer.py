@@ -17,10 +17,13 @@ from charm_jax.config.recipe import KEYS
 from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
 from charm_jax.inference import changes, fitted, loaded, refill, refit
+from charm_jax.inference.loaded import LoadedModel
+from charm_jax.inference.steps import eval_step
 from charm_jax.models.state import TrainState, averaged, begin_stage
 from charm_jax.models.vote import Vote
 from charm_jax.runs import banks, folder, refitted
 from charm_jax.runs import data as run_data
+from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
 from charm_jax.train.first_weights import first_weights
@@ -72,6 +75,7 @@ class Training:
         self.peaks: dict[str, float] = {}
         self.signals: list[int] = []
         self.refitted: dict[str, Any] | None = None
+        self.steps: dict[Any, Callable] = {}
 
     def begin(self, source: str = "") -> Beginning:
         """Read the newest readable checkpoint, or create a state with its first weights.
@@ -384,7 +388,7 @@ class Training:
                 if self.signals:
                     raise Stopped(self.signals[0])
                 if jax.process_count() == 1:
-                    fitted.load_calibrator(loaded.load_run(self.directory), self.experiment.data)
+                    fitted.load_calibrator(self._load(TRAINED), self.experiment.data)
         except Stopped as stopped:
             say(
                 f"Asked to stop: the run {self.directory} is finished, but not calibrated, which "
@@ -394,6 +398,13 @@ class Training:
         seconds = sum(done["seconds"] for done in self.finished.values())
         say(f"Done in {seconds:.0f} s. Evaluate it: {evaluate}")
         return 0
+
+    def _load(self, memory: str | None) -> LoadedModel:
+        """Load the best checkpoint with a bank, and with the steps that this command compiled."""
+        model = loaded.load_run(self.directory, memory=memory)
+        if self.experiment.cases is None:  # the step of resident images takes their ids alone
+            self.steps[eval_step, True] = self.eval_step
+        return dataclasses.replace(model, steps=self.steps)
 
     def _refit(self) -> None:
         """Refit the classifier of the best checkpoint, and keep it where validation's loss falls.
@@ -406,7 +417,7 @@ class Training:
             return
 
         def work() -> None:
-            model = loaded.load_run(self.directory, memory=None)
+            model = self._load(memory=None)
             layer, made = refit.refit(model, self.experiment.data)
             if made["replaced"]:
                 refitted.write(self.directory, model.checkpoint, model.state, layer)
@@ -452,11 +463,11 @@ class Training:
             return
 
         def work() -> None:
-            model, data = loaded.load_run(self.directory, memory=None), self.experiment.data
+            model, data = self._load(memory=None), self.experiment.data
             rows = data.split.rows(self.settings.stage_names[-1], "train")
             memory, made = refill.refill(model, data, rows)
             description = changes.describe(model, "train") | made | {"split": "train"}
-            banks.write(self.directory, banks.TRAINED, memory, model.state, description)
+            banks.write(self.directory, TRAINED, memory, model.state, description)
 
         try:
             self._finish(work)

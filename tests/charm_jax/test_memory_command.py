@@ -142,7 +142,7 @@ def test_each_step_is_traced_once(folder, listed, site, traces, act):
     if act == "refill":
         arguments = [word if word != "site" else "traced-site" for word in REFILL]
     assert command_here("memory", "demo", *arguments, cwd=folder).returncode == 0
-    steps = {"forget": ("embed_step", "read_step"), "refill": ("embed_step", "write_selected")}
+    steps = {"forget": ("eval_step", "read_step"), "refill": ("eval_step", "write_selected")}
     assert {step: traces[step] for step in steps[act]} == dict.fromkeys(steps[act], 1)
 
 

@@ -246,7 +246,7 @@ def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refus
     traces.clear()  # a refused command may have created a network, too
     result = train_here(*new, "--from=demo:last", cwd=folder)
     assert result.returncode == 0, result.stderr
-    steps = "train_step", "eval_step", "familiar_step", "jit(create)"
+    steps = "train_step", "eval_step", "jit(create)"
     assert {step: traces[step] for step in steps} == dict.fromkeys(steps, 1)
     assert "restarts" in read(left / "environment.json")
     assert not any((left / name).exists() for name in leftovers[1:])

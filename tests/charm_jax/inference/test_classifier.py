@@ -115,7 +115,7 @@ def test_a_classifier_and_those_made_of_it_trace_each_step_once(finished, images
     fewer.predict(images[:1])
     fewer.grad_cam(images, "Mass")
     assert (traces["explain_step"], traces["grad_cams"]) == (1, 1)
-    assert traces["familiar_step"] <= 1
+    assert traces["eval_step"] <= 1
 
 
 @pytest.mark.parametrize(
