@@ -1,5 +1,6 @@
 """Build the network and its state from settings."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -58,20 +59,18 @@ def _voting(keys: ModelSettings) -> Voting | None:
 
 def new_state(model: Network, config: Settings) -> TrainState:
     """Return a state before the first stage."""
-    # It runs once: optimising hundreds of random draws would take longer than the draws.
-    options = {"xla_backend_optimization_level": 0}
-    create = jax.jit(_creation(model, config), compiler_options=options)
+    create = _creation(model, config.model, config.data.image_size)
     return create(jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
 def state_shapes(model: Network, config: Settings) -> TrainState:
     """Return a state's shapes and types."""
-    return jax.eval_shape(_creation(model, config), jax.random.key(0))
+    create = _creation(model, config.model, config.data.image_size)
+    return jax.eval_shape(create, jax.random.key(0))
 
 
-def _creation(model: Network, config: Settings) -> Callable[[Array], TrainState]:
-    side, keys = config.data.image_size, config.model
-
+@functools.lru_cache(maxsize=4)  # a trace takes as long as an import of JAX
+def _creation(model: Network, keys: ModelSettings, side: int) -> Callable[[Array], TrainState]:
     def create(key: Array) -> TrainState:  # images and bank, too, so that they are no programs
         return state.create(
             model,
@@ -82,7 +81,8 @@ def _creation(model: Network, config: Settings) -> Callable[[Array], TrainState]
             averaged=keys.average > 0,
         )
 
-    return create
+    # It runs once: optimising hundreds of random draws would take longer than the draws.
+    return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def parameter_count(model: Network, config: Settings) -> int:
