@@ -69,7 +69,7 @@ def state_shapes(model: Network, config: Settings) -> TrainState:
     return jax.eval_shape(create, jax.random.key(0))
 
 
-@functools.lru_cache(maxsize=4)  # a trace takes as long as an import of JAX
+@functools.lru_cache(maxsize=4)  # a start asks for it three times
 def _creation(model: Network, keys: ModelSettings, side: int) -> Callable[[Array], TrainState]:
     def create(key: Array) -> TrainState:  # images and bank, too, so that they are no programs
         return state.create(
