@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
+from scipy.special import expit
 
 from charm_jax.report import overlays
 from charm_jax.report.cases import Tile
@@ -52,7 +53,9 @@ def tiles(found: Localisation, evaluated: Evaluated, read: Read) -> list[Tile]:
             pictures.append(picture(drawn, f"{name} with {METHODS[method]} for {finding}"))
             inside = ((boxes[:, :2] <= peak) & (peak <= boxes[:, 2:])).all(axis=1).any()
             hits.append(f"{METHODS[method]}: peak {'inside' if inside else 'outside'}")
-        made.append(Tile(finding, pictures, [*hits, f"logit {number(float(logits[pair]))}", name]))
+        made.append(
+            Tile(finding, pictures, [*hits, f"score {number(float(expit(logits[pair])))}", name])
+        )
     return made
 
 
