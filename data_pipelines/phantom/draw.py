@@ -174,6 +174,7 @@ def _check_sizes(sets: dict[str, int]) -> None:
 def write_phantoms(directory: Path, **sizes: int) -> None:
     """Write a simulated set in the layout of ChestX-ray14, unless the folder already holds it.
 
+    There is a box around each sign, in pixels of 1024 x 1024 images as that set has them.
     Each patient is in one split, with 3.6 images on average. Labels follow the joint frequencies
     of ChestX-ray14 except for the minimum of positives. Image i depends only on the seed, its
     patient and its follow-up number. The set appears whole or not at all: it is drawn in a hidden
