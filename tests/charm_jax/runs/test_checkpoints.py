@@ -85,6 +85,16 @@ def test_a_state_without_an_optimizer_takes_the_rest(checkpoints):
     assert state.opt_state == ()
 
 
+def test_no_array_needs_a_program_of_its_own(checkpoints, traces):
+    shapes = {f"{side} wide": np.zeros((3, side), np.float32) for side in range(11, 31)}
+    like = state_of(5).replace(params=shapes)
+    checkpoints.save("focal", like, {}, None)
+    checkpoints.wait()
+    traces.clear()
+    checkpoints.restore("focal", 5, like)
+    assert traces.total() < len(shapes)
+
+
 def test_the_newest_and_the_best_remain(checkpoints):
     for step in (1, 2, 3, 4, 5):
         saved(checkpoints, step, best=2 if step >= 2 else None)
