@@ -191,8 +191,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _is_whole(stored: Mapping[str, Any]) -> bool:
     """Whether a ``calibration.json`` has what earlier versions did not write."""
-    points = set(calibration.OPERATING_POINTS)
-    return "images" in stored and all(points <= e.keys() for e in stored["findings"].values())
+    keys = {*calibration.OPERATING_POINTS, "prior"}
+    return "images" in stored and all(keys <= e.keys() for e in stored["findings"].values())
 
 
 def validation_rows(model: LoadedModel, given: Data | None = None) -> tuple[Data, np.ndarray]:

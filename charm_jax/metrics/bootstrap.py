@@ -1,4 +1,4 @@
-"""Resample whole patients: distributions of metrics and of means (NumPy; not jitted)."""
+"""Resample whole patients: distributions of metrics, of means and of rates (NumPy; not jitted)."""
 
 import dataclasses
 import warnings
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from scipy import sparse
 
 from charm_jax.metrics.classification import check_scores
 
@@ -69,7 +70,7 @@ def resampled(
     columns = [_Ranked(scores[:, f], labels[:, f]) for f in range(scores.shape[1])]
     chunks = [  # findings x 2 x resamples
         [column.under(weights) for column in columns]
-        for weights in _draws(patients, resamples, seed)
+        for weights in _image_draws(patients, resamples, seed)
     ]
     values = np.concatenate(chunks, axis=2)
     return Resampled(values[:, 0].T, values[:, 1].T)
@@ -99,25 +100,69 @@ def resampled_means(
     if len(np.unique(patients)) == 1:
         return np.full((resamples, len(members), values.shape[1]), np.nan)
     chunks = []
-    for weights in _draws(patients, resamples, seed):
+    for weights in _image_draws(patients, resamples, seed):
         sums = np.stack([weights[rows].T @ values[rows] for rows in members], axis=1)
         drawn = np.stack([weights[rows].sum(0) for rows in members], axis=1)[..., None]
         chunks.append(np.where(drawn > 0, sums / np.maximum(drawn, 1), np.nan))
     return np.concatenate(chunks)
 
 
-def _draws(
+def totals(
+    values: Shaped[np.ndarray, "images columns"],
+    patients: Shaped[np.ndarray, " images"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float[np.ndarray, "resamples columns"]:
+    """Sum each column under the draws of `resampled`.
+
+    Ratios of these sums are rates with their spread: sensitivity is the true positives over the
+    positives.
+
+    Args:
+        values: Numbers or booleans.
+        patients: Patient of each image; numbers or strings.
+        resamples: How many draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The sums; all NaN for a single patient, since every draw is the same.
+    """
+    names, cluster = np.unique(patients, return_inverse=True)
+    if len(names) == 1:
+        return np.full((resamples, values.shape[1]), np.nan)
+    images = np.arange(len(values))
+    member = sparse.csr_array((np.ones(len(values)), (cluster, images)))
+    of_patient = member @ values.astype(np.float64)
+    drawn = [counts.T @ of_patient for counts in _draws(len(names), resamples, seed)]
+    return np.concatenate(drawn)
+
+
+def _image_draws(
     patients: Shaped[np.ndarray, " images"], resamples: int, seed: int
 ) -> Iterator[Int[np.ndarray, "images some"]]:
     """Yield how often each resample has each image, some resamples at a time."""
     names, cluster = np.unique(patients, return_inverse=True)
+    for counts in _draws(len(names), resamples, seed):
+        yield counts[cluster]
+
+
+def _draws(
+    patients: int, resamples: int, seed: int
+) -> Iterator[Int[np.ndarray, "patients resamples"]]:
+    """Yield how often each draw holds each patient, some draws at a time."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, _CHUNK):
         counts = [
-            np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+            np.bincount(rng.integers(patients, size=patients), minlength=patients)
             for _ in range(min(_CHUNK, resamples - start))
         ]
-        yield np.stack(counts, axis=1).astype(np.int32)[cluster]
+        yield np.stack(counts, axis=1).astype(np.int32)
+
+
+def ratio(part: Float[np.ndarray, "..."], whole: Float[np.ndarray, "..."]) -> np.ndarray:
+    """Divide sums; NaN where the divisor is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
 
 
 def macro(values: Float[np.ndarray, "resamples findings"]) -> Float[np.ndarray, " resamples"]:

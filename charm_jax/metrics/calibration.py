@@ -1,4 +1,4 @@
-"""Fit a temperature and decision thresholds for each finding on validation (NumPy)."""
+"""Fit temperatures, Platt scalings and decision thresholds on validation (NumPy)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +15,7 @@ _TOLERANCE = 1e-8
 # Further thresholds of each finding: this one is at least so high on validation.
 OPERATING_POINTS = {"sensitivity_95": 0.95, "specificity_95": 0.95}
 _NO_THRESHOLDS = dict.fromkeys(("threshold", *OPERATING_POINTS))
+_PLATT = ("slope", "intercept", "prior")
 
 
 def fit(
@@ -22,7 +23,7 @@ def fit(
     labels: Int[np.ndarray, "images findings"],
     findings: Sequence[str],
 ) -> dict[str, Any]:
-    """Fit a temperature and decision thresholds for each finding.
+    """Fit a temperature, a Platt scaling and decision thresholds for each finding.
 
     The temperature T minimises the cross-entropy of sigmoid(logit / T) within `TEMPERATURES` (Guo
     et al., 2017; one T a finding). Thresholds are on that calibrated probability: "threshold"
@@ -30,16 +31,21 @@ def fit(
     highest that reaches this sensitivity, "specificity_95" the lowest that reaches this
     specificity.
 
+    "slope" and "intercept" are Platt's (1999): sigmoid(slope · logit + intercept) has the mean
+    "prior", which is the prevalence on validation, short of 0 by what as many images leave open. A
+    temperature alone leaves the mean where it is, so prior shift cannot be estimated from it
+    (Alexandari et al., 2020, ICML, "Maximum likelihood with bias-corrected calibration").
+
     Args:
         logits: Logits on validation.
         labels: 1, 0 or -1 (unknown).
         findings: Names of the columns.
 
     Returns:
-        {"findings": {name: {"temperature", "threshold", "sensitivity_95", "specificity_95",
-        "positives", "negatives"}}}, ready for JSON. Temperature and thresholds are None without
-        both classes and where the highest temperature is too low; a threshold also where it is no
-        better than chance, as for constant scores.
+        {"findings": {name: {"temperature", "slope", "intercept", "prior", "threshold",
+        "sensitivity_95", "specificity_95", "positives", "negatives"}}}, ready for JSON. All but the
+        counts are None without both classes and where the highest temperature is too low; a
+        threshold also where it is no better than chance, and Platt's for constant scores.
 
     Raises:
         ValueError: If the shapes do not agree, a logit is not finite or a label is none of these.
@@ -50,13 +56,15 @@ def fit(
         known = labels[:, column] >= 0
         z, truth = logits[known, column].astype(np.float64), labels[known, column]
         positives = int(np.sum(truth == 1))
-        temperature, limits = None, _NO_THRESHOLDS
+        temperature, platt, limits = None, dict.fromkeys(_PLATT), _NO_THRESHOLDS
         if 0 < positives < len(truth):
             temperature = _temperature(z, truth)
             if temperature is not None:
+                platt = _platt(z, truth) if z.std() > 0 else platt
                 limits = _thresholds(expit(z / temperature), truth)
         result[name] = {
             "temperature": temperature,
+            **platt,
             **limits,
             "positives": positives,
             "negatives": len(truth) - positives,
@@ -66,7 +74,8 @@ def fit(
 
 def nothing(findings: Sequence[str]) -> dict[str, Any]:
     """Return the result of `fit` for a validation split without images."""
-    entry = {"temperature": None, **_NO_THRESHOLDS, "positives": 0, "negatives": 0}
+    nulls = dict.fromkeys(("temperature", *_PLATT)) | _NO_THRESHOLDS
+    entry = {**nulls, "positives": 0, "negatives": 0}
     return {"findings": {name: dict(entry) for name in findings}}
 
 
@@ -86,6 +95,19 @@ def calibrated(
     if logits.shape[1] != len(temperatures):
         raise ValueError(f"{len(temperatures)} temperatures for {logits.shape[1]} findings")
     return expit(logits.astype(np.float64) / temperatures[None, :])
+
+
+def platt_scaled(
+    logits: Num[np.ndarray, "images findings"], calibration: dict[str, Any]
+) -> tuple[Float[np.ndarray, "images findings"], Float[np.ndarray, " findings"]]:
+    """Compute sigmoid(slope · logit + intercept), and its mean on validation; NaN for none.
+
+    Args:
+        logits: With a column for each finding of the calibration, in its order.
+        calibration: Result of `fit`.
+    """
+    slope, intercept, prior = (_numbers(calibration, key) for key in _PLATT)
+    return expit(logits.astype(np.float64) * slope + intercept), prior
 
 
 def thresholds(
@@ -109,16 +131,43 @@ def _temperature(z: np.ndarray, truth: np.ndarray) -> float | None:
     """Fit the temperature; None where even the highest is too low.
 
     Where one temperature after another is too high, validation is in perfect order, which few
-    positives often are, and any certainty would fit. Then the targets are Platt's (1999), short
-    of 0 and 1 by what as many images leave open.
+    positives often are, and any certainty would fit. Then the targets are Platt's.
     """
     low, high = TEMPERATURES
     temperature = _minimise(z, (truth == 1).astype(np.float64))
     if temperature <= low:
-        positives = np.sum(truth == 1)
-        most, least = (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
-        temperature = _minimise(z, np.where(truth == 1, most, least))
+        temperature = _minimise(z, _platt_targets(truth))
     return temperature if temperature < high else None
+
+
+def _platt_targets(truth: np.ndarray) -> np.ndarray:
+    """Return targets short of 0 and 1 by what as many images leave open (Platt, 1999)."""
+    positives = np.sum(truth == 1)
+    most, least = (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
+    return np.where(truth == 1, most, least)
+
+
+def _platt(z: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Fit slope and intercept; logits are standardised meanwhile."""
+    target, middle, sd = _platt_targets(truth), z.mean(), z.std()
+    x = np.stack([(z - middle) / sd, np.ones(len(z))])
+
+    def cross_entropy(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled = weights @ x
+        loss = np.mean(np.logaddexp(0.0, scaled) - target * scaled)
+        return loss, x @ (expit(scaled) - target) / len(z)
+
+    from scipy.optimize import minimize  # as below
+
+    slope, intercept = minimize(
+        cross_entropy, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": _TOLERANCE}
+    ).x
+    slope /= sd
+    return {
+        "slope": float(slope),
+        "intercept": float(intercept - slope * middle),
+        "prior": float(target.mean()),
+    }
 
 
 def _minimise(z: np.ndarray, target: np.ndarray) -> float:

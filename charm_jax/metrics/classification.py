@@ -63,7 +63,7 @@ def ece_equal_width(known: Known) -> float:
     It is Σ (share of the images in a bin) · abs(frequency of positives - mean probability), cut as
     in scikit-learn's `calibration_curve`. At low prevalence nearly all images are in the first bin.
     """
-    return _ece(known, np.linspace(0, 1, ECE_BINS + 1))
+    return _ece(known, _bins(known.probability, np.linspace(0, 1, ECE_BINS + 1)))
 
 
 def ece_equal_mass(known: Known) -> float:
@@ -71,12 +71,20 @@ def ece_equal_mass(known: Known) -> float:
 
     The formula is that of `ece_equal_width`.
     """
-    return _ece(known, np.quantile(known.probability, np.linspace(0, 1, ECE_BINS + 1)))
+    return _ece(known, equal_mass_bins(known.probability))
 
 
-def _ece(known: Known, edges: np.ndarray) -> float:
-    bins = np.searchsorted(edges[1:-1], known.probability)
-    gaps = np.bincount(bins, weights=known.truth - known.probability, minlength=len(edges) - 1)
+def equal_mass_bins(probability: Float[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
+    """Return the bin of each image among 15 quantiles, 0 ... 14."""
+    return _bins(probability, np.quantile(probability, np.linspace(0, 1, ECE_BINS + 1)))
+
+
+def _bins(probability: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.searchsorted(edges[1:-1], probability)
+
+
+def _ece(known: Known, bins: np.ndarray) -> float:
+    gaps = np.bincount(bins, weights=known.truth - known.probability, minlength=ECE_BINS)
     return float(np.sum(np.abs(gaps)) / len(known.truth))
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of AUROC and average precision, alone and of paired differences (NumPy)."""
+"""Confidence intervals of metrics, alone and of paired differences (NumPy)."""
 
 import dataclasses
 
@@ -61,6 +61,63 @@ class ConfidenceIntervals:
         if metric == "auroc" and self.shares is not None:
             return delong.interval(value, delong.macro(self.shares[:, chosen]))
         return bootstrap.interval(bootstrap.macro(self.drawn[metric][:, chosen]))
+
+
+def of_rates(
+    evaluated: EvalSet,
+    probabilities: Float[np.ndarray, "images findings"],
+    thresholds: Float[np.ndarray, " findings"],
+) -> dict[str, list[Interval]]:
+    """Return the intervals of prevalence, calibration error and decisions over resampled patients.
+
+    The bins of the calibration error stay those of all images. It is a sum of absolute values, so
+    chance raises it: the interval of a good calibration lies above its value.
+
+    Args:
+        evaluated: predictions and labels.
+        probabilities: calibrated, 0 ... 1; NaN throughout for a finding without.
+        thresholds: on these; NaN for none.
+
+    Returns:
+        ``prevalence``, ``sensitivity``, ``specificity`` and ``ece_equal_mass``, each with an
+        interval for each finding; undefined where every resample gives the same value, as for a
+        sensitivity of 1.
+    """
+    labels, columns = evaluated.labels, range(len(evaluated.findings))
+    called = probabilities >= thresholds
+    counts = [
+        labels >= 0,
+        labels == 1,
+        labels == 0,
+        (labels == 1) & called,
+        (labels == 0) & ~called,
+    ]
+    gaps = np.zeros((*labels.shape, classification.ECE_BINS))
+    for column in columns:
+        known = np.flatnonzero(labels[:, column] >= 0)
+        probability = probabilities[known, column]
+        if len(known) and not np.isnan(probability).any():
+            bins = classification.equal_mass_bins(probability)
+            gaps[known, column, bins] = labels[known, column] - probability
+    values = np.concatenate([*counts, gaps.reshape(len(labels), -1)], axis=1)
+    drawn = bootstrap.totals(values, evaluated.patients)
+    *sums, rest = np.split(drawn, np.arange(1, 6) * len(columns), axis=1)
+    known, positive, negative, tp, tn = sums
+    wrong = np.abs(rest.reshape(len(drawn), len(columns), -1)).sum(axis=2)
+    undecided, uncalibrated = np.isnan(thresholds), np.isnan(probabilities).any(axis=0)
+    rates = {
+        "prevalence": bootstrap.ratio(positive, known),
+        "sensitivity": np.where(undecided, np.nan, bootstrap.ratio(tp, positive)),
+        "specificity": np.where(undecided, np.nan, bootstrap.ratio(tn, negative)),
+        "ece_equal_mass": np.where(uncalibrated, np.nan, bootstrap.ratio(wrong, known)),
+    }
+    return {name: [spread(rate[:, c]) for c in columns] for name, rate in rates.items()}
+
+
+def spread(drawn: Float[np.ndarray, " resamples"]) -> Interval:
+    """Return the interval of a rate; undefined where every resample gives the same value."""
+    low, high = bootstrap.interval(drawn)
+    return UNDEFINED if low == high else (low, high)
 
 
 def compare(

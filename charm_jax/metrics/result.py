@@ -43,6 +43,27 @@ class AtThreshold:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorShift:
+    """The prevalence that the scores alone tell, and the scores corrected for it.
+
+    Attributes:
+        prior: prevalence on validation, as ``calibration.fit`` has it.
+        estimated: prevalence here, estimated without labels.
+        brier: Brier score of the Platt-scaled probabilities; None without known labels.
+        brier_corrected: Brier score of these corrected for the estimated prevalence.
+        ece: calibration error over bins of equal mass.
+        ece_corrected: calibration error of the corrected ones.
+    """
+
+    prior: float
+    estimated: float
+    brier: float | None = None
+    brier_corrected: float | None = None
+    ece: float | None = None
+    ece_corrected: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FindingResult(AtThreshold):
     """Metrics of one finding over its known labels; None where undefined.
 
@@ -54,12 +75,16 @@ class FindingResult(AtThreshold):
         temperature: divisor that calibrates the logits, fitted on validation.
         threshold: maximises sensitivity + specificity on validation, as the fields at it.
         operating_points: decisions at the thresholds of ``calibration.OPERATING_POINTS``.
+        prior_shift: None without a temperature.
     """
 
     positives: int
     negatives: int
     unknown: int
     prevalence: float | None = None
+    prevalence_interval: Interval = UNDEFINED
+    sensitivity_interval: Interval = UNDEFINED
+    specificity_interval: Interval = UNDEFINED
     auroc: float | None = None
     auroc_interval: Interval = UNDEFINED
     average_precision: float | None = None
@@ -68,7 +93,9 @@ class FindingResult(AtThreshold):
     brier: float | None = None
     ece_equal_width: float | None = None
     ece_equal_mass: float | None = None
+    ece_equal_mass_interval: Interval = UNDEFINED
     operating_points: dict[str, AtThreshold] = dataclasses.field(default_factory=dict)
+    prior_shift: PriorShift | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +135,45 @@ class SubgroupResult:
     macro_auroc: float | None
     macro_auroc_interval: Interval
     findings: dict[str, float | None]
+    undefined: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its 95 % interval over resampled patients; None where undefined."""
+
+    value: float | None = None
+    interval: Interval = UNDEFINED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindingGaps:
+    """Decisions on a finding in a group; a gap is the group minus all others."""
+
+    tpr: Estimate
+    fpr: Estimate
+    tpr_gap: Estimate
+    fpr_gap: Estimate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupGaps:
+    """Decisions in a group of patients at the threshold, against all other groups.
+
+    Attributes:
+        tpr_gap: mean over the findings that define both gaps.
+        fpr_gap: mean over these.
+        underdiagnosis: share of the images with a finding that are called healthy: no finding
+            reaches its threshold ``specificity_95``.
+        undefined: findings without both gaps.
+    """
+
+    n_images: int
+    tpr_gap: Estimate
+    fpr_gap: Estimate
+    underdiagnosis: Estimate
+    underdiagnosis_gap: Estimate
+    findings: dict[str, FindingGaps]
     undefined: tuple[str, ...]
 
 
@@ -167,6 +233,7 @@ class Scores:
         macro: metric → mean over the findings.
         groups: head, medium and tail of the training prevalences; None where these are unknown.
         subgroups: attribute → value → result.
+        fairness: attribute → group → gaps; of attributes with two known groups and more.
     """
 
     macro_auroc: float | None
@@ -177,6 +244,7 @@ class Scores:
     macro: dict[str, Mean]
     groups: dict[str, GroupResult] | None
     subgroups: dict[str, dict[str, SubgroupResult]]
+    fairness: dict[str, dict[str, GroupGaps]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

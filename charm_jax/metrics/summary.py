@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from charm_jax.metrics import bootstrap, calibration, classification
+from charm_jax.metrics import (
+    bootstrap,
+    calibration,
+    classification,
+    fairness,
+    intervals,
+    prior_shift,
+)
+from charm_jax.metrics.fairness import UNKNOWN
 from charm_jax.metrics.intervals import RANKED, ConfidenceIntervals, EvalSet
-from charm_jax.metrics.result import Scores, SubgroupResult
+from charm_jax.metrics.result import PriorShift, Scores, SubgroupResult
 
-UNKNOWN = "unknown"
 # The youngest of each; the first are the children.
 AGE_BANDS = {0: "0-17", 18: "18-39", 40: "40-59", 60: "60-79", 80: "80+"}
 _OLDEST = 120  # beyond it a number of years is a mistake of the table
@@ -55,33 +62,40 @@ def score(
         attributes: result of ``attributes``.
         method: one of ``intervals.METHODS``.
     """
+    probabilities = calibration.calibrated(evaluated.logits, fitted)
+    thresholds = calibration.thresholds(fitted)
     by_finding = classification.per_finding(
         evaluated.logits,
         evaluated.labels,
         evaluated.findings,
-        calibration.calibrated(evaluated.logits, fitted),
-        calibration.thresholds(fitted),
+        probabilities,
+        thresholds,
         {point: calibration.thresholds(fitted, point) for point in calibration.OPERATING_POINTS},
     )
-    intervals = ConfidenceIntervals(evaluated, method)
+    ranked = ConfidenceIntervals(evaluated, method)
+    rates = intervals.of_rates(evaluated, probabilities, thresholds)
+    shifts = _prior_shifts(evaluated, fitted)
     for column, (name, entry) in enumerate(by_finding.items()):
         by_finding[name] = dataclasses.replace(
             entry,
             temperature=fitted["findings"][name]["temperature"],
             **{
-                f"{metric}_interval": intervals.of_finding(metric, column, getattr(entry, metric))
+                f"{metric}_interval": ranked.of_finding(metric, column, getattr(entry, metric))
                 for metric in RANKED
             },
+            **{f"{rate}_interval": around[column] for rate, around in rates.items()},
+            prior_shift=shifts[column],
         )
     macro = classification.macro(by_finding)
     for metric in RANKED:
-        interval = intervals.of_mean(metric, macro[metric].value)
+        interval = ranked.of_mean(metric, macro[metric].value)
         macro[metric] = dataclasses.replace(macro[metric], interval=interval)
+    specific = calibration.thresholds(fitted, "specificity_95")
     groups = classification.by_prevalence(by_finding, prevalence)
     for name, group in (groups or {}).items():
         columns = [evaluated.findings.index(finding) for finding in group.findings]
         around = {
-            f"{metric}_interval": intervals.of_mean(metric, getattr(group, metric), columns)
+            f"{metric}_interval": ranked.of_mean(metric, getattr(group, metric), columns)
             for metric in RANKED
         }
         groups[name] = dataclasses.replace(group, **around)
@@ -94,7 +108,33 @@ def score(
         macro=macro,
         groups=groups,
         subgroups=subgroups(evaluated, attributes),
+        fairness=fairness.gaps(evaluated, probabilities, thresholds, specific, attributes),
     )
+
+
+def _prior_shifts(evaluated: EvalSet, fitted: dict[str, Any]) -> list[PriorShift | None]:
+    """Estimate the prevalence of each finding, and score the probabilities corrected for it."""
+    probabilities, prior = calibration.platt_scaled(evaluated.logits, fitted)
+    estimated, corrected = prior_shift.correct(probabilities, prior)
+    shifts = []
+    for column, (p, q) in enumerate(zip(prior, estimated, strict=True)):
+        rows = evaluated.labels[:, column] >= 0
+        truth, logits = evaluated.labels[rows, column], evaluated.logits[rows, column]
+        before, after = (
+            classification.Known(truth=truth, logits=logits, probability=scores[rows, column])
+            for scores in (probabilities, corrected)
+        )
+        scores = {}
+        if after.gives("probabilities"):
+            scores = {
+                "brier": classification.brier(before),
+                "brier_corrected": classification.brier(after),
+                "ece": classification.ece_equal_mass(before),
+                "ece_corrected": classification.ece_equal_mass(after),
+            }
+        known = not np.isnan(q)
+        shifts.append(PriorShift(prior=float(p), estimated=float(q), **scores) if known else None)
+    return shifts
 
 
 def subgroups(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scores import NAMES, drawn
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from charm_jax.metrics import calibration
@@ -37,6 +38,30 @@ def test_the_temperature_minimises_scikit_learns_log_loss():
         z, truth = logits[known, column].astype(float), labels[known, column]
         best = minimize_scalar(lambda t: log_loss(truth, expit(z / t)), bounds=(0.05, 20))  # noqa: B023
         assert fitted["findings"][name]["temperature"] == pytest.approx(best.x, rel=1e-3)
+
+
+def test_the_platt_scaling_is_scikit_learns_with_platts_targets():
+    logits, labels, _ = drawn(seed=1, images=300)
+    fitted = calibration.fit(logits, labels, NAMES)
+    scores, priors = calibration.platt_scaled(logits, fitted)
+    for column, name in enumerate(NAMES):
+        known = labels[:, column] >= 0
+        z, truth = logits[known, column].astype(float), labels[known, column]
+        positives, negatives = np.sum(truth == 1), np.sum(truth == 0)
+        target = np.where(truth == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+        model = LogisticRegression(C=np.inf, tol=1e-10).fit(
+            np.tile(z, 2)[:, None], np.repeat([1, 0], len(z)), np.concatenate([target, 1 - target])
+        )
+        entry = fitted["findings"][name]
+        assert entry["slope"] == pytest.approx(model.coef_[0, 0], rel=1e-4)
+        assert entry["intercept"] == pytest.approx(model.intercept_[0], rel=1e-4)
+        assert scores[known, column].mean() == pytest.approx(priors[column], abs=1e-7)
+        assert priors[column] == pytest.approx(np.mean(truth == 1), abs=0.02)
+
+
+def test_constant_scores_have_no_platt_scaling():
+    entry = one([-1.0] * 20, [1] * 4 + [0] * 16)
+    assert entry["slope"] is entry["intercept"] is entry["prior"] is None
 
 
 def test_the_threshold_maximises_sensitivity_plus_specificity():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scores import NAMES, drawn
 
 from charm_jax.metrics import bootstrap, classification, delong, intervals
@@ -32,6 +33,42 @@ def test_the_interval_is_of_the_differences_of_the_same_resamples():
         assert entry.interval[0] > 0  # the other is the same with noise
     expected = classification.summarise(theirs, ours.labels, NAMES)["macro_auroc"]
     assert macro["auroc"].other == pytest.approx(expected)
+
+
+def test_intervals_of_rates_are_those_of_plain_resampling():
+    scores, labels, patients = drawn(seed=3, images=90, patients=25)
+    evaluated = intervals.EvalSet(scores, labels, patients, NAMES)
+    probabilities, thresholds = expit(scores.astype(float)), np.array([0.5, 0.6, np.nan])
+    probabilities[:, 1] = np.nan
+    got = intervals.of_rates(evaluated, probabilities, thresholds)
+    ids, rng = np.unique(patients), np.random.default_rng(0)
+    known = labels[:, 0] >= 0
+    bins = np.zeros(len(labels), int)
+    bins[known] = classification.equal_mass_bins(probabilities[known, 0])
+    plain = {name: [] for name in got}
+    for _ in range(bootstrap.RESAMPLES):
+        picked = ids[rng.integers(len(ids), size=len(ids))]
+        rows = np.concatenate([np.flatnonzero(patients == p) for p in picked])
+        rows = rows[labels[rows, 0] >= 0]
+        truth, p = labels[rows, 0], probabilities[rows, 0]
+        plain["prevalence"].append(truth.mean())
+        plain["sensitivity"].append(np.mean(p[truth == 1] >= 0.5))
+        plain["specificity"].append(np.mean(p[truth == 0] < 0.5))
+        wrong = [abs(np.sum((truth - p)[bins[rows] == b])) for b in range(15)]
+        plain["ece_equal_mass"].append(sum(wrong) / len(rows))
+    for name, values in plain.items():
+        assert got[name][0] == pytest.approx(bootstrap.interval(np.array(values)))
+    assert got["sensitivity"][1] == got["ece_equal_mass"][1] == (None, None)
+    assert got["specificity"][2] == (None, None)
+    assert None not in got["ece_equal_mass"][2]
+
+
+def test_a_rate_that_no_resample_changes_has_no_interval():
+    labels = np.repeat([[1], [0]], 30, axis=0).astype(np.int8)
+    evaluated = intervals.EvalSet(labels.astype(np.float32), labels, np.arange(60), ("Mass",))
+    got = intervals.of_rates(evaluated, labels.astype(float), np.array([0.5]))
+    assert got["sensitivity"] == got["specificity"] == got["ece_equal_mass"] == [(None, None)]
+    assert got["prevalence"][0] == pytest.approx((0.38, 0.62), abs=0.03)
 
 
 def test_pairing_tells_more_than_two_intervals_do():
