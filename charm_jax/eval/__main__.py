@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     stopping.exit_at_once()
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from absl import flags
 from charm_jax.config import cli, validate
 from charm_jax.config.cli import Option, say
 from charm_jax.config.settings import Settings
-from charm_jax.eval import files, localisation
+from charm_jax.eval import external, files, localisation
 from charm_jax.eval.files import OtherRun
 from charm_jax.eval.text import localisation_table, table
 from charm_jax.inference import fitted, loaded, overlap
@@ -79,9 +80,7 @@ def main(argv: list[str]) -> int:
         say(note)
     rows = data.split.rows(config.stage_names[-1], values.split)
     if run is None:
-        model = loaded.load_file(config, file, data.table.findings)
-        for warning in check_inputs(model.network, model.state, data, rows, config.model):
-            say(warning)
+        model = _load_file(config, file, data, rows)
     else:
         model = loaded.load_run(run, values.checkpoint, values.memory)
     given, data = data, run_data.for_findings(data, model.pathologies, model.description)
@@ -98,14 +97,17 @@ def main(argv: list[str]) -> int:
         compared = folder.find_evaluated(Path(config.runs_dir), values.compare)
         other = files.read_other(compared, own.name, values.split, data.table, rows)
     say(f"Evaluating {model.description}.")
-    if run is not None and own.name != values.split:
+    is_external = run is not None and own.name != values.split
+    if is_external:
         say(
             f"These are not the run's own {values.split} images, labels and settings: writing to "
             f"{out}."
         )
-    outputs = model.predict_rows(data, rows, f"evaluating {values.split}")
+    large = ("thumbnail",) if is_external else ()
+    outputs = model.predict_rows(data, rows, f"evaluating {values.split}", large=large)
     cases = data.table
     evaluated = EvalSet(outputs["logits"], cases.labels[rows], cases.patients[rows], cases.findings)
+    reference = fitted.load_calibrator(model, data).reference if is_external else None
     calibrated = fitted.load_calibration(model, data)
     scores = summary.score(
         evaluated,
@@ -125,6 +127,9 @@ def main(argv: list[str]) -> int:
             on_these_images=bool(fitted.fitted_on(model, calibrated, cases)[rows].any()),
         )
     result = _result(config, data, rows, values.split, model, match, scores, source, comparison)
+    if is_external:
+        around = external.describe(model, given.table.findings, outputs, reference)
+        result = dataclasses.replace(result, external=around)
     replaced = files.describe_replaced(out, result)
     files.write(out, result, cases, rows, outputs, model)
     print(table(result))
@@ -143,6 +148,14 @@ def main(argv: list[str]) -> int:
     page.write(report, result, shown)
     say(f"Report: {report}")
     return 1 if data.refused else 0
+
+
+def _load_file(config: Settings, file: Contents, data: Data, rows: np.ndarray) -> LoadedModel:
+    """Load a weight file, and warn where the images look unlike what it was trained on."""
+    model = loaded.load_file(config, file, data.table.findings)
+    for warning in check_inputs(model.network, model.state, data, rows, config.model):
+        say(warning)
+    return model
 
 
 def _compare(evaluated: EvalSet, other: OtherRun, run: str, method: dict[str, str]) -> Comparison:

@@ -1,14 +1,17 @@
 """Format an evaluation for the terminal."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 
-from charm_jax.metrics.classification import METRICS
+from charm_jax.metrics.classification import METRICS, mean
 from charm_jax.metrics.result import (
     UNDEFINED,
     Comparison,
     EvaluationResult,
+    External,
     FindingResult,
     Interval,
+    OwnTest,
 )
 from charm_jax.report import contents, provenance
 from charm_jax.report.contents import Localisation
@@ -26,6 +29,15 @@ _PAIRED = {
 }
 _GROUPS = {"head": "head, 5 % and more", "medium": "medium", "tail": "tail, below 2 %"}
 
+_BESIDE = {
+    "auroc": "AUROC",
+    "ece_equal_mass": "ECE",
+    "prevalence": "share",
+    "sensitivity": "sens.",
+    "specificity": "spec.",
+}
+_WIDTH = 100
+
 
 def table(result: EvaluationResult) -> str:
     """Format the metrics: a line for each finding, means, groups and subgroups."""
@@ -33,6 +45,8 @@ def table(result: EvaluationResult) -> str:
     lines += [*_calibrated(result), "", *_groups(result), *_subgroups(result)]
     if result.comparison is not None:
         lines += ["", *_comparison(result.comparison, _unit(result))]
+    if result.external is not None:
+        lines += ["", *_external(result, result.external)]
     return "\n".join([*lines, "", DISCLAIMER])
 
 
@@ -186,13 +200,30 @@ def _subgroups(result: EvaluationResult) -> list[str]:
             *(_interval(entry.macro_auroc_interval), f"{entry.n_images:,}"),
             f"{entry.n_patients:,}" if result.patients_known else "unknown",
             str(len(entry.undefined)),
+            *_gaps(result, attribute, value),
         ]
         for attribute, values in result.subgroups.items()
         if len(values) > 1  # otherwise it is all images
         for value, entry in values.items()
     ]
     header = ["subgroup", "AUROC", "interval", "images", "patients", "undefined"]
+    if result.fairness:
+        header += ["TPR gap", "FPR gap", "missed"]
     return ["", *_columns(header, rows)] if rows else []
+
+
+def _gaps(result: EvaluationResult, attribute: str, value: str) -> list[str]:
+    """Format a group's TPR and FPR minus those of the others, and its underdiagnosis rate."""
+    if not result.fairness:
+        return []
+    group = result.fairness.get(attribute, {}).get(value)
+    if group is None:
+        return ["-"] * 3
+    gaps = (group.tpr_gap, group.fpr_gap)
+    return [
+        *(_signed(gap.value) for gap in gaps),
+        _number(group.underdiagnosis.value, 3),
+    ]
 
 
 def _comparison(comparison: Comparison, unit: str) -> list[str]:
@@ -214,6 +245,54 @@ def _comparison(comparison: Comparison, unit: str) -> list[str]:
     ]
 
 
+def _external(result: EvaluationResult, external: External) -> list[str]:
+    """Format the run's own test images beside these, and the correction for prevalence."""
+    shared = {name: result.findings[name] for name in external.shared}
+    lines = textwrap.wrap(" ".join(provenance.external(result)), _WIDTH)
+    if external.own is None:
+        lines += [
+            "This checkpoint is not evaluated on the run's own test images; to see both, first run",
+            external.command,
+        ]
+    else:
+        lines += ["", *_beside_own(external.own, shared)]
+    shifts = [f.prior_shift for f in shared.values() if f.prior_shift is not None]
+    shifts = [shift for shift in shifts if shift.brier is not None]
+    if shifts:
+        brier, after, ece, ece_after = (
+            mean(getattr(shift, name) for shift in shifts)
+            for name in ("brier", "brier_corrected", "ece", "ece_corrected")
+        )
+        lines.append(
+            f"corrected for the prevalence that the scores tell: macro Brier {_number(brier)} -> "
+            f"{_number(after)}, ECE {_number(ece)} -> {_number(ece_after)}"
+        )
+        if after > brier:
+            lines.append("The correction does harm: these images differ in more than prevalence.")
+    return lines
+
+
+def _beside_own(own: OwnTest, shared: Mapping[str, FindingResult]) -> list[str]:
+    """Format values on the run's own test images and here, a line for each finding."""
+    rows = [
+        [
+            name,
+            *(
+                _number(getattr(one, metric), 3)
+                for metric in _BESIDE
+                for one in (own.findings[name], entry)
+            ),
+        ]
+        for name, entry in shared.items()
+    ]
+    header = [word for title in _BESIDE.values() for word in (title, "here")]
+    images = "SIMULATED images" if own.simulated else "images"
+    return [
+        f"On the run's own {own.n_images:,} {images} of {own.source}, split 'test', and here:",
+        *_columns(["finding", *header], rows),
+    ]
+
+
 def _columns(header: list[str], rows: list[list[str]]) -> list[str]:
     """Align the first column left, at least 20 wide, and the others right."""
     first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
@@ -221,8 +300,8 @@ def _columns(header: list[str], rows: list[list[str]]) -> list[str]:
     return [line.format(*row) for row in (header, *rows)]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else contents.number(value, 4).replace("< ", "<")
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else contents.number(value, digits).replace("< ", "<")
 
 
 def _signed(value: float | None) -> str:

@@ -71,7 +71,7 @@ def of_rates(
     """Return the intervals of prevalence, calibration error and decisions over resampled patients.
 
     The bins of the calibration error stay those of all images. It is a sum of absolute values, so
-    chance raises it: the interval of a good calibration lies above its value.
+    chance raises it: the interval of a good calibration may lie above it.
 
     Args:
         evaluated: predictions and labels.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 
 LIMIT = 99.5  # percentile of validation from which an image counts as out-of-distribution
 _STEPS = np.linspace(0, 100, 201)  # percentiles that are kept; LIMIT is one of them
@@ -101,8 +101,21 @@ def reasons(percentiles: Mapping[str, float], grey_sd: float) -> list[str]:
         percentiles: result of ``judge`` for one image.
         grey_sd: standard deviation of its grey levels, 0 ... 255.
     """
-    beyond = [name for name, percentile in percentiles.items() if percentile >= LIMIT]
-    return [*beyond, *(["nearly constant"] if grey_sd < _FLAT else [])]
+    return [name for name, found in beyond(percentiles, grey_sd).items() if found]
+
+
+def beyond(
+    percentiles: Mapping[str, Float[np.ndarray, "..."] | float],
+    grey_sd: Float[np.ndarray, "..."] | float,
+) -> dict[str, Bool[np.ndarray, "..."] | bool]:
+    """Return for each reason whether it makes images out-of-distribution.
+
+    Args:
+        percentiles: result of ``judge``.
+        grey_sd: standard deviation of the grey levels of each image, 0 ... 255.
+    """
+    above = {name: percentile >= LIMIT for name, percentile in percentiles.items()}
+    return above | {"nearly constant": grey_sd < _FLAT}
 
 
 def _percentile(kept: list[float], value: np.ndarray) -> np.ndarray:

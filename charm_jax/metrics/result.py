@@ -199,6 +199,55 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OutOfDistribution:
+    """How many evaluated images are out-of-distribution for the run, as ``ood`` judges it.
+
+    Attributes:
+        n_images: images with at least one reason.
+        by_reason: images by reason; one may have several.
+        n_reference: validation images that set the limits.
+    """
+
+    n_images: int
+    by_reason: dict[str, int]
+    n_reference: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnTest:
+    """The run's evaluation of its own test images, for the findings that are scored here, too."""
+
+    source: str
+    simulated: bool
+    split_sha256: str
+    n_images: int
+    n_patients: int
+    patients_known: bool
+    findings: dict[str, FindingResult]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class External:
+    """An evaluation of a run on other images, labels or settings than its own.
+
+    Attributes:
+        shared: findings of the run that the source labels.
+        lacking: findings of the run that the source does not label.
+        unknown: findings of the source that the run does not know.
+        own: None where this network was not evaluated on the run's own test images.
+        command: evaluates it on these.
+        ood: None without a reference.
+    """
+
+    shared: tuple[str, ...]
+    lacking: tuple[str, ...]
+    unknown: tuple[str, ...]
+    command: str
+    own: OwnTest | None = None
+    ood: OutOfDistribution | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationSource:
     """The checkpoint and images that thresholds and temperatures were fitted with."""
 
@@ -275,6 +324,7 @@ class EvaluationResult(Scores):
         calibration: None where nothing was fitted.
         bank: None for a network without a memory bank.
         comparison: None without ``--compare``.
+        external: None for the run's own images, and for weights without a run.
     """
 
     source: str
@@ -304,6 +354,7 @@ class EvaluationResult(Scores):
     calibration: CalibrationSource | None = None
     bank: BankSource | None = None
     comparison: Comparison | None = None
+    external: External | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``metrics.json``."""

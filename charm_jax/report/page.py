@@ -70,6 +70,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
     sections = {
         "Findings": True,
         "Decisions": True,
+        "External validation": result.external,
         "Subgroups": subgroups,
         "Compared": result.comparison,
         "Published numbers": tuple(findings) == NIH_FINDINGS,

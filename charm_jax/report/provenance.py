@@ -68,6 +68,31 @@ def validation(result: EvaluationResult) -> str:
     return f"{owner} validation split"
 
 
+def external(result: EvaluationResult) -> list[str]:
+    """Return what an external evaluation scores, and how unlike the run's validation it looks."""
+    around = result.external
+    if around is None:
+        return []
+    sentences = [
+        f"Not the run's own images, labels and settings: {len(around.shared)} of its "
+        f"{len(result.findings)} findings are labelled here and scored."
+    ]
+    if around.lacking:
+        sentences.append(f"Not labelled here: {', '.join(around.lacking)}.")
+    if around.unknown:
+        sentences.append(f"Unknown to the run: {', '.join(around.unknown)}.")
+    if around.ood is None:
+        return [*sentences, "It is not known how many of these images are out-of-distribution."]
+    counts = ", ".join(f"{reason} {n:,}" for reason, n in around.ood.by_reason.items() if n)
+    sentences.append(
+        f"{around.ood.n_images:,} of {result.n_images:,} images "
+        f"({100 * around.ood.n_images / result.n_images:.1f} %) are out-of-distribution for the run"
+        f"{f' ({counts})' if counts else ''}, against 0.5 % of its validation images in each "
+        "measure."
+    )
+    return sentences
+
+
 def notices(result: EvaluationResult) -> list[str]:
     """Return the notices above the results, a sentence or two each."""
     sentences = []
@@ -81,6 +106,8 @@ def notices(result: EvaluationResult) -> list[str]:
     clean = result.trained_on_simulated is not None and result.patients_known
     if not clean or result.leak_of_all or result.began_from is not None:
         sentences.append(" ".join(leak(result)))
+    if result.external is not None:
+        sentences.append(" ".join(external(result)))
     sentences += [*independence(result), *bank(result)]
     if result.images_missing:
         total = result.images_present + result.images_missing
