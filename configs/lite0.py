@@ -10,7 +10,8 @@ Length: stage "bce" takes 1 epoch with the trunk frozen and up to 5 more, on the
 the training split; stage "focal" takes up to 2 epochs of all. At 23 images a second on 2 cores an
 epoch of 1,000 images takes 45 seconds, one of all 75,966 takes 55 minutes.
 
-Score: not measured.
+Score: on 576 X-rays by patient folds, with at most 5 + 5 epochs, macro AUROC 0.679, less than the
+0.687 of a logistic regression on the frozen network: so few images need more epochs or a refit.
 """
 
 from ml_collections import ConfigDict
