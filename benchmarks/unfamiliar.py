@@ -10,7 +10,6 @@ that each measure flags, for RESULTS.md.
 import argparse
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,15 +18,10 @@ import numpy as np
 import sklearn
 from PIL import Image
 
-from charm_jax.config import build, cli, recipe
-from charm_jax.distributed import mesh
-from charm_jax.distributed.compiler import CompiledStep
-from charm_jax.inference import explain, loaded
-from charm_jax.inference.rows import part_outputs
+from charm_jax.inference import loaded
+from charm_jax.inference.steps import eval_step
 from charm_jax.metrics import ood
 from charm_jax.runs import data as run_data
-from charm_jax.runs import folder
-from data_pipelines.loading import augment
 
 _BATCH = 64
 _PHOTOGRAPHS = (
@@ -79,19 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
-    config = recipe.defaults()
-    cli.merge(config, folder.read_json(run / "config.json"), str(run))
-    data = run_data.load_data(config)
-    model = build.build_model(config, data)
-    subject = loaded.of_run(run, "best", config, model, data.table)
+    model = loaded.load_run(run)
+    data = run_data.load_data(model.settings)
     reference = json.loads((run / "novelty.json").read_text())
-    prepare = partial(augment.evaluation_images, channels=config.model.channels)
-    step = CompiledStep(
-        partial(explain.familiar_step, model=model, prepare=prepare), None, mesh.mesh()
-    )
-    rows = data.split.rows(run_data.stage_names(config)[-1], "test")
-    known, size = subject.known(data.table), config.data.image_size
-    test = part_outputs(subject.state, step, known, config, data, rows, "test")
+    rows = data.split.rows(model.settings.stage_names[-1], "test")
+    test = model.predict_rows(data, rows, "test", large=("thumbnail",))
+    step, size = model.compile(eval_step), model.settings.data.image_size
     some = data.table.store.read(rows[:200], size)
     kinds = {
         "upside down": some[:, ::-1],
@@ -108,7 +95,7 @@ def main() -> None:
     print(row("test part", test, reference))
     findings = len(data.table.findings)
     for name, images in kinds.items():
-        print(row(name, outputs(step, subject.state, images, findings), reference))
+        print(row(name, outputs(step, model.state, images, findings), reference))
 
 
 if __name__ == "__main__":
