@@ -13,6 +13,7 @@ from running import read, train_here
 from safetensors.numpy import load_file
 
 import charm_jax
+from charm_jax.inference.loaded import load_run
 from charm_jax.models.losses import LOSSES
 from charm_jax.runs import data as run_data
 from charm_jax.runs import refitted
@@ -46,7 +47,11 @@ def training(folder):
         settings = read_settings(run)
         experiment = SimpleNamespace(data=run_data.load_data(settings))
         yield SimpleNamespace(
-            directory=run, settings=settings, experiment=experiment, _finish=lambda work: work()
+            directory=run,
+            settings=settings,
+            experiment=experiment,
+            _finish=lambda work: work(),
+            _load=lambda memory: load_run(run, memory=memory),
         )
 
 

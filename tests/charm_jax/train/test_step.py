@@ -391,7 +391,7 @@ def test_a_plain_network_trains_without_bank_and_momentum_branch():
     assert "bank_count" not in metrics
     outputs = jit_eval_step(model=network, prepare=evaluation_images)(after, batch)
     assert outputs["logits"].shape == (BATCH, FINDINGS)
-    assert set(outputs) == {"logits"}
+    assert set(outputs) == {"logits", "thumbnail"}
 
 
 def test_a_batch_on_the_device_is_gathered_within_the_step(train_step, fresh):

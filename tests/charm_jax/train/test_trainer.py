@@ -171,7 +171,7 @@ def test_a_signal_ends_the_calibration_of_a_finished_run(
     number, code, tmp_path, monkeypatch, capsys
 ):
     training = small_training(tmp_path)
-    monkeypatch.setattr(trainer.loaded, "load_run", lambda run: signal.raise_signal(number))
+    monkeypatch.setattr(training, "_load", lambda memory: signal.raise_signal(number))
     before = signal.getsignal(number)
     assert training._calibrate() == code
     assert signal.getsignal(number) == before
@@ -184,13 +184,13 @@ def test_a_signal_ends_the_calibration_of_a_finished_run(
 def test_a_signal_before_the_calibration_leaves_it_out(tmp_path, monkeypatch):
     training = small_training(tmp_path)
     training.signals = [signal.SIGTERM]
-    monkeypatch.setattr(trainer.loaded, "load_run", lambda run: pytest.fail("it was fitted"))
+    monkeypatch.setattr(training, "_load", lambda memory: pytest.fail("it was fitted"))
     assert training._calibrate() == 143
 
 
 def test_a_calibration_says_that_the_run_is_done(tmp_path, monkeypatch, capsys):
     training = small_training(tmp_path)
-    monkeypatch.setattr(trainer.loaded, "load_run", lambda run: run)
+    monkeypatch.setattr(training, "_load", lambda memory: None)
     monkeypatch.setattr(trainer.fitted, "load_calibrator", lambda run, data: None)
     assert training._calibrate() == 0
     assert "Done in 7 s. Evaluate it: charm-jax eval --run x" in capsys.readouterr().err
