@@ -14,6 +14,7 @@ import pydicom
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
 
 SIDE = 40
 _GREY = (np.indices((SIDE, SIDE)).sum(axis=0) * 5 + np.random.default_rng(0).integers(9)).astype(
@@ -57,7 +58,8 @@ def dicom() -> list[bytes]:
     sound = [_dicom(_GREY), _dicom(twelve), _dicom(_GREY, PhotometricInterpretation="MONOCHROME1")]
     sound.append(_dicom(twelve, RescaleSlope=2, RescaleIntercept=-9, WindowCenter=9, WindowWidth=5))
     sound.append(_dicom(twelve, VOILUTSequence=[_table()], ModalityLUTSequence=[_table()]))
-    for syntax in (uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless):
+    lossless = (uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless)
+    for syntax in (syntax for syntax in lossless if get_encoder(syntax).is_available):
         sound += [_dicom(_GREY, syntax), _dicom(twelve, syntax)]
     sound += [_lossless_jpeg(sound[0]), _lossless_jpeg(sound[1])]
     jpeg_frame = _saved(Image.fromarray(_GREY), "JPEG")

@@ -18,6 +18,7 @@ import pandas as pd
 from one_run import train_and_evaluate
 
 import charm_jax
+from charm_jax.metrics import bootstrap
 from data_pipelines.phantom import draw as phantom
 from data_pipelines.tables.findings import NIH_FINDINGS
 
@@ -80,7 +81,7 @@ def values(predicted: pd.DataFrame) -> dict[str, np.ndarray]:
     )
     # By number, so that both draw the same patients.
     patients = predicted["patient"].astype(str).str.rpartition("/")[2].astype(int).to_numpy()
-    return {"macro": paired.auroc_and_draws(logits, labels, patients).mean(1)}
+    return {"macro": bootstrap.auroc_and_draws(logits, labels, patients).mean(1)}
 
 
 def main() -> None:

@@ -2,20 +2,19 @@
 
 import contextlib
 import dataclasses
-import os
-import stat
 import struct
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from data_pipelines.errors import InputError
 from data_pipelines.images import dicom
-from data_pipelines.images.decoders import check_size, quiet_decoders
+from data_pipelines.images.decoders import TooManyPixelsError, check_size, opened, quiet_decoders
 
 # Pillow reads more formats, and starts other programs for some.
 _FORMATS = ("PNG", "JPEG", "TIFF")
@@ -52,11 +51,6 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_KINDS = (
-    (stat.S_ISDIR, "folder"),
-    (stat.S_ISFIFO, "named pipe"),
-    (stat.S_ISSOCK, "socket"),
-)
 # Values of config.data.value_range beside a number.
 CONTAINER, IMAGE = "container", "image"
 VALUE_RANGES = f"{CONTAINER}, {IMAGE} or a whole number from 1 to {_TOP}"
@@ -65,6 +59,8 @@ VALUE_RANGES = f"{CONTAINER}, {IMAGE} or a whole number from 1 to {_TOP}"
 SLIVER = 0.25
 _TAIL = 2.0  # percent of the pixels at each end that do not count: burnt-in text, dead pixels
 _MEASURED = 512  # pixels a side
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +120,20 @@ class Decoded:
             grey = np.clip(values, 0, 255).astype(np.uint8)
         return (255 - grey if self.inverted else grey)[..., None]
 
+    def view(self, longest: int) -> UInt16[np.ndarray, "height width"]:
+        """Shrink the image to show it, in its own proportions; 0 is black and 65535 white.
+
+        Args:
+            longest: pixels that its longer side has at most.
+        """
+        low, high = self._limits()
+        factor = min(1.0, longest / max(self.image.size))
+        width, height = (max(round(side * factor), 1) for side in self.image.size)
+        small = self.image.resize((width, height), Image.Resampling.BILINEAR).convert("F")
+        shares = np.clip((np.asarray(small) - low) / (high - low), 0, 1)
+        grey = np.rint(shares * _TOP).astype(np.uint16)
+        return _TOP - grey if self.inverted else grey
+
     def sliver(self) -> Sliver | None:
         """Measure the range that the values use; None if it is large, or all values are equal."""
         values = np.asarray(self.image)
@@ -166,11 +176,13 @@ class Check:
         fault: why it is unusable, without the file's name; empty if it is fine.
         remarks: see ``Decoded``.
         sliver: see ``Decoded.sliver``.
+        too_large: whether the fault is that it has too many pixels.
     """
 
     fault: str = ""
     remarks: tuple[str, ...] = ()
     sliver: Sliver | None = None
+    too_large: bool = False
 
 
 def decode(path: Path, value_range: str = CONTAINER) -> Decoded:
@@ -233,18 +245,39 @@ def examine(
     Raises:
         InputError: the packages for the format are not installed.
     """
+    square, check = examine_with(path, value_range, lambda decoded: decoded.square(size))
+    return np.zeros((size, size, 1), np.uint8) if square is None else square, check
+
+
+def examine_with(
+    source: Path | bytes, value_range: str, read: Callable[[Decoded], T]
+) -> tuple[T | None, Check]:
+    """Decode an image after checking all of the file.
+
+    Args:
+        source: path or content of a file.
+        value_range: see ``decode``.
+        read: takes from the decoded image what is wanted.
+
+    Returns:
+        What ``read`` returns, None where there is a fault, and the check.
+
+    Raises:
+        InputError: the packages for the format are not installed.
+    """
     try:
-        _check_regular(path)
-        if not path.stat().st_size:
-            return _nothing(size), Check("empty")
-        if not _is_dicom(path):
-            with _opened(path) as image:
+        with opened(source) as file:
+            if not file.read(1):
+                return None, Check("empty")
+        if not _is_dicom(source):
+            with _opened(source) as image:
                 if image.format == "PNG":
                     image.verify()
-        decoded = _decode(path, value_range)
-        return decoded.square(size), Check("", decoded.remarks, decoded.sliver())
+        decoded = _decode(source, value_range)
+        return read(decoded), Check("", decoded.remarks, decoded.sliver())
     except DECODE_ERRORS as error:
-        return _nothing(size), Check(unreadable_reason(error))
+        large = isinstance(error, TooManyPixelsError | Image.DecompressionBombError)
+        return None, Check(unreadable_reason(error), too_large=large)
 
 
 def check_header(path: Path, *, checksums: bool = False) -> Check:
@@ -258,9 +291,9 @@ def check_header(path: Path, *, checksums: bool = False) -> Check:
         InputError: the packages for the format are not installed.
     """
     try:
-        _check_regular(path)
-        if not path.stat().st_size:
-            return Check("empty")
+        with opened(path) as file:
+            if not file.read(1):
+                return Check("empty")
         if _is_dicom(path):
             return Check(remarks=dicom.check_header(path))
         with _opened(path) as image:
@@ -269,10 +302,6 @@ def check_header(path: Path, *, checksums: bool = False) -> Check:
             return Check()
     except DECODE_ERRORS as error:
         return Check(unreadable_reason(error))
-
-
-def _nothing(size: int) -> UInt8[np.ndarray, "size size 1"]:
-    return np.zeros((size, size, 1), np.uint8)
 
 
 def unreadable_reason(error: BaseException) -> str:
@@ -307,13 +336,12 @@ def decoded_array(image: Image.Image, value_range: str = CONTAINER) -> Decoded:
     return Decoded(grey, top, inverted, top, value_range)
 
 
-def _decode(path: Path, value_range: str) -> Decoded:
-    _check_regular(path)
-    if _is_dicom(path):
-        grey = dicom.read_grey(path)
+def _decode(source: Path | bytes, value_range: str) -> Decoded:
+    if _is_dicom(source):
+        grey = dicom.read_grey(source)
         image = Image.fromarray(grey.values)
         return Decoded(image, 1, grey.inverted, grey.stored_top, value_range, grey.remarks)
-    with _opened(path) as image:
+    with _opened(source) as image:
         image.load()
         decoded = decoded_array(image, value_range)
         # Pillow itself turns TIFF upright.
@@ -331,37 +359,17 @@ def _upright(decoded: Decoded, stored: Image.Image) -> Decoded:
     return dataclasses.replace(decoded, image=decoded.image.transpose(turn))
 
 
-def _check_regular(path: Path) -> None:
-    """Refuse whatever is not a file before it is opened, which may wait forever for a pipe.
-
-    Raises:
-        ValueError: it is not a file.
-        OSError: it does not exist, or a folder above it cannot be read.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise ValueError("it is a link to a file that does not exist") from None
-        raise
-    if not stat.S_ISREG(mode):
-        if stat.S_ISDIR(mode):
-            os.scandir(path).close()  # a folder that cannot be read has that error
-        kind = next((name for test, name in _KINDS if test(mode)), "device")
-        raise ValueError(f"it is a {kind}, not a file")
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
+def _is_dicom(source: Path | bytes) -> bool:
+    with opened(source) as file:
         return dicom.is_dicom(file.read(dicom.MAGIC_AT + len(dicom.MAGIC)))
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     """Open an image and check its header, without decoding its pixels."""
     quiet_decoders()
     # Given a path, Pillow maps a raw file into memory, and garbles a TIFF that it turns.
-    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with opened(source) as file, Image.open(file, formats=_FORMATS) as image:
         check_size(*image.size)
         if image.mode not in _SIXTEEN_BIT | _EIGHT_BIT:
             raise ValueError(f"pixel format {image.mode} is not supported")

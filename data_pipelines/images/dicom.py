@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Integer
 
 from data_pipelines.errors import InputError
-from data_pipelines.images.decoders import MAX_PIXELS, check_size, quiet_decoders
+from data_pipelines.images.decoders import MAX_PIXELS, check_size, opened, quiet_decoders
 from data_pipelines.images.dicom_grey import grey_scale
 
 if TYPE_CHECKING:
@@ -63,18 +63,30 @@ def is_dicom(head: bytes) -> bool:
     return head[MAGIC_AT:].startswith(MAGIC) or head.startswith(MAGIC) or _starts_with_element(head)
 
 
-def read_grey(path: Path) -> DicomImage:
+def is_dicom_file(path: Path) -> bool:
+    """Whether a path is a file that can be read and starts as DICOM does."""
+    try:
+        if not path.is_file():  # opening a pipe may wait forever
+            return False
+        with path.open("rb") as file:
+            return is_dicom(file.read(MAGIC_AT + len(MAGIC)))
+    except OSError:
+        return False
+
+
+def read_grey(source: Path | bytes) -> DicomImage:
     """Decode the one grey image of a DICOM file.
 
     Args:
-        path: DICOM, uncompressed, deflated, RLE, JPEG, JPEG-LS or JPEG 2000.
+        source: path or content of a DICOM file, uncompressed, deflated, RLE, JPEG, JPEG-LS or
+            JPEG 2000.
 
     Raises:
         InputError: pydicom is not installed.
         ValueError: the file is damaged or not one grey image; the text omits its name.
     """
-    pydicom = _pydicom(path)
-    with _anything_as_value_error(), path.open("rb") as file:
+    pydicom = _pydicom(source)
+    with _anything_as_value_error(), opened(source) as file:
         stream, repairs = _with_preamble(pydicom, file)
         _, syntax, more = _check(pydicom, stream)
         stream.seek(0)
@@ -90,11 +102,11 @@ def read_grey(path: Path) -> DicomImage:
         return DicomImage(scale.grey[values], scale.inverted, scale.stored_top, remarks)
 
 
-def check_header(path: Path) -> tuple[str, ...]:
+def check_header(source: Path | bytes) -> tuple[str, ...]:
     """Check that a DICOM file holds one grey image, without decoding it.
 
     Args:
-        path: a file that passes ``is_dicom``.
+        source: path or content of a file that passes ``is_dicom``.
 
     Returns:
         The remarks on its tags.
@@ -103,8 +115,8 @@ def check_header(path: Path) -> tuple[str, ...]:
         InputError: pydicom is not installed.
         ValueError: the file is damaged or not one grey image; the text omits its name.
     """
-    pydicom = _pydicom(path)
-    with _anything_as_value_error(), path.open("rb") as file:
+    pydicom = _pydicom(source)
+    with _anything_as_value_error(), opened(source) as file:
         stream, repairs = _with_preamble(pydicom, file)
         dataset, _, more = _check(pydicom, stream)
         return (*repairs, *more, *grey_scale(dataset).remarks)
@@ -119,12 +131,13 @@ def _starts_with_element(head: bytes) -> bool:
     return group in (2, 8) and ((vr.isalpha() and vr.isupper()) or length < 256)
 
 
-def _pydicom(path: Path) -> ModuleType:
+def _pydicom(source: Path | bytes) -> ModuleType:
     try:
         import pydicom
     except ModuleNotFoundError:
+        name = "" if isinstance(source, bytes) else f" {source}"
         raise InputError(
-            f"The image {path} is a DICOM file, which needs more packages: {_INSTALL}."
+            f"The image{name} is a DICOM file, which needs more packages: {_INSTALL}."
         ) from None
     quiet_decoders()
     return pydicom

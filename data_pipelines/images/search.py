@@ -129,8 +129,9 @@ def match_names(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], di
 
 
 def _same_text(name: str) -> str:
-    path = PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/"))
-    return path.as_posix()
+    name = unicodedata.normalize("NFC", name).replace("\\", "/")
+    # A path object takes ten times as long, which a table of 377,000 images feels.
+    return PurePosixPath(name).as_posix() if {"", "."} & set(name.split("/")) else name
 
 
 def _same_but_case(name: str) -> str:
@@ -143,7 +144,8 @@ def spelling_key(name: str) -> str:
     It has one Unicode form and slashes, and neither case nor the ending of an image.
     """
     name = _same_but_case(name)
-    return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
+    stem, dot, end = name.rpartition(".")
+    return stem if dot + end in SUFFIXES else name
 
 
 def file_key(name: str) -> str:

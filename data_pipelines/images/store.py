@@ -67,7 +67,7 @@ class ImageFiles:
     """
 
     names: np.ndarray
-    paths: Mapping[int, Path]
+    paths: Mapping[int, str | Path]
     value_range: str = CONTAINER
 
     @property
@@ -88,7 +88,7 @@ class ImageFiles:
                     f"The image {self.names[case_id]} is listed but its file is absent: fetch it, "
                     "or set --config.data.missing=skip."
                 )
-            image[:] = read_image(self.paths[case_id], size, self.value_range)
+            image[:] = read_image(Path(self.paths[case_id]), size, self.value_range)
         return images
 
     def check_size(self, size: int) -> None:
@@ -96,11 +96,11 @@ class ImageFiles:
 
     def examine(self, case_id: int, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], Check]:
         """Check and read the file; see ``ImageStore``."""
-        return examine(self.paths[case_id], size, self.value_range)
+        return examine(Path(self.paths[case_id]), size, self.value_range)
 
     def check_header(self, case_id: int, *, checksums: bool = False) -> Check:
         """Check the file's header; see ``ImageStore``."""
-        return check_header(self.paths[case_id], checksums=checksums)
+        return check_header(Path(self.paths[case_id]), checksums=checksums)
 
 
 @dataclasses.dataclass(frozen=True)

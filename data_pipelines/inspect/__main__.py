@@ -74,6 +74,12 @@ def _parser() -> CommandParser:
         f"{', '.join(sources.UNCERTAIN_POLICIES)} (default: ignore)",
     )
     add(
+        "--views",
+        "--config.data.views",
+        metavar="VIEWS",
+        help=f"images to read: {', '.join(sources.VIEWS)} (default: frontal)",
+    )
+    add(
         "--sample",
         type=int,
         metavar="N",
@@ -90,10 +96,10 @@ def _parser() -> CommandParser:
 
 
 def _defaults(directory: Path) -> dict[str, Any]:
-    """Return the source, image size and value range to read a folder with."""
+    """Return the source, image size, value range and views to read a folder with."""
     if is_prepared(directory):
         return read_identity(directory)
-    return {"source": "nih_chest_xray14", "size": 64, "value_range": CONTAINER}
+    return {"source": "nih_chest_xray14", "size": 64, "value_range": CONTAINER, "views": "frontal"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +112,14 @@ def _inspect(options: argparse.Namespace) -> int:
     source, size = options.source or defaults["source"], options.size or defaults["size"]
     out = options.out or Path("inspection", options.dir.resolve().name)
     value_range = options.value_range or defaults["value_range"]
-    table = sources.load(source, options.dir, options.csv, value_range, options.uncertain)
+    table = sources.load(
+        source,
+        options.dir,
+        options.csv,
+        value_range,
+        options.uncertain,
+        options.views or defaults["views"],
+    )
     table.store.check_size(size)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)

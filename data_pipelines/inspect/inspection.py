@@ -162,7 +162,12 @@ def _summary(found: Inspection, statistics: ImageStatistics) -> dict:
         "patients": images_per_patient(table, found.rows),
         "parts": parts,
         "sets": {
-            name: part_statistics(table, rows_of(table, name))["findings"] for name in table.sets
+            name: {
+                "source": own.source,
+                "card": dataclasses.asdict(SOURCES[own.source].card),
+                **part_statistics(table, rows_of(table, name)),
+            }
+            for name, own in table.sets.items()
         },
         "leak": {
             name: {"images": split.leak_images, "of": split.leak_of}

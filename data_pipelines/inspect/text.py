@@ -40,13 +40,16 @@ def _head(summary: Mapping) -> str:
         f"{patients['mean']:.2f} on average, median {patients['median']:g}, "
         f"most {patients['max']:g}"
     )
-    card = summary["card"]
-    lines += [
-        f"{title}: {card[key]}"
-        for title, key in (("terms", "license"), ("to cite", "citation"), ("from", "homepage"))
-        if card["homepage"]  # terms of a published set
-    ]
+    lines += _terms(summary["card"])
+    for name, own in summary["sets"].items():
+        lines += [f"{name} is {own['source']}, {own['images']:,} images", *_terms(own["card"])]
     return "\n".join(lines)
+
+
+def _terms(card: Mapping[str, str]) -> list[str]:
+    """Return the terms of a published set; nothing for another."""
+    titles = {"terms": "license", "to cite": "citation", "from": "homepage"}
+    return [f"{title}: {card[key]}" for title, key in titles.items() if card["homepage"]]
 
 
 def _part_table(parts: Mapping[str, Mapping]) -> str:
@@ -105,8 +108,8 @@ def _set_table(sets: Mapping[str, Mapping]) -> list[str]:
         return []
     table = pd.DataFrame(
         {
-            name: {finding: _prevalence(counts) for finding, counts in findings.items()}
-            for name, findings in sets.items()
+            name: {finding: _prevalence(counts) for finding, counts in own["findings"].items()}
+            for name, own in sets.items()
         }
     )
     return [

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,6 +97,26 @@ class _ReadPadded:
         return padded | {"mask": mask}
 
 
+@dataclasses.dataclass(frozen=True)
+class _DrawnIds:
+    """Draw batches of rows of random sets; a batch depends on the seed and its index alone."""
+
+    sets: Sequence[np.ndarray]
+    batch_size: int
+    seed: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        generator = np.random.default_rng((self.seed, index))
+        chosen = generator.integers(len(self.sets), size=self.batch_size)
+        sizes = np.array([own.size for own in self.sets])
+        places = generator.integers(sizes[chosen])
+        return np.array([self.sets[k][at] for k, at in zip(chosen, places, strict=True)])
+
+
 def _share(batch_size: int, process: int, processes: int) -> slice:
     """Return the rows of every batch that belong to one process."""
     share = batch_size // processes
@@ -108,6 +128,14 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
+def rows_by_finding(
+    labels: Int[np.ndarray, "cases findings"], rows: Int[np.ndarray, " n"]
+) -> list[Int[np.ndarray, " _"]]:
+    """Return the rows with each finding, and last those with none that is known to be present."""
+    present = labels[rows] == 1
+    return [*(rows[column] for column in present.T), rows[~present.any(axis=1)]]
+
+
 def case_id_batches(
     rows: Int[np.ndarray, " n"],
     *,
@@ -117,11 +145,13 @@ def case_id_batches(
     batch_key: str,
     process: int = 0,
     processes: int = 1,
+    sets: Sequence[Int[np.ndarray, " _"]] = (),
+    at_random: bool = False,
 ) -> "grain.MapDataset[np.ndarray]":
     """Shuffle case ids into the batches of ``epochs`` epochs.
 
     Every epoch is a new permutation of the rows; its last partial batch is dropped, so no batch
-    holds two epochs. The order is a function of ``rows``, ``batch_size`` and ``seed`` alone.
+    holds two epochs. The order is a function of ``rows``, ``batch_size``, ``seed`` and ``sets``.
 
     Args:
         rows: case ids of the split.
@@ -132,6 +162,11 @@ def case_id_batches(
             ``config.stages.bce.batch_size``.
         process: index of this process among those that train together.
         processes: number of these processes; each gets its share of every batch, in their order.
+        sets: the rows of each data set, to draw as many of each: the sets take turns, and each
+            starts over, in another order, when all its rows are used. An epoch has as many batches
+            as without. A row may be in several sets.
+        at_random: whether each image is one of a random set rather than of the next, drawn with
+            replacement.
 
     Raises:
         InputError: n images cannot fill the batch, or the processes cannot share it.
@@ -150,8 +185,21 @@ def case_id_batches(
         )
     # Grain seeds epoch e with seed + e: without spread seeds, run 1 would repeat run 0 from its
     # second epoch.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    spread, *others = np.random.SeedSequence(seed).generate_state(1 + len(sets)).tolist()
     mine = _share(batch_size, process, processes)
+    if sets:
+        steps = epochs * steps_per_epoch(len(rows), batch_size)
+        filled = [own for own in sets if own.size]
+        if at_random:
+            drawn = _DrawnIds(filled, batch_size, spread, steps)
+            return grain.MapDataset.source(drawn).map(operator.itemgetter(mine))
+        endless = [
+            grain.MapDataset.source(own).shuffle(seed=other).repeat()
+            for own, other in zip(sets, others, strict=True)
+            if own.size
+        ]
+        batches = grain.MapDataset.mix(endless).batch(batch_size)
+        return batches[:steps].map(operator.itemgetter(mine))
     # The batch stage passes the epoch to Grain's shuffle, so every repeat reshuffles.
     return (
         grain.MapDataset.source(rows)

@@ -97,6 +97,13 @@ def _parser() -> CommandParser:
         metavar="RANGE",
         help=f"values that are black and white: {VALUE_RANGES} (default: {CONTAINER})",
     )
+    add(
+        "--views",
+        "--config.data.views",
+        choices=sources.VIEWS,
+        default="frontal",
+        help="images to prepare: frontal ones, or all (default: frontal)",
+    )
     return parser
 
 
@@ -128,6 +135,7 @@ def _prepare(options: argparse.Namespace) -> int:
         missing=options.missing,
         max_unreadable=options.max_unreadable,
         value_range=options.value_range,
+        views=options.views,
     )
     done = f"part {options.part}" if options.part else str(options.out)
     print(f"{done}: prepared, {len(refused)} images refused")

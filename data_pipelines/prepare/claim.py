@@ -18,7 +18,7 @@ _HIDDEN = ".tfds-"
 QUARANTINE = "quarantine.csv"
 
 
-def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
+def identity(layout: Layout, table: CaseTable, views: str = "frontal") -> dict[str, Any]:
     """Identify a preparation; calls with the same identity share the work."""
     return {
         "format": 1,
@@ -29,6 +29,7 @@ def identity(layout: Layout, table: CaseTable) -> dict[str, Any]:
         "table_sha256": dataset.table_digest(table),
         "notes": dataset.notes(table),
         "value_range": table.store.value_range,
+        "views": views,
     }
 
 
@@ -50,7 +51,7 @@ def check_claim(layout: Layout, asked: dict[str, Any]) -> None:
             )
         return
     began = dataset.read_identity(directory)
-    for key in ("format", "source", "size", "rows_per_shard", "value_range"):
+    for key in ("format", "source", "size", "rows_per_shard", "value_range", "views"):
         if began.get(key) != asked[key]:
             raise InputError(
                 f"{directory} (--out) was begun with {key} {began.get(key)}, not "

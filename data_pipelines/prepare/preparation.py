@@ -47,6 +47,7 @@ def prepare(
     missing: str = "error",
     max_unreadable: float = MAX_UNREADABLE,
     value_range: str = CONTAINER,
+    views: str = "frontal",
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> list[Entry]:
     """Write the unfinished shards and, without ``part``, complete the data set.
@@ -63,6 +64,7 @@ def prepare(
         missing: ``error`` or ``skip``; see ``quarantine.apply_policy``.
         max_unreadable: share of the images that may be refused, 0 to 1.
         value_range: see ``decode.decode``.
+        views: see ``sources.load``.
         rows_per_shard: rows of the table in a shard.
 
     Returns:
@@ -75,7 +77,7 @@ def prepare(
     directory, out = Path(directory), Path(out)
     import_array_record()
     _check_arguments(directory, out, size, processes)
-    table = sources.load(source, directory, csv, value_range, uncertain="keep")
+    table = sources.load(source, directory, csv, value_range, uncertain="keep", views=views)
     if table.sets:
         raise InputError(
             f"{directory} merges several sets: prepare each, and name the prepared folders in "
@@ -86,7 +88,7 @@ def prepare(
     absent = _absent(table, missing, max_unreadable)
     n_expected = len(table.images) - (len(absent) if missing == "skip" else 0)
     layout = Layout(out, source, size, len(table.images), rows_per_shard)
-    asked = identity(layout, table)
+    asked = identity(layout, table, views)
     check_claim(layout, asked)
     share, of = part or (0, 1)
     indices = range(share, layout.n_shards, of)

@@ -129,14 +129,16 @@ def _frame(table: CaseTable, records: np.ndarray) -> pd.DataFrame:
 
 
 def read_identity(directory: Path) -> dict[str, Any]:
-    """Read what a folder was prepared from: source, size, value range, rows, table digest.
+    """Read what a folder was prepared from: source, size, value range, views, rows, table digest.
 
     Raises:
         InputError: the folder was not written by ``data_pipelines.prepare``.
     """
     path = directory / IDENTITY
     try:
-        return {"value_range": CONTAINER} | json.loads(path.read_text(encoding="utf-8"))
+        return {"value_range": CONTAINER, "views": "frontal"} | json.loads(
+            path.read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
         raise InputError(
             f"{directory} has no readable {IDENTITY}: name a folder that "

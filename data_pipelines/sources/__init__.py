@@ -25,7 +25,7 @@ from data_pipelines.sources import (
     vindr_cxr,
 )
 from data_pipelines.sources.card import USERS_OWN, Card
-from data_pipelines.sources.published import find_table, header
+from data_pipelines.sources.published import VIEWS, find_table, header
 from data_pipelines.tables.boxes import Boxes
 from data_pipelines.tables.case_table import UNCERTAIN, CaseTable
 from data_pipelines.tables.findings import plain
@@ -41,6 +41,7 @@ class Source:
         tables: names or patterns of its main table, to tell a folder of it from another set's.
         columns: columns that tell its table from another set's.
         boxes: reads the boxes around findings for the table of a folder; None without boxes.
+        lateral: whether it has lateral images, so that ``load`` takes ``views``.
     """
 
     load: Callable[..., CaseTable]
@@ -48,27 +49,28 @@ class Source:
     tables: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     boxes: Callable[[Path, str, CaseTable], Boxes] | None = None
+    lateral: bool = False
 
 
-def _of(module: ModuleType) -> Source:
+def _of(module: ModuleType, *, lateral: bool = False) -> Source:
     boxes = getattr(module, "read_boxes", None)
-    return Source(module.load, module.CARD, module.TABLES, module.COLUMNS, boxes)
+    return Source(module.load, module.CARD, module.TABLES, module.COLUMNS, boxes, lateral)
 
 
 SOURCES: dict[str, Source] = {
     "nih_chest_xray14": _of(nih_chest_xray14),
     "csv_folder": Source(csv_folder.load, tables=(csv_folder.TABLE,)),
-    "chexpert": _of(chexpert),
-    "mimic_cxr_jpg": _of(mimic_cxr_jpg),
-    "openi": _of(openi),
-    "padchest": _of(padchest),
+    "chexpert": _of(chexpert, lateral=True),
+    "mimic_cxr_jpg": _of(mimic_cxr_jpg, lateral=True),
+    "openi": _of(openi, lateral=True),
+    "padchest": _of(padchest, lateral=True),
     "rsna_pneumonia": _of(rsna_pneumonia),
     "siim_pneumothorax": _of(siim_pneumothorax),
     "vindr_cxr": _of(vindr_cxr),
     "chestmnist": Source(medmnist.load_chestmnist, medmnist.CHEST_CARD),
     "pneumoniamnist": Source(medmnist.load_pneumoniamnist, medmnist.PNEUMONIA_CARD),
     "phantom": _of(phantom),
-    merged.NAME: _of(merged),
+    merged.NAME: _of(merged, lateral=True),
 }
 
 
@@ -91,6 +93,7 @@ def load(
     csv: str = "",
     value_range: str = CONTAINER,
     uncertain: str = "ignore",
+    views: str = "frontal",
     **options: int,
 ) -> CaseTable:
     """Read the table of a source.
@@ -102,6 +105,8 @@ def load(
         value_range: see ``decode.decode``; a prepared folder must have been prepared with it.
         uncertain: policy for uncertain labels, a key of ``UNCERTAIN_POLICIES``; ``keep`` leaves
             them as ``UNCERTAIN``.
+        views: one of ``VIEWS``: ``frontal`` leaves out the lateral images of a set that has some; a
+            prepared folder must have been prepared with it.
         **options: options of this source, the keys of ``config.data.<source>``.
 
     Raises:
@@ -123,27 +128,20 @@ def load(
         raise InputError(
             f"config.data.uncertain is {uncertain!r}: {did_you_mean(uncertain, UNCERTAIN_POLICIES)}"
         )
+    if views not in VIEWS:
+        raise InputError(f"config.data.views is {views!r}: {did_you_mean(views, VIEWS)}")
+    lateral = SOURCES[source].lateral
     if dataset.is_prepared(directory):
-        if csv:
-            raise InputError(
-                f"config.data.csv is {csv!r} but {directory} is prepared and has its own table: "
-                "leave the key empty, or name the folder of the source's own files."
-            )
-        table = _resolve_uncertain(dataset.load(directory, source), uncertain)
-        if table.store.value_range != value_range:
-            raise InputError(
-                f"config.data.value_range is {value_range!r} but {directory} was prepared with "
-                f"{table.store.value_range!r}: set --config.data.value_range="
-                f"{table.store.value_range}, or prepare the images again into another folder."
-            )
-        return table
+        table = _load_prepared(source, Path(directory), csv, value_range, views if lateral else "")
+        return _resolve_uncertain(table, uncertain)
     if (Path(directory) / dataset.IDENTITY).is_file():
         raise InputError(
             f"{directory} holds prepared images but its preparation is not finished: run "
             "`charm-jax prepare` once more without --part."
         )
     try:
-        table = SOURCES[source].load(Path(directory), csv, **options)
+        chosen = {"views": views} if lateral else {}
+        table = SOURCES[source].load(Path(directory), csv, **chosen, **options)
     except InputError as error:
         readers = _readers(source, Path(directory), csv)
         if not readers or source in readers:
@@ -155,6 +153,34 @@ def load(
         ) from error
     store = dataclasses.replace(table.store, value_range=value_range)
     return _resolve_uncertain(dataclasses.replace(table, store=store), uncertain)
+
+
+def _load_prepared(
+    source: str, directory: Path, csv: str, value_range: str, views: str
+) -> CaseTable:
+    """Read a prepared folder, if it was prepared as is asked.
+
+    Args:
+        source: see ``load``.
+        directory: the folder.
+        csv: see ``load``.
+        value_range: see ``load``.
+        views: see ``load``; empty for any.
+    """
+    if csv:
+        raise InputError(
+            f"config.data.csv is {csv!r} but {directory} is prepared and has its own table: "
+            "leave the key empty, or name the folder of the source's own files."
+        )
+    table, identity = dataset.load(directory, source), dataset.read_identity(directory)
+    for key, asked in (("value_range", value_range), ("views", views)):
+        if asked and identity[key] != asked:
+            raise InputError(
+                f"config.data.{key} is {asked!r} but {directory} was prepared with "
+                f"{identity[key]!r}: set --config.data.{key}={identity[key]}, or prepare the "
+                "images again into another folder."
+            )
+    return table
 
 
 def read_boxes(directory: Path, csv: str, table: CaseTable) -> Boxes:

@@ -18,11 +18,11 @@ from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import sex_letters, whole_years
 from data_pipelines.sources.published import (
+    choose_views,
     find_files,
     find_table,
     need_table,
     number_patients,
-    only_frontal,
     read_labels,
     read_rows,
     sort_by_name,
@@ -33,7 +33,7 @@ from data_pipelines.tables.findings import NO_FINDING, canonical
 CARD = Card(
     description=(
         "CheXpert: 224,316 chest X-rays of 65,240 patients with 13 findings, mined from the "
-        "reports by rules; here the frontal ones."
+        "reports by rules; by default the frontal ones."
     ),
     license=(
         "Stanford University's research use agreement: for non-commercial research; the data may "
@@ -71,16 +71,17 @@ _OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _PLACE = r"((?:train|valid|test)/(patient\d+)/\w+/view\d+_(\w+)\.\w+)$"
 
 
-def load(directory: Path, csv: str = "") -> CaseTable:
+def load(directory: Path, csv: str = "", views: str = "frontal") -> CaseTable:
     """Read the tables and find the images.
 
     Args:
         directory: folder with ``train.csv``, ``valid.csv`` and ``test.csv`` or ``test_labels.csv``,
             plain or compressed, there or one folder below, and the images anywhere below.
         csv: table to read in place of ``train.csv``.
+        views: one of ``VIEWS``; ``all`` reads lateral images, too.
 
     Returns:
-        The frontal images, named as in the tables without the name of the set. Labels are those of
+        The images, named as in the tables without the name of the set. Labels are those of
         the tables, ``UNCERTAIN`` included; where they say that there is no finding, all findings
         but devices are absent. Without labels of the test set, the images of ``valid.csv`` test, as
         in most published results.
@@ -93,7 +94,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     found = {part: find_table(directory, names) for part, names in _SPLITS.items()}
     paths |= {part: path for part, path in found.items() if path}
     rows = pd.concat([_read(path, part) for part, path in paths.items()])
-    rows, left_out = only_frontal(rows, paths["train"])
+    rows, left_out = choose_views(rows, paths["train"], views)
     rows = sort_by_name(rows, paths["train"])
     images = rows["image"].to_numpy(str)
     patients, names = number_patients(rows["patient"])

@@ -74,9 +74,10 @@ def _opened(path: Path) -> io.BufferedIOBase:
 
 def whole_years(ages: pd.Series) -> Int16[np.ndarray, " n"]:
     """Parse ages in whole years, such as '58', DICOM's '058Y' or '18 months'; -1 if unknown."""
-    parts = ages.astype(str).str.strip().str.upper().str.extract(_AGE)
+    codes, texts = pd.factorize(ages.astype(str))
+    parts = pd.Series(texts, dtype=str).str.strip().str.upper().str.extract(_AGE)
     years = pd.to_numeric(parts[0], errors="coerce") / parts[1].fillna("").map(_PER_YEAR)
-    return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)
+    return years.where(years.between(0, _OLDEST), -1).to_numpy().astype(np.int16)[codes]
 
 
 def sex_letters(sexes: pd.Series) -> np.ndarray:

@@ -16,7 +16,7 @@ _SUFFIXES = (".dcm", ".dicom")
 
 
 def read_tags(
-    files: Mapping[int, Path], n: int
+    files: Mapping[int, str | Path], n: int
 ) -> tuple[np.ndarray, np.ndarray, Int16[np.ndarray, " n"]]:
     """Return view, sex and age of each image, unknown where no DICOM file tells them.
 
@@ -34,7 +34,7 @@ def read_tags(
     )
 
 
-def read_sizes(files: Mapping[int, Path]) -> dict[int, tuple[int, int]]:
+def read_sizes(files: Mapping[int, str | Path]) -> dict[int, tuple[int, int]]:
     """Return width and height in pixels of each image whose DICOM file tells them."""
     read = _headers(files, ("Columns", "Rows"))
     return {
@@ -44,11 +44,11 @@ def read_sizes(files: Mapping[int, Path]) -> dict[int, tuple[int, int]]:
     }
 
 
-def _headers(files: Mapping[int, Path], tags: Sequence[str]) -> dict[int, tuple[str, ...]]:
+def _headers(files: Mapping[int, str | Path], tags: Sequence[str]) -> dict[int, tuple[str, ...]]:
     """Return the text of tags in each DICOM file; see ``_header``."""
     known = {
         row: path
-        for row, path in files.items()
+        for row, path in ((row, Path(file)) for row, file in files.items())
         if path.suffix.lower() in _SUFFIXES and path.is_file()  # a pipe may wait forever
     }
     quiet_decoders()

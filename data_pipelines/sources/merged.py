@@ -22,6 +22,7 @@ from data_pipelines.images.store import ImageStore
 from data_pipelines.prepared.dataset import Records
 from data_pipelines.sources.card import Card
 from data_pipelines.sources.published import OF_NIH, read_rows
+from data_pipelines.tables.boxes import Boxes, concatenated
 from data_pipelines.tables.case_table import CaseTable, rows_of
 from data_pipelines.tables.findings import canonical, columns_of
 
@@ -35,12 +36,13 @@ CARD = Card(
 )
 
 
-def load(directory: Path, csv: str = "") -> CaseTable:
+def load(directory: Path, csv: str = "", views: str = "frontal") -> CaseTable:
     """Read the table of sets and load each.
 
     Args:
         directory: folder with ``sets.csv``.
         csv: table to read in its place.
+        views: see ``sources.load``.
 
     Returns:
         See ``merge``. Names are those in the column ``name``, by default those of the sources.
@@ -50,6 +52,53 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     """
     from data_pipelines import sources  # which registers this file
 
+    path, rows = _read_sets(directory, csv)
+    _check(rows, path, [name for name in sources.SOURCES if name != NAME])
+    tables = {}
+    for row in rows.itertuples():
+        try:
+            tables[row.name] = sources.load(
+                row.source, path.parent / row.dir, uncertain="keep", views=views
+            )
+        except InputError as error:
+            raise InputError(f"The set {row.name} of {path}: {error}") from error
+    return merge(tables)
+
+
+def read_boxes(directory: Path, csv: str, table: CaseTable) -> Boxes:
+    """Read the boxes of the sets whose sources have some.
+
+    Args:
+        directory: see ``load``.
+        csv: see ``load``.
+        table: what ``load`` returned.
+
+    Raises:
+        InputError: no source has boxes, or those of a set are missing or wrong.
+    """
+    from data_pipelines import sources
+
+    path, rows = _read_sets(directory, csv)
+    found = []
+    for row in rows.itertuples():
+        if sources.SOURCES[row.source].boxes is None:
+            continue
+        try:
+            boxes = sources.read_boxes(path.parent / row.dir, "", table.sets[row.name])
+        except InputError as error:
+            raise InputError(f"The set {row.name} of {path}: {error}") from error
+        place = rows_of(table, row.name)[boxes.rows]
+        found.append(dataclasses.replace(boxes, rows=place))
+    if not found:
+        raise InputError(
+            f"No set of {path} has boxes around findings: name one with boxes in "
+            "--config.data.source, or leave out --boxes."
+        )
+    return concatenated(found)
+
+
+def _read_sets(directory: Path, csv: str) -> tuple[Path, pd.DataFrame]:
+    """Return the path of the table of sets, and its rows with a name each."""
     path = Path(csv) if csv else Path(directory) / TABLES[0]
     if not path.is_file():
         raise InputError(
@@ -58,14 +107,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     rows = read_rows(path, COLUMNS, ("name",))
     rows = rows.apply(lambda column: column.str.strip())
     rows["name"] = rows["name"].where(rows["name"] != "", rows["source"])
-    _check(rows, path, [name for name in sources.SOURCES if name != NAME])
-    tables = {}
-    for row in rows.itertuples():
-        try:
-            tables[row.name] = sources.load(row.source, path.parent / row.dir, uncertain="keep")
-        except InputError as error:
-            raise InputError(f"The set {row.name} of {path}: {error}") from error
-    return merge(tables)
+    return path, rows
 
 
 def _check(rows: pd.DataFrame, path: Path, known: Sequence[str]) -> None:

@@ -18,11 +18,11 @@ from data_pipelines.sources import chexpert
 from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import given_file, sex_letters, whole_years
 from data_pipelines.sources.published import (
+    choose_views,
     find_files,
     find_table,
     need_table,
     number_patients,
-    only_frontal,
     read_rows,
     sort_by_name,
 )
@@ -32,7 +32,7 @@ from data_pipelines.tables.findings import NO_FINDING
 CARD = Card(
     description=(
         "MIMIC-CXR-JPG: 377,110 chest X-rays of 65,379 patients with 13 findings, mined from the "
-        "reports by rules; here the frontal ones."
+        "reports by rules; by default the frontal ones."
     ),
     license=(
         "PhysioNet Credentialed Health Data License: for credentialed users who have signed the "
@@ -52,7 +52,7 @@ _PARTS = {"train": "train", "validate": "val", "test": "test"}
 _FRONTAL = ("PA", "AP")
 
 
-def load(directory: Path, csv: str = "") -> CaseTable:
+def load(directory: Path, csv: str = "", views: str = "frontal") -> CaseTable:
     """Read the tables and find the images.
 
     Args:
@@ -60,9 +60,10 @@ def load(directory: Path, csv: str = "") -> CaseTable:
             one folder below, and the images anywhere below.
         csv: table of labels to read, such as ``mimic-cxr-2.0.0-negbio.csv.gz``; by default that of
             CheXpert's labeler, else NegBio's.
+        views: one of ``VIEWS``; ``all`` reads lateral images, too.
 
     Returns:
-        The frontal images, named as in the set's own list; those of a study without labels are
+        The images, named as in the set's own list; those of a study without labels are
         unknown throughout. Labels are as ``chexpert.load`` returns them.
 
     Raises:
@@ -74,7 +75,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     rows = rows.assign(
         frontal=rows["ViewPosition"].isin(_FRONTAL), view=rows["ViewPosition"].replace("", "none")
     )
-    rows, left_out = only_frontal(rows, path)
+    rows, left_out = choose_views(rows, path, views)
     person, study = rows["subject_id"], rows["study_id"]
     place = "files/p" + person.str[:2] + "/p" + person + "/s" + study
     rows = sort_by_name(rows.assign(image=place + "/" + rows["dicom_id"] + ".jpg"), path)

@@ -21,11 +21,11 @@ from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import given_file
 from data_pipelines.sources.published import (
     check_folder,
+    choose_views,
     find_files,
     find_table,
     need_table,
     number_patients,
-    only_frontal,
     read_rows,
     sort_by_name,
 )
@@ -34,7 +34,7 @@ from data_pipelines.tables.case_table import CaseTable
 CARD = Card(
     description=(
         "OpenI, the Indiana University collection: 7,470 chest X-rays of 3,955 reports, coded by "
-        "people; here the frontal ones and 21 findings."
+        "people; by default the frontal ones and 21 findings."
     ),
     license="CC BY-NC-ND 4.0.",
     citation=(
@@ -85,7 +85,7 @@ _NO_VIEWS = (
 )
 
 
-def load(directory: Path, csv: str = "") -> CaseTable:
+def load(directory: Path, csv: str = "", views: str = "frontal") -> CaseTable:
     """Read the reports and find the images.
 
     Args:
@@ -93,9 +93,10 @@ def load(directory: Path, csv: str = "") -> CaseTable:
             with the NLM's ``NLMCXR_reports.tgz`` or the XML files in it, and the images anywhere
             below.
         csv: archive of reports to read in place of ``NLMCXR_reports.tgz``.
+        views: one of ``VIEWS``; ``all`` reads lateral images, too.
 
     Returns:
-        The frontal images, named as the NLM does. A finding is present where a report is coded with
+        The images, named as the NLM does. A finding is present where a report is coded with
         a term of it, absent where it is coded with others, and unknown where it is not coded. Each
         report counts as a patient.
 
@@ -107,7 +108,7 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     kaggle = None if csv else find_table(directory, TABLES)
     path, rows = _kaggle(directory, kaggle) if kaggle else _nlm(directory, csv)
     told = (rows["view"] != "").any()
-    rows, left_out = only_frontal(rows, path)
+    rows, left_out = choose_views(rows, path, views)
     rows = sort_by_name(rows, path)
     images = rows["image"].to_numpy(str)
     patients, names = number_patients(rows["uid"])

@@ -18,10 +18,10 @@ from data_pipelines.images.store import ImageFiles
 from data_pipelines.sources.card import Card
 from data_pipelines.sources.csv_tables import sex_letters, whole_years
 from data_pipelines.sources.published import (
+    choose_views,
     find_files,
     need_table,
     number_patients,
-    only_frontal,
     read_rows,
     sort_by_name,
 )
@@ -30,7 +30,7 @@ from data_pipelines.tables.case_table import CaseTable
 CARD = Card(
     description=(
         "PadChest: 160,861 chest X-rays of 67,625 patients, whose reports are labelled with terms "
-        "of a hierarchy, a quarter by physicians; here the frontal ones and 29 findings."
+        "of a hierarchy, a quarter by physicians; by default the frontal ones and 29 findings."
     ),
     license=(
         "PadChest Dataset Research Use Agreement: for research; the data may not be shared, and "
@@ -152,18 +152,19 @@ _OPEN = {"exclude", "unchanged"}
 _NOTHING = {"", "suboptimal study"}  # say nothing about findings
 
 
-def load(directory: Path, csv: str = "") -> CaseTable:
+def load(directory: Path, csv: str = "", views: str = "frontal") -> CaseTable:
     """Read the table and find the images.
 
     Args:
         directory: folder with ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv``, compressed
             or not, there or one folder below, and the images anywhere below.
         csv: table to read in place of it.
+        views: one of ``VIEWS``; ``all`` reads lateral images, too.
 
     Returns:
-        The frontal images. A finding is present where a term of ``TERMS`` is listed, and absent
-        where others are; it is unknown without labels and where a report says that something is
-        unchanged. Ages are differences of years.
+        A finding is present where a term of ``TERMS`` is listed, and absent where others are; it is
+        unknown without labels and where a report says that something is unchanged. Ages are
+        differences of years.
 
     Raises:
         InputError: the table, a column, a value or every frontal image is missing or wrong.
@@ -171,11 +172,11 @@ def load(directory: Path, csv: str = "") -> CaseTable:
     directory = Path(directory)
     path = need_table(directory, csv, TABLES, CARD.homepage)
     rows = read_rows(path, COLUMNS, _OPTIONAL)
-    views = rows["Projection"].map(_VIEWS)
+    known = rows["Projection"].map(_VIEWS)
     rows = rows.assign(
-        image=rows["ImageID"], frontal=views.notna(), view=views.fillna(rows["Projection"])
+        image=rows["ImageID"], frontal=known.notna(), view=known.fillna(rows["Projection"])
     )
-    rows, left_out = only_frontal(rows, path)
+    rows, left_out = choose_views(rows, path, views)
     rows = sort_by_name(rows, path)
     images = rows["image"].to_numpy(str)
     patients, names = number_patients(rows["PatientID"])

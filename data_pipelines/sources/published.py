@@ -14,10 +14,11 @@ from data_pipelines.images.search import SUFFIXES, spelling_key, walk
 from data_pipelines.sources.csv_tables import READ_ERRORS, check_fields, given_file
 from data_pipelines.tables.findings import plain
 
-FRONTAL = ("PA", "AP", "AP Supine")
+VIEWS = ("frontal", "all")  # values of config.data.views
 # Sources whose images are those of ChestX-ray14, under names of their own.
 OF_NIH = ("nih_chest_xray14", "chestmnist", "rsna_pneumonia", "siim_pneumothorax")
 _ERRORS = (*READ_ERRORS, zipfile.BadZipFile)
+_SHOWN = 5  # views that a message names
 
 
 def find_table(directory: Path, names: Iterable[str]) -> Path | None:
@@ -149,29 +150,38 @@ def read_labels(rows: pd.DataFrame, values: dict[str, int], path: Path) -> np.nd
     return labels
 
 
-def only_frontal(rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Keep the frontal images.
+def choose_views(
+    rows: pd.DataFrame, path: Path, views: str
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Keep the frontal images, or all.
 
     Args:
         rows: rows of the table; the column ``frontal`` tells whether each image is frontal, and
             ``view`` its view.
         path: path of the table, for messages.
+        views: one of ``VIEWS``.
 
     Returns:
-        The rows of frontal images, and a sentence on how many were left out if any was.
+        The rows of these images, and a sentence on those that were left out if any was.
 
     Raises:
-        InputError: no image is frontal.
+        InputError: none is frontal.
     """
-    left = int((~rows["frontal"]).sum())
-    if left == len(rows):
-        views = ", ".join(repr(view) for view in sorted(set(rows["view"]))[:5])
+    if views == "all" or rows["frontal"].all():
+        return rows, ()
+    left = rows["view"][~rows["frontal"]].value_counts()
+    counted = [f"{n:,} {view or 'unknown'}" for view, n in left.items()]
+    shown = ", ".join(counted[:_SHOWN] + ["..."] * (len(counted) > _SHOWN))
+    if not rows["frontal"].any():
         raise InputError(
-            f"The table {path} has no frontal view among its {left:,} images (views: {views}): "
-            "name a table with images that are PA or AP."
+            f"The table {path} has no frontal view among its {len(rows):,} images ({shown}): name "
+            "a table with images that are PA or AP, or take these with --config.data.views=all."
         )
-    note = f"{left:,} of the {len(rows):,} images of {path} have no frontal view and are left out."
-    return rows[rows["frontal"]], (note,) if left else ()
+    note = (
+        f"{left.sum():,} of the {len(rows):,} images of {path} have no frontal view ({shown}) and "
+        "are left out: --config.data.views=all takes them, too."
+    )
+    return rows[rows["frontal"]], (note,)
 
 
 def sort_by_name(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -197,7 +207,7 @@ def number_patients(names: pd.Series) -> tuple[Int32[np.ndarray, " n"], tuple[st
     return numbers.astype(np.int32), tuple(map(str, distinct))
 
 
-def find_files(directory: Path, names: Sequence[str], depth: int = 1) -> dict[int, Path]:
+def find_files(directory: Path, names: Sequence[str], depth: int = 1) -> dict[int, str]:
     """Find the image files of names anywhere below a folder, each with any ending of an image.
 
     Args:
@@ -206,18 +216,18 @@ def find_files(directory: Path, names: Sequence[str], depth: int = 1) -> dict[in
         depth: number of last parts of a path that tell images apart.
 
     Returns:
-        The file of each image that has one, by its position: that with the path of its name, else
-        the first by path.
+        The path of each image that has a file, by its position: that of its name, else the first.
+        Paths are text, since 377,000 path objects take seconds.
     """
     places = (os.path.join(directory, name) for name in names)
-    there = {row: Path(place) for row, place in enumerate(places) if os.path.isfile(place)}
+    there = {row: place for row, place in enumerate(places) if os.path.isfile(place)}
     rows = {_tail(name, depth): row for row, name in enumerate(names) if row not in there}
     found: dict[int, Path] = {}
     for path in walk(directory) if rows else ():
         row = rows.get(_tail(path.as_posix(), depth))
         if row is not None and path.suffix.lower() in SUFFIXES:
             found[row] = min(found.get(row, path), path)
-    return dict(sorted((there | found).items()))
+    return dict(sorted((there | {row: str(path) for row, path in found.items()}).items()))
 
 
 def _tail(name: str, depth: int) -> str:

@@ -56,7 +56,7 @@ class Split:
             raise InputError(
                 f"The split {part!r} of stage {stage!r} holds no images under "
                 f"--config.data.split={self.rule}: add images of it, or choose another rule of "
-                f"{', '.join(RULES)}."
+                f"{', '.join(FORMS)}."
             )
         return parts[part]
 
@@ -84,9 +84,10 @@ def make_split(table: CaseTable, rule: str, images: Mapping[str, str], split_see
             patient in two splits.
     """
     if not is_rule(rule):
+        folds_wrong = rule.startswith("kfold:")
         raise InputError(
             f"config.data.split is {rule!r}, which is not a known split rule: "
-            f"{did_you_mean(rule, FORMS)}"
+            + (f"give {FOLD_FORM}." if folds_wrong else did_you_mean(rule, FORMS))
         )
     for stage, kind in images.items():
         if kind not in IMAGES:
@@ -109,7 +110,11 @@ def _merged(
     stages: dict[str, dict[str, list]] = {stage: {} for stage in images}
     for name, own in table.sets.items():
         rows = rows_of(table, name)
-        for stage, parts in make_split(own, rule, images, split_seed).stages.items():
+        try:
+            alone = make_split(own, rule, images, split_seed)
+        except InputError as error:
+            raise InputError(f"The set {name}: {error}") from error
+        for stage, parts in alone.stages.items():
             for part, chosen in parts.items():
                 stages[stage].setdefault(part, []).append(rows[chosen])
     return {
@@ -232,8 +237,8 @@ def _fold(rule: str) -> "Rule":
         patients = shuffled_patients(table, split_seed)
         if len(patients) < count:
             raise InputError(
-                f"config.data.split is {rule} and the table has {len(patients)} patients: give at "
-                f"most {len(patients)} folds."
+                f"config.data.split is {rule} and {table.source} has {len(patients)} patients: "
+                f"give at most {len(patients)} folds."
             )
         tested = folds(table, count, split_seed) == fold
         others = patients[~np.isin(patients, table.patients[tested])]
@@ -342,6 +347,7 @@ def _with_leak(table: CaseTable, rule: str, seed: int, stages: dict[str, Parts])
 Rule = Callable[[CaseTable, Mapping[str, str], int], dict[str, Parts]]
 RULES: dict[str, Rule] = {"official": _official, "patient": _patient, "notebook": _notebook}
 FORMS = (*RULES, "kfold:0/5")  # the last is an example
+FOLD_FORM = "kfold:i/n with a fold i from 0 to n - 1, such as kfold:0/5"
 _KFOLD = re.compile(r"kfold:(\d+)/(\d+)")
 
 

@@ -8,7 +8,16 @@ import warnings
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import LOSSLESS, RAMP, TWELVE, make_compressed, make_dicom, make_table, save
+from dicom_files import (
+    LOSSLESS,
+    RAMP,
+    TWELVE,
+    compress,
+    make_compressed,
+    make_dicom,
+    make_table,
+    save,
+)
 from PIL import Image
 from pydicom import uid
 
@@ -177,7 +186,7 @@ def test_a_data_set_that_inflates_without_end_is_refused(tmp_path, monkeypatch):
 def _nameless(syntax, stored=RAMP):
     dataset = make_dicom(stored)
     if uid.UID(syntax).is_compressed:
-        dataset.compress(syntax, generate_instance_uid=False)
+        compress(dataset, syntax)
     return dataset
 
 
@@ -262,7 +271,7 @@ def test_values_in_the_upper_bits_are_moved_down(tmp_path, syntax, shift, signed
     """A HighBit above the stored bits is followed where the pixels agree."""
     dataset = make_dicom(TWELVE << shift, 16, PixelRepresentation=signed)
     if uid.UID(syntax).is_compressed:
-        dataset.compress(syntax, generate_instance_uid=False)
+        compress(dataset, syntax)
     dataset.BitsStored, dataset.HighBit = 12, 15
     path = save(dataset, tmp_path / "image.dcm")
     expected = TWELVE ^ 2048 if signed else TWELVE
@@ -404,7 +413,7 @@ def test_lossless_compression_changes_nothing(grey, syntax, dtype, bits):
     stored = np.random.default_rng(0).integers(0, 2**bits, (40, 56)).astype(dtype)
     plain = make_dicom(stored, bits)
     packed = make_dicom(stored, bits)
-    packed.compress(syntax, generate_instance_uid=False)
+    compress(packed, syntax)
     np.testing.assert_array_equal(grey(packed), grey(plain))
 
 
@@ -412,7 +421,7 @@ def test_lossless_compression_changes_nothing(grey, syntax, dtype, bits):
 def test_compressed_signed_values_keep_their_sign(grey, syntax):
     stored = np.random.default_rng(0).integers(-2048, 2048, (40, 56)).astype(np.int16)
     packed = make_dicom(stored, 12)
-    packed.compress(syntax, generate_instance_uid=False)
+    compress(packed, syntax)
     np.testing.assert_array_equal(grey(packed), grey(make_dicom(stored, 12)))
 
 
@@ -458,7 +467,7 @@ def _resized(side):
 
 def _packed(syntax):
     dataset = make_dicom(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8))
-    dataset.compress(syntax, generate_instance_uid=False)
+    compress(dataset, syntax)
     return dataset
 
 

@@ -22,6 +22,21 @@ def names_in(folder):
     return [path.relative_to(folder).as_posix() for path in search.find_images(folder).images]
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a//B.PNG", "a/b"),
+        ("./a/b.dcm", "a/b"),
+        ("a\\b.jpeg", "a/b"),
+        ("/a/b/", "/a/b"),
+        ("1.2.840.7", "1.2.840.7"),
+        ("e\N{COMBINING ACUTE ACCENT}.tif", "\N{LATIN SMALL LETTER E WITH ACUTE}"),
+    ],
+)
+def test_names_are_compared_in_one_spelling(name, key):
+    assert search.spelling_key(name) == key
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 def test_pictures_are_known_by_content(tmp_path, kind):
     picture(tmp_path / "00000001", format=kind)

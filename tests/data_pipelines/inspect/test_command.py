@@ -58,6 +58,22 @@ def test_the_warnings_of_a_source_are_printed(films, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_merged_sets_are_counted_with_their_terms(films, tmp_path, capsys):
+    both = tmp_path / "both"
+    both.mkdir()
+    (both / "labels.csv").write_text("image,Mass\na.png,1\nb.png,\n")
+    rows = [f"nih,nih_chest_xray14,{films.path}", "ours,csv_folder,."]
+    (both / "sets.csv").write_text("\n".join(["name,source,dir", *rows]) + "\n")
+    options = ("--source", "merged", "--split", "patient", "--size", "32")
+    assert main([str(both), "--out", str(tmp_path / "out"), *options]) == 0
+    text = capsys.readouterr().out
+    assert "nih is nih_chest_xray14, 12 images\nterms: The NIH Clinical Center" in text
+    assert "ours is csv_folder, 2 images\n\n" in text
+    found = json.loads((tmp_path / "out/summary.json").read_text())["sets"]["ours"]
+    assert found["findings"]["Mass"]["unknown"] == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_prepared_folder_is_read_as_what_and_at_the_size_that_it_was_prepared(films, tmp_path):
     prepare("nih_chest_xray14", films.path, tmp_path / "prepared", size=24)
     assert main([str(tmp_path / "prepared"), "--out", str(tmp_path / "out")]) == 0
@@ -84,15 +100,15 @@ def test_a_folder_is_read_with_the_range_that_it_was_prepared_with(films, tmp_pa
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_uncertain_labels_are_counted_by_the_policy(films, tmp_path, monkeypatch):
-    policies = []
+def test_policy_and_views_reach_the_source(films, tmp_path, monkeypatch):
+    chosen = []
     load = sources.load
 
     def note(*arguments):
-        policies.append(arguments[-1])
+        chosen.append(arguments[-2:])
         return load(*arguments)
 
     monkeypatch.setattr(sources, "load", note)
-    assert _inspect(films, tmp_path / "out", "--uncertain", "ones") == 0
+    assert _inspect(films, tmp_path / "out", "--uncertain", "ones", "--views", "all") == 0
     assert _inspect(films, tmp_path / "out") == 0
-    assert policies == ["ones", "ignore"]
+    assert chosen == [("ones", "all"), ("ignore", "frontal")]

@@ -15,6 +15,7 @@ from data_pipelines.loading.loader import (
     case_id_batches,
     evaluation_batches,
     evaluation_ids,
+    rows_by_finding,
     steps_per_epoch,
     training_batches,
 )
@@ -75,6 +76,69 @@ def test_each_epoch_is_another_order_without_repeats(table):
         assert len(set(epoch.tolist())) == 10
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
     assert len({frozenset(epoch.tolist()) for epoch in epochs}) > 1  # another rest each time
+
+
+def test_sets_take_turns_and_all_of_their_rows_come(table):
+    sets = [np.array([0, 1, 2]), np.arange(3, 3), np.arange(3, 12)]
+    options = {"batch_size": 4, "seed": 0, "epochs": 6, "batch_key": KEY, "sets": sets}
+    batches = case_id_batches(np.arange(12), **options)
+    drawn = np.stack([batches[step] for step in range(len(batches))])
+    assert drawn.shape == (6 * 3, 4)
+    assert ((drawn < 3).sum(axis=1) == 2).all()
+    for own in (drawn[drawn < 3].reshape(-1, 3), drawn[drawn >= 3].reshape(-1, 9)):
+        assert all(len(set(once)) == len(once) for once in own.tolist())
+        assert len(set(map(tuple, own.tolist()))) > 1
+    again = case_id_batches(np.arange(12), **options)[5:]
+    np.testing.assert_array_equal([again[step] for step in range(len(again))], drawn[5:])
+
+
+# Of 200 cases the first 4 have a rare finding, the first 100 a common one; some labels are unknown.
+_RARE = np.stack([np.arange(200) < 4, np.arange(200) < 100], axis=1).astype(np.int8)
+_RARE[150:, 0] = -1
+
+
+def _drawn(at_random, seed=3, **share):
+    rows = np.arange(200)
+    return case_id_batches(
+        rows,
+        batch_size=30,
+        seed=seed,
+        epochs=5,
+        batch_key=KEY,
+        sets=rows_by_finding(_RARE, rows),
+        at_random=at_random,
+        **share,
+    )
+
+
+def test_a_case_is_in_the_class_of_each_of_its_findings_or_in_that_of_none():
+    rare, common, none = rows_by_finding(_RARE, np.arange(200))
+    assert rare.tolist() == [0, 1, 2, 3]
+    assert common.tolist() == list(range(100))
+    assert none.tolist() == list(range(100, 200))
+
+
+@pytest.mark.parametrize("at_random", [True, False])
+def test_classes_are_drawn_equally_often(at_random):
+    batches = _drawn(at_random)
+    assert len(batches) == 5 * 6
+    drawn = np.stack([batches[step] for step in range(len(batches))])
+    expected = np.array([1 / 3 + 4 / 100 / 3, 2 / 3, 1 / 3])
+    seen = [(drawn < 4).mean(), (drawn < 100).mean(), (drawn >= 100).mean()]
+    np.testing.assert_allclose(seen, expected, atol=0.06 if at_random else 0.01)
+    times = np.bincount(drawn.ravel(), minlength=200)[100:]
+    assert (times.max() - times.min() <= 1) == (not at_random)
+
+
+@pytest.mark.parametrize("at_random", [True, False])
+def test_the_draws_depend_on_seed_and_step_alone_and_processes_share_them(at_random):
+    batches = _drawn(at_random)
+    resumed = _drawn(at_random)[20:]
+    np.testing.assert_array_equal(resumed[5], batches[25])
+    shares = [_drawn(at_random, process=i, processes=2)[25] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(shares), batches[25])
+    assert not np.array_equal(_drawn(at_random, seed=4)[25], batches[25])
+    assert not np.array_equal(batches[24], batches[25])
 
 
 @pytest.fixture(scope="module")

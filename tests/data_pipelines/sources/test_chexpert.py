@@ -73,6 +73,24 @@ def test_frontal_images_are_read_with_patients_and_metadata(folder):
     assert table.ages.tolist() == [68, -1, 90, 73]
     assert table.present.tolist() == [True, False, False, True]
     assert "1 of the 5 images" in table.warnings[0]
+    assert "(1 lateral)" in table.warnings[0]
+
+
+def test_all_views_are_read_if_asked(folder):
+    table = sources.load("chexpert", folder, views="all")
+    assert table.images[1] == "train/patient00001/study1/view2_lateral.jpg"
+    assert table.views.tolist() == ["PA", "lateral", "AP", "LL", "AP"]
+    assert not any("frontal" in warning for warning in table.warnings)
+    with pytest.raises(InputError, match=r"config\.data\.views is 'both': choose one of frontal"):
+        sources.load("chexpert", folder, views="both")
+
+
+def test_a_prepared_folder_keeps_the_views_that_it_was_made_with(folder, tmp_path):
+    out = tmp_path / "out"
+    prepare("chexpert", folder, out, size=8, missing="skip", views="all")
+    assert len(sources.load("chexpert", out, views="all").images) == 5
+    with pytest.raises(InputError, match=r"prepared with 'all': set --config\.data\.views=all"):
+        sources.load("chexpert", out)
 
 
 def test_labels_are_present_absent_or_unknown(folder):

@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.prepare.preparation import prepare
-from data_pipelines.sources import merged
+from data_pipelines.sources import VIEWS, chexpert, merged
 from data_pipelines.tables import splits
 
 STAGES = {"bce": "abnormal", "focal": "all"}
@@ -126,6 +126,35 @@ def test_a_wrong_table_of_sets_is_refused(folder, rows, words):
 def test_a_folder_without_a_table_of_sets_is_refused(folder):
     with pytest.raises(InputError, match=r"no .*one/sets\.csv.*name, source, dir"):
         sources.load("merged", (folder / "../one").resolve())
+
+
+def test_the_views_reach_every_set(folder):
+    path = "train/patient00001/study1/view1_{}.jpg"
+    columns = ("Path", "No Finding", *chexpert.LABELS)
+    lines = [",".join([path.format(view), *["0.0"] * 14]) for view in ("frontal", "lateral")]
+    (folder / "train.csv").write_text("\n".join([",".join(columns), *lines]) + "\n")
+    write(folder, "one,csv_folder,../one", "two,chexpert,.")
+    found = [len(sources.load("merged", folder, views=v).sets["two"].images) for v in VIEWS]
+    assert found == [1, 2]
+
+
+def test_a_set_that_cannot_be_split_is_named(folder):
+    (folder / "../one/labels.csv").write_text(FIRST.replace(",test,", ",,"))
+    with pytest.raises(InputError, match=r"The set one: .* needs a part for every image"):
+        splits.make_split(sources.load("merged", folder), "official", STAGES, 0)
+
+
+def test_boxes_are_those_of_the_sets(folder, nih):
+    with pytest.raises(InputError, match=r"No set of .*sets\.csv has boxes"):
+        sources.read_boxes(folder, "", sources.load("merged", folder))
+    write(folder, "one,csv_folder,../one", f"nih,nih_chest_xray14,{nih.path}")
+    table = sources.load("merged", folder)
+    with pytest.raises(InputError, match=r"The set nih of .* has no boxes, BBox_List"):
+        sources.read_boxes(folder, "", table)
+    header = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+    (nih.path / "BBox_List_2017.csv").write_text(header + f"{nih.names[4]},Mass,1,2,3,4,,,\n")
+    boxes = sources.read_boxes(folder, "", table)
+    assert table.images[boxes.rows].tolist() == [f"nih/{nih.names[4]}"]
 
 
 def test_simulated_and_other_images_are_not_mixed(folder):

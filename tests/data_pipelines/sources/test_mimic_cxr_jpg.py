@@ -62,7 +62,10 @@ def test_frontal_images_are_read_with_the_labels_of_their_study(folder):
     assert column(table, "Support Devices") == [1, -1, -1]
     assert column(table, "Atelectasis") == [0, -1, -1]
     assert table.warnings[0].startswith("2 of the 5 images")
+    assert "(1 LATERAL, 1 none)" in table.warnings[0]
     assert "1 images are of studies" in table.warnings[1]
+    table = sources.load("mimic_cxr_jpg", folder, views="all")
+    assert table.views.tolist() == ["LATERAL", "PA", "AP", "none", "AP"]
 
 
 def test_uncertain_labels_follow_the_policy(folder):

@@ -67,6 +67,7 @@ def test_frontal_images_of_the_reports_are_read(folder):
     assert table.patient_names == ("CXR1", "CXR2", "CXR3")
     assert table.present.tolist() == [True, False, False]
     assert table.warnings[0].startswith("1 of the 4 images")
+    assert len(sources.load("openi", folder, views="all").images) == 4
 
 
 def test_findings_are_coded_terms_and_those_below_them(folder):

@@ -60,6 +60,7 @@ def test_frontal_images_are_read_with_patients_and_metadata(folder):
     assert table.sexes.tolist() == ["M", "F", "", "", "M", "M"]
     assert table.ages.tolist() == [65, 85, -1, -1, 115, 25]
     assert table.warnings[0].startswith("1 of the 7 images")
+    assert sources.load("padchest", folder, views="all").views.tolist()[1:3] == ["L", "PA"]
     assert table.warnings[1].startswith("The labels of 6 of 6 images were set by a network")
 
 

@@ -409,4 +409,5 @@ def test_a_fold_that_there_is_not_is_refused(rule):
 
 def test_more_folds_than_patients_are_refused():
     table = _table([1, 2, 3], [1, 0, 0])
-    _error(lambda: make_split(table, "kfold:0/4", RECIPE, 0), "kfold:0/4", "at most 3 folds")
+    words = ("kfold:0/4", f"{table.source} has 3 patients", "at most 3 folds")
+    _error(lambda: make_split(table, "kfold:0/4", RECIPE, 0), *words)
