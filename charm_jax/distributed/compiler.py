@@ -42,31 +42,36 @@ def options(platform: str) -> dict[str, bool | int]:
 class CompiledStep:
     """Compile a step for one device, or for all devices of a mesh.
 
-    Call it with a replicated state and this process's share of a batch, which its devices divide.
-    With ``cases`` on the devices, only the batch's ``case_id`` is sent there.
+    Call it with a replicated state, this process's share of a batch, which its devices divide, and
+    what else the step takes, which is the same on all. With ``cases`` on the devices, only the
+    batch's ``case_id`` is sent there.
     """
 
     def __init__(
         self, step: Callable, cases: ResidentCases | None, over: Mesh | None, **jit_options: Any
     ):
-        """Prepare ``step(state, batch)``; ``jit_options`` go to ``jax.jit``."""
+        """Prepare ``step(state, batch, *others)``; ``jit_options`` go to ``jax.jit``."""
         self._over, self._cases = over, cases
         if over is not None:
             jit_options["out_shardings"] = mesh.replicated_sharding(over)
 
         # The cases are an argument: a constant would be compiled into the program.
-        def gather_and_step(state: PyTree, batch: Batch, cases: ResidentCases) -> object:
-            return step(state, cases.batch(batch["case_id"]))
+        def gather_and_step(
+            state: PyTree, batch: Batch, cases: ResidentCases, *others: PyTree
+        ) -> object:
+            return step(state, cases.batch(batch["case_id"]), *others)
 
         function = step if cases is None else gather_and_step
         compiler_options = options(jax.default_backend())
         self._jitted = jax.jit(function, compiler_options=compiler_options, **jit_options)
 
-    def __call__(self, state: PyTree, batch: Batch) -> Any:
+    def __call__(self, state: PyTree, batch: Batch, *others: PyTree) -> Any:
         """Run the step."""
-        return self._on_devices(self._jitted, state, batch)
+        return self._on_devices(self._jitted, state, batch, others)
 
-    def lower(self, state: PyTree, batch: Batch, platform: str | None = None) -> Any:
+    def lower(
+        self, state: PyTree, batch: Batch, *others: PyTree, platform: str | None = None
+    ) -> Any:
         """Lower the step, as ``jax.jit(step).lower`` does.
 
         Args:
@@ -77,13 +82,15 @@ class CompiledStep:
         def lowered(*arguments: Any) -> Any:
             return self._jitted.trace(*arguments).lower(lowering_platforms=platforms)
 
-        return self._on_devices(lowered, state, batch)
+        return self._on_devices(lowered, state, batch, others)
 
-    def _on_devices(self, function: Callable, state: PyTree, batch: Batch) -> Any:
+    def _on_devices(
+        self, function: Callable, state: PyTree, batch: Batch, others: tuple[PyTree, ...]
+    ) -> Any:
         cases = ()
         if self._cases is not None:
             batch, cases = {"case_id": batch["case_id"]}, (self._cases,)
         if self._over is None:
-            return function(state, batch, *cases)
+            return function(state, batch, *cases, *others)
         with jax.set_mesh(self._over):
-            return function(state, mesh.shard_batch(batch, self._over), *cases)
+            return function(state, mesh.shard_batch(batch, self._over), *cases, *others)

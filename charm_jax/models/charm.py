@@ -65,6 +65,7 @@ class Output:
         retrieved: r, its slots and similarities.
         enhanced: h = q + r.
         shares: share of each read case in the vote of labels.
+        voted: whether the label of any read case is known, so that there is a vote.
         vote_logits: logits of that vote in training, with a loss of their own.
         vote_loss_share: factor of that loss.
         selected: whether each row was written to the bank (none in evaluation).
@@ -81,6 +82,7 @@ class Output:
     retrieved: Retrieved | None = None
     enhanced: Float[Array, "batch dim"] | None = None
     shares: Float[Array, "batch k findings"] | None = None
+    voted: Bool[Array, "batch findings"] | None = None
     vote_logits: Float[Array, "batch findings"] | None = None
     vote_loss_share: Float[Array, ""] | None = None
     selected: Bool[Array, " batch"] | None = None
@@ -220,7 +222,7 @@ class Charm(nn.Module):
                 memory, stored, cases.labels, cases.case_ids, cases.patient_ids, selected
             )
         else:
-            selected = jnp.zeros(len(images), bool)
+            selected = jnp.zeros(images.shape[0], bool)
         retrieved, enhanced, logits = self.read(fused, cases, memory, train=train)
         return Output(
             logits=logits,

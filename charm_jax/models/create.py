@@ -102,7 +102,7 @@ def create_network(
     select = partial(
         selection.select,
         rule=rarity,
-        threshold=rarity_threshold,
+        threshold=selection.resolve_threshold(rarity, rarity_threshold),
         prevalence=(0.0,) * num_classes if prevalence is None else prevalence,
     )
     return Charm(

@@ -34,14 +34,14 @@ def copy_of(params: PyTree[Array], batch_stats: PyTree[Array]) -> Momentum:
     )
 
 
-def update(momentum: Momentum, params: PyTree[Array], decay: float) -> Momentum:
+def update(momentum: Momentum, params: PyTree[Array], step: float | Float[Array, ""]) -> Momentum:
     """Compute θ̄ ← m·θ̄ + (1 - m)·θ; the running statistics do not change.
 
     Args:
         params: θ before this step's optimizer update.
-        decay: m in [0, 1].
+        step: 1 - m, in [0, 1]; in float32 it is more exact than 1 less m would be.
     """
-    return momentum.replace(params=optax.incremental_update(params, momentum.params, 1 - decay))
+    return momentum.replace(params=optax.incremental_update(params, momentum.params, step))
 
 
 def both_branches(

@@ -126,18 +126,14 @@ def select(
     labels: Int8[Array, "batch findings"],
     *,
     rule: str,
-    threshold: float,
+    threshold: Threshold,
     prevalence: Prevalence,
 ) -> Bool[Array, " batch"]:
     """Return which rows of a batch the named rule stores.
 
     Args:
-        threshold: τ; -1.0 for the rule's default.
+        threshold: τ, from 0 up.
         prevalence: share of the training images with each finding, for ``rare_finding``.
-
-    Raises:
-        ValueError: the rule is unknown, or the threshold is NaN or negative other than -1.0.
     """
-    tau = resolve_threshold(rule, threshold)
     function = SELECTION_RULES[rule].select
-    return function(features, labels=labels, threshold=tau, prevalence=prevalence)
+    return function(features, labels=labels, threshold=threshold, prevalence=prevalence)

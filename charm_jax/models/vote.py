@@ -40,6 +40,7 @@ _EXACT = jax.lax.Precision.HIGHEST  # TF32 is off by about 1e-3, enough to swap 
 
 Prior = Float[Array, "1 findings"]
 Shares = Float[Array, "batch k findings"]
+Voted = Bool[Array, "batch findings"]
 
 
 class Vote(nn.Module):
@@ -108,13 +109,13 @@ class Vote(nn.Module):
             attention=attention,
             fused=fused,
             key=jax.lax.stop_gradient(key),
-            selected=jnp.full(len(images), train),
+            selected=jnp.zeros(images.shape[0], bool) | train,
             memory=memory,
             momentum=momentum,
         )
         if not train:
-            retrieved, shares, logits = self.read(fused, cases, memory, train=False)
-            return output.replace(logits=logits, retrieved=retrieved, shares=shares)
+            retrieved, (shares, voted), logits = self.read(fused, cases, memory, train=False)
+            return output.replace(logits=logits, retrieved=retrieved, shares=shares, voted=voted)
         memory = memory_bank.refresh(
             memory, output.key, cases.labels, cases.case_ids, cases.patient_ids
         )
@@ -140,15 +141,16 @@ class Vote(nn.Module):
 
     def read(
         self, fused: Vectors, cases: Cases, memory: MemoryBank, *, train: bool
-    ) -> tuple[Retrieved, Shares, Logits]:
+    ) -> tuple[Retrieved, tuple[Shares, Voted], Logits]:
         """Compute the cases that are read, the share of each in the vote, and the logits.
 
-        Shares add up to the vote v. An evaluation only: ``train`` has to be False.
+        Shares add up to the vote v; with them comes whether any case votes on a finding. An
+        evaluation only: ``train`` has to be False.
         """
         retrieved, shares, voted = nearest(memory, fused, cases, self.retrieval_k, self.temperature)
         plain, prior = self.classifier(fused), prevalence(memory)
         shift = log_odds(jnp.minimum(shares.sum(1), 1.0), prior) - log_odds(prior, prior)
-        return retrieved, shares, plain + self.weight * jnp.where(voted, shift, 0.0)
+        return retrieved, (shares, voted), plain + self.weight * jnp.where(voted, shift, 0.0)
 
     def classify(
         self, main: Features, momentum_features: Features | None, cases: Cases, memory: MemoryBank
@@ -165,7 +167,7 @@ class Vote(nn.Module):
 
 def nearest(
     memory: MemoryBank, queries: Vectors, cases: Cases, k: int, temperature: float
-) -> tuple[Retrieved, Shares, Bool[Array, "batch findings"]]:
+) -> tuple[Retrieved, Shares, Voted]:
     """Read the min(k, N) usable cases with the highest cosine, best first.
 
     Returns:
@@ -189,7 +191,7 @@ def _weights(
     similarity: Float[Array, "batch n"], readable: Bool[Array, "batch n"], temperature: float
 ) -> Float[Array, "batch n"]:
     """Compute exp(c / temperature) up to a factor; 0 where nothing may be read."""
-    highest = jnp.max(similarity, axis=1, keepdims=True, where=readable, initial=-1.0)
+    highest = jnp.where(readable, similarity, -1.0).max(1, keepdims=True, initial=-1.0)
     scaled = (similarity - jax.lax.stop_gradient(highest)) / temperature
     return jnp.where(readable, jnp.exp(jnp.where(readable, scaled, 0.0)), 0.0)
 
@@ -220,7 +222,7 @@ def cosines(
     """
     keys = jax.lax.stop_gradient(memory.features)
     filled = (memory.case_ids >= 0)[:, None]
-    mean = jnp.sum(keys, axis=0, keepdims=True, where=filled) / jnp.maximum(memory.count, 1)
+    mean = jnp.where(filled, keys, 0.0).sum(0, keepdims=True) / jnp.maximum(memory.count, 1)
     unit = normalise(queries.astype(keys.dtype) - mean)
     similarity = jnp.matmul(unit, normalise(keys - mean).T, precision=_EXACT)
     return similarity, may_read(memory, cases.case_ids, cases.patient_ids)

@@ -32,7 +32,7 @@ from charm_jax.models.vote import Vote
 from charm_jax.runs import cases, folder
 from charm_jax.runs import data as run_data
 from charm_jax.runs.arguments import read_settings
-from charm_jax.train import setup
+from charm_jax.train import setup, trackers
 from charm_jax.train.log import run_log
 from charm_jax.train.setup import Experiment
 from charm_jax.train.trainer import Beginning, Training, evaluation_command
@@ -46,6 +46,9 @@ _SHOWN = 20  # refused images that a dry run lists
 _LEFTOVERS = ("environment.json", "patients.csv", "weights.json", "range_test_*")
 _OPTIONS = {
     "dry_run": Option(False, "check everything, print one JSON object, train nothing"),
+    "estimate": Option(
+        False, "let --dry_run time a few steps: hours, memory and disk of the whole training"
+    ),
     "from": Option(
         "",
         "start a new run from weights, bank and momentum branch of a checkpoint: RUN, RUN:best, "
@@ -68,6 +71,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = cli.parse(cli.Command(__doc__, _OPTIONS, config=True), argv)
     values = arguments.flags
+    if values.estimate and not values.dry_run:
+        raise InputError("--estimate trains nothing: give --dry_run with it.")
     settings = cli.load_settings(arguments, "demo" if values.config is None else values.config)
     if values.config is None and settings.data.source == "phantom":
         _check_demo_folder(arguments.overrides)
@@ -78,10 +83,12 @@ def main(argv: list[str]) -> int:
     processes.join(values.process, values.coordinator)
     processes.all_succeed(lambda: validate.check(settings))
     processes.all_succeed(lambda: _check_refit(settings))
+    processes.all_succeed(lambda: trackers.check(settings.log.tracker_names))
     source = values["from"].value
     processes.check_alike(
         {
             "--dry_run": values.dry_run,
+            "--estimate": values.estimate,
             "--from": source,
             "config.data.resident": settings.data.resident,
             "config.checkpoint.every_steps": settings.checkpoint.every_steps,
@@ -123,7 +130,7 @@ def main(argv: list[str]) -> int:
         ):
             say(note)
         if values.dry_run:
-            return _report_dry_run(experiment, description, source)
+            return _report_dry_run(experiment, description, source, values.estimate)
         _announce(experiment, description)
 
         def lock() -> bool:
@@ -209,7 +216,9 @@ def _prepare(settings: Settings, scratch: Path | None) -> tuple[Experiment, dict
     return experiment, run_data.describe_split(settings, experiment.data, parameters)
 
 
-def _report_dry_run(experiment: Experiment, description: dict[str, Any], source: str) -> int:
+def _report_dry_run(
+    experiment: Experiment, description: dict[str, Any], source: str, estimate: bool
+) -> int:
     """Check the weights, print the description and return the exit code."""
     keys, directory = experiment.settings.model, experiment.directory
     begun = source or processes.broadcast_from_first(lambda: folder.has_begun(directory))
@@ -219,6 +228,13 @@ def _report_dry_run(experiment: Experiment, description: dict[str, Any], source:
         say(f"Weights: training will download them to {path}.")
     elif begun or keys.init_from != "random":
         Training(experiment, description).begin(source)
+    if estimate:
+        found = Training(experiment, description).estimate()
+        description = description | {"estimate": found}
+        say(
+            "Estimate of a new run: {hours:.2g} hours, {memory_gib:.2g} GiB of memory, "
+            "{checkpoints_gib:.2g} GiB of checkpoints.".format_map(found)
+        )
     if processes.is_first():
         print(json.dumps(description, indent=2))
     for name, reason in experiment.data.refusals[:_SHOWN]:

@@ -10,7 +10,7 @@ from charm_jax.config.cli import say
 from charm_jax.distributed import processes
 from charm_jax.inference.input_check import check_inputs
 from charm_jax.models.state import TrainState, averaged
-from charm_jax.runs import folder
+from charm_jax.runs import cases, folder
 from charm_jax.runs.arguments import read_settings
 from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.train.setup import Experiment
@@ -97,12 +97,17 @@ def _of_run(
         weights = {"params": new.params, "batch_stats": new.batch_stats}
         return new.replace(average=weights if found["config"]["model"]["average"] else None)
 
-    state, checkpoint = folder.restore(run, checkpoint or "best", like)
+    # A refitted classifier fits the running statistics, and not those of a batch.
+    state, checkpoint, _ = folder.restore(run, checkpoint or "best", like, refit=False)
     state = averaged(state).replace(average=new.average, rng=new.rng)
     seen = meta["split"]
     folder.check_findings(run, seen["findings"], experiment.data.table)
-    if seen["sha256"] != split["sha256"]:
-        say(f"warning: {run} saw other images, whose patients no evaluation will recognise.")
+    table, learned = experiment.data.table, experiment.data.seen
+    if other := set(cases.trained_on(run)) - set(table.images[learned]):
+        say(
+            f"warning: {run} saw {len(other):,} other images, whose patients no evaluation will "
+            "recognise."
+        )
     if state.memory is not None and seen["cases"] != split["cases"]:
         say(f"warning: {run} numbers its cases differently: the memory bank starts empty.")
         state = state.replace(memory=new.memory)

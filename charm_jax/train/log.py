@@ -1,4 +1,4 @@
-"""Report a run: run.log, progress, metrics.jsonl and TensorBoard events."""
+"""Report a run: run.log, progress, metrics.jsonl and trackers."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from charm_jax.config.cli import Notice, say
 from charm_jax.train.plan import Plan
+from charm_jax.train.trackers import Tracker
 from data_pipelines.atomic_files import whole_file
 from data_pipelines.progress import progress
 
@@ -77,7 +78,12 @@ class RunLog:
     """Progress of each epoch, and lines of metrics for each interval and epoch."""
 
     def __init__(
-        self, directory: Path, plans: Sequence[Plan], position: tuple[str, int], every_steps: int
+        self,
+        directory: Path,
+        plans: Sequence[Plan],
+        position: tuple[str, int],
+        every_steps: int,
+        trackers: Sequence[Tracker] = (),
     ):
         """Open the log and drop lines beyond ``position``, which a killed run wrote.
 
@@ -86,13 +92,13 @@ class RunLog:
             plans: of all phases, in the order of training.
             position: phase and step from which the run continues.
             every_steps: steps of an interval.
+            trackers: get the same values as ``metrics.jsonl``; closed with this log.
         """
         self._plans, self._every_steps = list(plans), every_steps
         path = directory / "metrics.jsonl"
         _truncate(path, position, [plan.phase for plan in plans])
         self._file = path.open("a", encoding="utf-8")
-        self._directory, self._position = directory, position
-        self._events: dict[str, Any] = {}
+        self._directory, self._trackers = directory, trackers
         self._bar: tqdm | None = None
         self._steps = 0
         self._began = self._since = self._last_step = time.perf_counter()
@@ -119,7 +125,7 @@ class RunLog:
         if step % self._every_steps == 0:
             rate = self._steps * plan.batch_size / (self._last_step - self._since)
             self._steps, self._since = 0, self._last_step
-            costs = {"images_per_second": rate, "memory_gib": _peak_memory()}
+            costs = {"images_per_second": rate, "memory_gib": peak_memory()}
             self._write("interval", plan, step, metrics | costs)
 
     def epoch(self, plan: Plan, step: int, values: dict[str, Any]) -> None:
@@ -151,7 +157,7 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        for file in (self._file, *self._events.values()):
+        for file in (self._file, *self._trackers):
             try:
                 file.close()
             except OSError as failure:
@@ -165,50 +171,14 @@ class RunLog:
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-            self._write_events(kind, plan, step, finite)
+            for tracker in self._trackers:
+                tracker.write(plan.phase, kind, step, finite)
         except OSError as error:
             error.filename = error.filename or str(self._directory)  # `write` names none
             raise
 
-    def _write_events(self, kind: str, plan: Plan, step: int, values: dict[str, Any]) -> None:
-        from tensorboardX.proto import event_pb2, summary_pb2
 
-        if plan.phase not in self._events:
-            # A folder for each phase, because purging after a restart goes by step alone.
-            phase, last = self._position
-            self._events[plan.phase] = _open_events(
-                self._directory / "tensorboard" / plan.phase,
-                last + 1 if plan.phase == phase else None,
-            )
-        shown = [
-            summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            for name, value in values.items()
-            if value is not None
-        ]
-        summary = summary_pb2.Summary(value=shown)
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        self._events[plan.phase].write_event(event)
-
-
-def _open_events(directory: Path, purge_step: int | None) -> Any:
-    """Open TensorBoard's events of a phase, which hide earlier ones from ``purge_step`` on.
-
-    A ``SummaryWriter`` writes from a thread, which leaves training waiting when it meets a full
-    disk, and through a queue that needs /dev/shm.
-    """
-    # It imports PyTorch where there is one, for seconds that the first step need not wait.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2
-
-    directory.mkdir(parents=True, exist_ok=True)
-    events = EventsWriter(str(directory / "events"))
-    if purge_step is not None:
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        events.write_event(event_pb2.Event(step=purge_step, session_log=start))
-    return events
-
-
-def _peak_memory() -> float | None:
+def peak_memory() -> float | None:
     """Return the peak memory of the first device, or else of the process, in GiB if known."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:

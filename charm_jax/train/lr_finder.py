@@ -64,7 +64,7 @@ def range_test(experiment: Experiment, plan: Plan, state: TrainState) -> dict[st
     say(f"Range test of stage {plan.phase}: {STEPS} steps on a copy.")
     shares = optim.geometric(1 / keys.lr_spread, 1.0)
     optimizer = optim.adamw(rates(), B1, share=shares, clip_norm=keys.clip_norm)
-    step = setup.compile_train_step(experiment, plan, optimizer)
+    step = setup.compile_test_step(experiment, plan, optimizer)
     longer = dataclasses.replace(plan, epochs=-(-STEPS // plan.steps_per_epoch))
     begun = begin_stage(state, optimizer, state.rng, freeze_trunk=plan.freeze_trunk)
     begun = mesh.replicated(begun, mesh.mesh())

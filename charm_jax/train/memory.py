@@ -47,7 +47,8 @@ def check_memory(experiment: Experiment, plans: Iterable[Plan]) -> None:
 def _lowered(experiment: Experiment, plan: Plan) -> Any:
     """Lower the step of a phase; once compiled, it is in the cache when training asks for it."""
     settings, data, over = experiment.settings, experiment.data, mesh.mesh()
-    optimizer = setup.make_optimizer(experiment, plan, settings.stages[plan.stage].peak_lr)
+    peak = settings.stages[plan.stage].peak_lr
+    optimizer = setup.make_optimizer(experiment, plan, peak)
     new, key = build.state_shapes(experiment.model, settings), jax.random.key(0)
     state = jax.eval_shape(
         lambda new: begin_stage(new, optimizer, key, freeze_trunk=plan.freeze_trunk), new
@@ -72,6 +73,6 @@ def _lowered(experiment: Experiment, plan: Plan) -> Any:
         "patient_id": np.zeros(rows, np.int32),
     }
     step = setup.compile_train_step(
-        experiment, plan, optimizer, cases if settings.data.resident else None
+        experiment, plan, peak, cases if settings.data.resident else None
     )
     return step.lower(state, batch)

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -15,6 +17,7 @@ _DIV_END = 1e5  # the rate ends at peak / 1e5
 _B1_HIGH, _B1_LOW = 0.95, 0.85
 
 Schedule = Callable[[int | Array], Array]
+Number = int | float | np.generic | np.ndarray | Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +43,60 @@ SCHEDULES = {
 }
 
 
-def one_cycle_rate(peak: float, steps: int, cycle: Cycle) -> Schedule:
-    """Return the rate by step: a cosine from peak/div to ``peak``, then one to peak/1e5."""
-    return _two_cosines(peak / cycle.div, peak, peak / _DIV_END, steps, cycle.warm_up)
+class OneCycle(NamedTuple):
+    """The numbers of a one-cycle schedule; a compiled step takes them as an argument.
 
-
-def one_cycle_b1(steps: int, cycle: Cycle) -> Schedule:
-    """Return Adam's b1 by step: 0.95 to 0.85 while the rate rises, and back."""
-    return _two_cosines(_B1_HIGH, _B1_LOW, _B1_HIGH, steps, cycle.warm_up)
-
-
-def _two_cosines(start: float, middle: float, end: float, steps: int, warm_up: float) -> Schedule:
-    """Return a schedule that is ``middle`` after the share ``warm_up`` of the steps.
-
-    Differs: ``optax.cosine_onecycle_schedule`` rounds the place of the peak down to a step.
+    Attributes:
+        first: rate of the head at the first update.
+        peak: its highest rate.
+        last: its last one.
+        updates: of the cycle.
+        warm_up: share of them before the peak.
     """
 
-    def schedule(step: int | Array) -> Array:
-        position = jnp.asarray(step, jnp.float32) / steps
-        rises = position < warm_up
-        share = jnp.where(rises, position / warm_up, (position - warm_up) / (1 - warm_up))
+    first: Number
+    peak: Number
+    last: Number
+    updates: Number
+    warm_up: Number
+
+    def rate(self, step: int | Array) -> Array:
+        """Return the rate of the head at a step: a cosine to the peak, then one to the last."""
+        return self._two_cosines(self.first, self.peak, self.last, step)
+
+    def b1(self, step: int | Array) -> Array:
+        """Return Adam's b1 at a step: 0.95 to 0.85 while the rate rises, and back."""
+        return self._two_cosines(_B1_HIGH, _B1_LOW, _B1_HIGH, step)
+
+    def _two_cosines(self, start: Number, middle: Number, end: Number, step: int | Array) -> Array:
+        """Return what is ``middle`` after the share ``warm_up`` of the updates.
+
+        Differs: ``optax.cosine_onecycle_schedule`` rounds the place of the peak down to a step.
+        """
+        position = jnp.asarray(step, jnp.float32) / self.updates
+        rises = position < self.warm_up
+        falling = (position - self.warm_up) / (1 - self.warm_up)
+        share = jnp.where(rises, position / self.warm_up, falling)
         before, after = jnp.where(rises, start, middle), jnp.where(rises, middle, end)
         # This square is (1 + cos(pi share)) / 2, without its cancellation near the end.
         return after + (before - after) * jnp.cos(jnp.pi / 2 * share) ** 2
 
-    return schedule
+
+def one_cycle(peak_lr: float, steps: int, cycle: Cycle, accumulate: int = 1) -> OneCycle:
+    """Return the schedule of a phase, which begins at peak/div and ends at peak/1e5.
+
+    Args:
+        peak_lr: of the head, in the whole stage.
+        steps: batches of the cycle, at least 1; an update may accumulate several.
+        cycle: its shape.
+
+    Raises:
+        ValueError: no steps.
+    """
+    if steps < 1:
+        raise ValueError(f"a one-cycle schedule needs at least one step, not {steps}")
+    peak, updates = cycle.peak * peak_lr, max(steps // accumulate, 1)
+    return OneCycle(peak / cycle.div, peak, peak / _DIV_END, updates, cycle.warm_up)
 
 
 def peak_step(steps: int, cycle: Cycle) -> int:
@@ -151,16 +183,9 @@ def adamw_one_cycle(
     Raises:
         ValueError: no steps.
     """
-    if steps < 1:
-        raise ValueError(f"a one-cycle schedule needs at least one step, not {steps}")
-    updates = max(steps // accumulate, 1)
-    return adamw(
-        one_cycle_rate(cycle.peak * peaks["head"], updates, cycle),
-        one_cycle_b1(updates, cycle),
-        share={group: peak / peaks["head"] for group, peak in peaks.items()},
-        clip_norm=clip_norm,
-        accumulate=accumulate,
-    )
+    numbers = one_cycle(peaks["head"], steps, cycle, accumulate)
+    share = {group: peak / peaks["head"] for group, peak in peaks.items()}
+    return adamw(numbers.rate, numbers.b1, share=share, clip_norm=clip_norm, accumulate=accumulate)
 
 
 def hyperparams(opt_state: optax.OptState) -> dict[str, Array]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,24 @@ import numpy as np
 import optax
 
 from charm_jax.config import build
-from charm_jax.config.settings import PHASES, Settings
+from charm_jax.config.settings import PHASES, Settings, StageSettings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
 from charm_jax.inference.rows import largest_batch, predict_rows
 from charm_jax.inference.steps import jit_eval_step
 from charm_jax.metrics.classification import auroc_and_ap, mean
 from charm_jax.models.create import Network
-from charm_jax.models.losses import LOSSES, SUMMED
+from charm_jax.models.imbalance import class_counts, needs_counts
+from charm_jax.models.losses import SUMMED, Loss
+from charm_jax.models.selection import resolve_threshold
 from charm_jax.models.state import TrainState
 from charm_jax.runs.data import Data, resident_cases
 from charm_jax.train import optim
 from charm_jax.train.plan import Plan
-from charm_jax.train.step import jit_train_step
+from charm_jax.train.step import PhaseNumbers, PhaseStep, jit_phase_step, jit_train_step
 from data_pipelines.loading import augment, loader
 from data_pipelines.loading.resident import ResidentCases
+from data_pipelines.tables.case_table import rows_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Experiment:
         """The network."""
         findings = len(self.data.table.findings)
         return build.build_network(self.settings, findings, self.data.prevalence)
+
+    @cached_property
+    def steps(self) -> dict[Any, CompiledStep]:
+        """Training steps that phases share, by what they are compiled for."""
+        return {}
 
     @cached_property
     def cases(self) -> ResidentCases | None:
@@ -117,28 +126,89 @@ def make_optimizer(
 
 
 def compile_train_step(
-    experiment: Experiment,
-    plan: Plan,
-    optimizer: optax.GradientTransformation,
-    cases: ResidentCases | None = None,
-) -> CompiledStep:
-    """Compile the training step of a phase; ``cases`` are shapes in place of resident images."""
+    experiment: Experiment, plan: Plan, peak_lr: float, cases: ResidentCases | None = None
+) -> PhaseStep:
+    """Compile the training step of a phase; phases that differ in numbers alone share a program.
+
+    Args:
+        peak_lr: of the stage, for the head.
+        cases: shapes in place of resident images.
+    """
     settings = experiment.settings
+    keys = settings.stages[plan.stage]
+    sharing = [
+        name for name in settings.stage_names if _links(settings.stages[name]) == _links(keys)
+    ]
+    own = plan.freeze_trunk, _links(keys)
+    step = experiment.steps.get(own) if cases is None else None
+    if step is None:
+        links = {"clip_norm": keys.clip_norm, "accumulate": keys.accumulate}
+        links["share"] = optim.geometric(1 / keys.lr_spread, 1.0)
+        step = jit_phase_step(
+            cases or experiment.cases,
+            mesh.mesh(),
+            make_optimizer=lambda schedule: optim.adamw(schedule.rate, schedule.b1, **links),
+            losses=[_losses(experiment, name, train=True) for name in sharing],
+            **_parts(experiment, plan),
+        )
+        if cases is None:
+            experiment.steps[own] = step
+    schedule = optim.one_cycle(peak_lr, plan.steps, plan.cycle, keys.accumulate)
+    numbers = PhaseNumbers(
+        schedule,
+        sharing.index(plan.stage),
+        plan.steps_before,
+        1 - settings.model.momentum,
+        resolve_threshold(settings.model.rarity, settings.model.rarity_threshold),
+    )
+    return PhaseStep(step, numbers, mesh.mesh())
+
+
+def _links(keys: StageSettings) -> tuple[int | float, ...]:
+    """Return what of a stage's settings is compiled into its step, beside its loss."""
+    return keys.lr_spread, keys.clip_norm, keys.accumulate, keys.mixup
+
+
+def compile_test_step(
+    experiment: Experiment, plan: Plan, optimizer: optax.GradientTransformation
+) -> CompiledStep:
+    """Compile a training step of a phase with another optimizer, for a range test."""
+    loss, vote_loss = _losses(experiment, plan.stage, train=True)
     return jit_train_step(
-        cases or experiment.cases,
+        experiment.cases,
         mesh.mesh(),
-        model=experiment.model.clone(freeze_trunk=plan.freeze_trunk),
         optimizer=optimizer,
-        loss=LOSSES[settings.stages[plan.stage].loss],
-        augment=partial(
+        loss=loss,
+        vote_loss=vote_loss,
+        averaged_steps=plan.steps_before,
+        momentum_step=1 - experiment.settings.model.momentum,
+        **_parts(experiment, plan),
+    )
+
+
+def _parts(experiment: Experiment, plan: Plan) -> dict[str, Any]:
+    """Return what the training steps of a phase have in common."""
+    settings = experiment.settings
+    return {
+        "model": experiment.model.clone(freeze_trunk=plan.freeze_trunk),
+        "augment": partial(
             augment.training_images,
             channels=settings.model.channels,
             input_range=settings.model.input_range,
+            changes=settings.augment,
         ),
-        momentum_decay=settings.model.momentum,
-        average_decay=settings.model.average,
-        averaged_steps=plan.steps_before,
-    )
+        "mixup_alpha": settings.stages[plan.stage].mixup,
+        "average_decay": settings.model.average,
+    }
+
+
+def _losses(experiment: Experiment, stage: str, *, train: bool) -> tuple[Loss, Loss]:
+    """Return the losses of a stage, whose numbers are those of its training split."""
+    keys, data = experiment.settings.stages[stage], experiment.data
+    if not needs_counts(keys.loss, keys.class_weights):
+        return build.build_losses(keys, None, train=train)
+    labels = data.table.labels[data.split.rows(stage, "train")]
+    return build.build_losses(keys, class_counts(labels), train=train)
 
 
 def compile_eval_step(experiment: Experiment) -> CompiledStep:
@@ -153,16 +223,30 @@ def compile_eval_step(experiment: Experiment) -> CompiledStep:
 def training_batches(
     experiment: Experiment, plan: Plan, start_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Stream a phase's batches from a step on, in the order that seed and phase give."""
+    """Stream a phase's batches from a step on, in the order that seed and phase give.
+
+    Source: class-balanced sampling as in Kang et al., arXiv 1910.09217, equation 1 with q = 0;
+    class-aware sampling as in Shen et al., arXiv 1512.05830.
+    Differs: the images without any finding are one more class.
+    """
     settings, data = experiment.settings, experiment.data
+    rows = data.split.rows(plan.stage, "train")
+    sampling = settings.stages[plan.stage].sampling
+    sets: list[np.ndarray] = []
+    if settings.data.equal_sets:
+        sets = [np.intersect1d(rows, rows_of(data.table, name)) for name in data.table.sets]
+    elif sampling != "uniform":
+        sets = loader.rows_by_finding(data.table.labels, rows)
     case_ids = loader.case_id_batches(
-        data.split.rows(plan.stage, "train"),
+        rows,
         batch_size=plan.batch_size,
         seed=len(PHASES) * settings.seed + PHASES.index(plan.phase),
         epochs=plan.epochs,
         batch_key=f"config.stages.{plan.stage}.batch_size",
         process=jax.process_index(),
         processes=jax.process_count(),
+        sets=sets,
+        at_random=sampling == "class_balanced",
     )
     if settings.data.resident:
         return loader.training_ids(case_ids, start_step)
@@ -184,7 +268,7 @@ def validator(
     """
     settings, data = experiment.settings, experiment.data
     rows, name = data.split.rows(plan.stage, "val"), settings.stages[plan.stage].loss
-    labels, loss = data.table.labels[rows], LOSSES[name]
+    labels, (loss, _) = data.table.labels[rows], _losses(experiment, plan.stage, train=False)
     share = plan.batch_size / len(rows) if name in SUMMED else 1.0
 
     def validate(network: TrainState) -> dict[str, float | None]:

@@ -26,12 +26,14 @@ from charm_jax.runs import data as run_data
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
+from charm_jax.train.estimate import estimate
 from charm_jax.train.first_weights import first_weights
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
 from charm_jax.train.memory import check_memory
 from charm_jax.train.plan import VALIDATION_SCORES, Progress
 from charm_jax.train.setup import Experiment
+from charm_jax.train.trackers import open_trackers
 from charm_jax.weights.load import WeightFile
 from data_pipelines import stopping
 from data_pipelines.errors import InputError
@@ -107,6 +109,14 @@ class Training:
         if beginning.is_new:
             self._test_rate(beginning.state, beginning.progress.phase)
 
+    def estimate(self) -> dict[str, Any]:
+        """Return what a new run takes; see ``estimate.estimate``. It writes nothing."""
+
+        def begin(phase: str) -> TrainState:
+            return self._begin_phase(phase, build.new_state(self.experiment.model, self.settings))
+
+        return estimate(self.experiment, self.plans, begin)
+
     def run(self, beginning: Beginning) -> int:
         """Train to the end and return the exit code."""
         try:
@@ -139,9 +149,12 @@ class Training:
             log = None
             if processes.is_first():
                 position = (progress.phase, int(state.step))
-                every_steps = self.settings.log.every_steps
+                keys, raw = self.settings.log, self.settings.raw
+                trackers = open_trackers(keys.tracker_names, self.directory, position, raw)
                 plans = list(self.plans.values())
-                log = stack.enter_context(RunLog(self.directory, plans, position, every_steps))
+                log = stack.enter_context(
+                    RunLog(self.directory, plans, position, keys.every_steps, trackers)
+                )
             for phase in self.phases[self.phases.index(progress.phase) :]:
                 if phase != progress.phase:
                     state = self._begin_phase(phase, averaged(self._best(progress, state)))
@@ -160,8 +173,7 @@ class Training:
         self._test_rate(state, plan.phase)
         peak = lr_finder.peak_rate(self.experiment, plan, self.range_tests[plan.phase])
         self.peaks[plan.phase] = peak
-        optimizer = setup.make_optimizer(self.experiment, plan, peak)
-        step = setup.compile_train_step(self.experiment, plan, optimizer)
+        step = setup.compile_train_step(self.experiment, plan, peak)
         traces = self.settings.log.trace_steps if processes.is_first() else 0
         batches = setup.training_batches(self.experiment, plan, int(state.step))
         with (
@@ -198,6 +210,7 @@ class Training:
             for phase, step in every:
                 try:
                     meta = checkpoints.meta(phase, step)
+                    self._check_whole(meta)
                     extended = self._check_epochs(phase, meta)
                     self._check_split(meta["split"])
                     state = self._restore(checkpoints, phase, step, new)
@@ -237,6 +250,18 @@ class Training:
         done = step // self.settings.stages[self.plans[phase].stage].accumulate
         return state.replace(opt_state=optim.at_update(like.opt_state, done))
 
+    def _check_whole(self, meta: dict[str, Any]) -> None:
+        """Refuse to continue without the optimizer's state, whose steps would begin again.
+
+        Raises:
+            InputError: ``charm-jax runs slim`` removed it.
+        """
+        if not any(name.startswith("opt_state/") for name in meta["leaves"]):
+            raise InputError(
+                f"The run {self.directory} was reduced by charm-jax runs slim and cannot be "
+                f"trained further: start another with --config.name and --from {self.directory}."
+            )
+
     def _check_epochs(self, phase: str, meta: dict[str, Any]) -> bool:
         """Whether the newest phase is finished and gets more epochs.
 
@@ -260,6 +285,8 @@ class Training:
     def _check_split(self, saved: dict[str, Any]) -> None:
         """Refuse to continue with other images, for which steps, order and bank mean nothing.
 
+        Other labels need ``config.resume=force``.
+
         Raises:
             InputError: with the findings, or the first split, that differ.
         """
@@ -279,6 +306,18 @@ class Training:
                 "name the wrong cases: undo the added, removed or renamed rows, or choose another "
                 "--config.name."
             )
+        now, then = self.split["labels"], saved.get("labels", {})  # none in older checkpoints
+        changed = [name for name in then if then[name] != now.get(name)]
+        if changed:
+            what = (
+                f"The labels of {changed[0]} are not those that the run {self.directory} began with"
+            )
+            if self.settings.resume != "force":
+                raise InputError(
+                    f"{what}: bring them back, choose another --config.name, or continue it "
+                    "nevertheless with --config.resume=force."
+                )
+            say(f"warning: {what}: the memory bank keeps the old ones until it is refilled.")
 
     def _best(self, progress: Progress, like: TrainState) -> TrainState:
         """Return the best state of a finished phase, or else its newest readable one.
@@ -428,7 +467,13 @@ class Training:
                 f"{made['val_loss']:.4f}, before {made['val_loss_before']:.4f}; {kept} is used."
             )
 
-        self._finish(work)
+        try:
+            self._finish(work)
+        except InputError as error:  # the run is whole without it
+            say(
+                f"warning: {error} The classifier of training is kept: mend this and give the same "
+                "command again to refit it."
+            )
 
     def _finish(self, work: Callable[[], None]) -> None:
         """Do what follows the last checkpoint, and can be done again from there.

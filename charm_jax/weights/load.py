@@ -284,8 +284,8 @@ def load(
     named = {name: tensors[original] for name, original in in_file.items()}
     of_reference = any(name.startswith(layouts.REFERENCE) for name in named)
     if of_reference and is_plain(state):
-        key = "charm=True" if state.memory is None else "memory=published"
-        raise ValueError(f"it holds CHARM, not a linear classifier: set --config.model.{key}")
+        key = "model.charm=True" if state.memory is None else "preset=published"
+        raise ValueError(f"it holds CHARM, not a linear classifier: set --config.{key}")
     last = _REFERENCE_LAST if of_reference else backbone.classifier
     if not of_reference:
         _rename_classifier(named, in_file, last, backbone.feature_dim)

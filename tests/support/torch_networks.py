@@ -93,7 +93,7 @@ def lite_conv(inputs, outputs, size, stride=1, groups=1):
 
 
 def lite_norm(channels):
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class LiteBlock(nn.Module):

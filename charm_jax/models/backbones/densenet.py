@@ -10,6 +10,7 @@ from charm_jax.models.backbones.backbone import Backbone, without_stochastic_dep
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv as PaddedConv
 from charm_jax.models.layers.conv import fan_in_kernel_init
+from charm_jax.models.layers.pool import max_pool
 from charm_jax.models.shapes import Maps, NewMaps, SameSizeMaps
 
 _BOTTLENECK = 4  # width of the 1x1 convolution as a multiple of the growth
@@ -61,7 +62,7 @@ class Transition(nn.Module):
         """Halve channels and sides (rounded down)."""
         y = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
         y = Conv(x.shape[-1] // 2, 1, dtype=self.dtype, name="conv")(y)
-        return nn.avg_pool(y, (2, 2), (2, 2))
+        return nn.avg_pool(y, window_shape=(2, 2), strides=(2, 2))
 
 
 class Trunk(nn.Module):
@@ -85,7 +86,7 @@ class Trunk(nn.Module):
         x = Conv(2 * self.growth, 7, 2, dtype=self.dtype, name="features.conv0")(images)
         self.sow("intermediates", "conv0.out", x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="features.norm0")(x, train=train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         self.sow("intermediates", "pool0.out", x)
         for i, layers in enumerate(self.layers, start=1):
             x = DenseBlock(layers, self.growth, self.dtype, name=f"features.denseblock{i}")(

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from charm_jax.models.backbones.backbone import Backbone, without_stochastic_depth
 from charm_jax.models.layers.batch_norm import BatchNorm
 from charm_jax.models.layers.conv import Conv
+from charm_jax.models.layers.pool import max_pool
 from charm_jax.models.shapes import Maps, NewMaps
 
 _EXPANSION = 4  # a bottleneck's output is this many times as wide as its inside
@@ -77,7 +78,7 @@ class Trunk(nn.Module):
         x = Conv(64, 7, 2, dtype=self.dtype, name="conv1")(images)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train))
         self.sow("intermediates", "stem.out", x)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         for i, blocks in enumerate(self.blocks):
             strides = 1 if i == 0 else 2
             layer = Layer(64 * 2**i, blocks, strides, self.dtype, name=f"layer{i + 1}")

@@ -78,7 +78,7 @@ class Trunk(nn.Module):
             if i >= _FIRST_ATTENDED:
                 x = LargeKernelAttention(self.dtype, name=f"lka{i}")(x)
                 self.sow("intermediates", f"lka{i}.out", x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         return x
 
 
@@ -94,7 +94,7 @@ class Expansion(nn.Module):
         self.sow("intermediates", "block5.out", x)
         x = LargeKernelAttention(self.dtype, name="lka5")(x)
         self.sow("intermediates", "lka5.out", x)
-        return nn.max_pool(x, (2, 2), (2, 2))
+        return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 # The reference numbers blocks, attentions and poolings in a row.

@@ -1,6 +1,8 @@
 """Define convolutions with torch's padding, in the form that is fast on each backend."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import flax.linen as nn
@@ -15,6 +17,7 @@ from charm_jax.models.layers.batch_norm import at_least_float32
 from charm_jax.models.shapes import Maps, NewMaps, SameSizeMaps
 
 _LARGEST_BY_TAPS = 5
+_plain = contextvars.ContextVar("plain", default=False)
 
 # torch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -71,7 +74,9 @@ class Conv(nn.Module):
         if self.depthwise:
             y = depthwise_conv(x, kernel.astype(self.dtype), self.strides, self.dilation, shift)
         elif self.kernel_size == 1:
-            y = pointwise(x[:, :: self.strides, :: self.strides], kernel[0, 0])
+            x = x[:, :: self.strides, :: self.strides]
+            kernel = kernel[0, 0]
+            y = x @ kernel.astype(x.dtype) if uses_plain_forms() else pointwise(x, kernel)
         else:
             y = dense_conv(x, kernel.astype(self.dtype), self.strides, shift)
         if self.use_bias:
@@ -85,6 +90,24 @@ class Conv(nn.Module):
         """Return how much less "SAME" pads before the first pixel than torch."""
         total = max(self.kernel_size - (side % self.strides or self.strides), 0)
         return self.kernel_size // 2 - total // 2
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Trace convolutions and pools as single operations without a gradient of their own.
+
+    Converters to other formats know these.
+    """
+    before = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(before)
+
+
+def uses_plain_forms() -> bool:
+    """Return whether operations are traced within ``plain_forms``."""
+    return _plain.get()
 
 
 @jax.custom_vjp
@@ -125,13 +148,11 @@ def dense_conv(
     numbers of channels, products are shifted instead of pixels. For outputs of few pixels all
     directions are matrix products: 30 times as fast.
     """
-    if kernel.shape[0] > _LARGEST_BY_TAPS:
-        return forms.native(x, kernel, strides, groups=1, shift=shift)
+    native = partial(forms.native, strides=strides, groups=1, shift=shift)
+    if _plain.get() or kernel.shape[0] > _LARGEST_BY_TAPS:
+        return native(x, kernel)
     return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(forms.dense, strides=strides, shift=shift),
-        default=partial(forms.native, strides=strides, groups=1, shift=shift),
+        x, kernel, cpu=partial(forms.dense, strides=strides, shift=shift), default=native
     )
 
 
@@ -148,11 +169,14 @@ def depthwise_conv(
     On CPU it is a sum of shifted products, equal up to the order of summation: XLA's grouped
     convolution is 20 to 300 times slower there, forward and backward.
     """
+    native = partial(
+        forms.native, strides=strides, groups=x.shape[-1], dilation=dilation, shift=shift
+    )
+    if _plain.get():
+        return native(x, kernel)
     return lax.platform_dependent(
         x,
         kernel,
         cpu=partial(forms.depthwise, strides=strides, dilation=dilation, shift=shift),
-        default=partial(
-            forms.native, strides=strides, groups=x.shape[-1], dilation=dilation, shift=shift
-        ),
+        default=native,
     )

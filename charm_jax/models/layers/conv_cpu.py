@@ -48,15 +48,13 @@ def native(
     )
 
 
-def _live_taps(shape: tuple[int, ...], size: int, dilation: int = 1) -> list[tuple[int, int]]:
+def _live_taps(sides: tuple[int, ...], size: int, dilation: int = 1) -> list[tuple[int, int]]:
     """Return (row, column) of the taps that read more than padding, in row-major order.
 
     A dilated kernel on a small map has few of them.
     """
     reach = size // 2
-    rows, columns = (
-        [i for i in range(size) if dilation * abs(i - reach) < side] for side in shape[1:3]
-    )
+    rows, columns = ([i for i in range(size) if dilation * abs(i - reach) < side] for side in sides)
     return [(i, j) for i in rows for j in columns]
 
 
@@ -74,7 +72,7 @@ def _taps(
     down, right = shift
     return {
         (i, j): padded[:, window(dilation * i + down, height), window(dilation * j + right, width)]
-        for i, j in _live_taps(x.shape, size, dilation)
+        for i, j in _live_taps(x.shape[1:3], size, dilation)
     }
 
 
@@ -102,7 +100,7 @@ def _sum_of_shifts(x: Array, kernel: Array, dilation: int) -> Array:
     """
     reach = kernel.shape[0] // 2
     total = jnp.zeros((), x.dtype)
-    for i, j in _live_taps(x.shape, kernel.shape[0], dilation):
+    for i, j in _live_taps(x.shape[1:3], kernel.shape[0], dilation):
         down, right = dilation * (reach - i), dilation * (reach - j)
         product = x * kernel[i, j].reshape(1, 1, 1, -1)
         shifts = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
@@ -167,7 +165,7 @@ def _sum_over_images(
         taps = _taps(pixels, size, strides, dilation, shift)
         return {at: sums[at] + product(tap, grad_of_image) for at, tap in taps.items()}
 
-    zeros = dict.fromkeys(_live_taps(x.shape, size, dilation), zero)
+    zeros = dict.fromkeys(_live_taps(x.shape[1:3], size, dilation), zero)
     return lax.fori_loop(0, len(x), add, zeros)
 
 
@@ -248,7 +246,7 @@ def _products_then_shifts(x: Array, kernel: Array) -> Array:
     flat = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
     products = (x.reshape(-1, channels) @ flat).reshape(*x.shape[:3], size, size, features)
     total = jnp.zeros((), x.dtype)
-    for i, j in _live_taps(x.shape, size):
+    for i, j in _live_taps(x.shape[1:3], size):
         down, right = size // 2 - i, size // 2 - j
         shifts = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
         total = total + lax.pad(products[:, :, :, i, j], jnp.zeros((), x.dtype), shifts)

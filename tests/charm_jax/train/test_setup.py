@@ -1,13 +1,19 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import experiment_of
+from tables import small_table
 
-from charm_jax.config import cli, recipe
+from charm_jax.config import build, cli, recipe, settings
+from charm_jax.models.imbalance import class_counts, make_loss
+from charm_jax.models.losses import LOSSES
 from charm_jax.models.state import TrainState
 from charm_jax.train import optim, setup
 from charm_jax.train.plan import Progress
+from data_pipelines.sources.merged import merge
 
 
 def notebook():
@@ -92,6 +98,27 @@ def test_the_schedules_to_choose_are_those_that_there_are():
         assert set(recipe.KEYS[f"stages.{stage}.schedule"].choices) == set(optim.SCHEDULES)
 
 
+def test_phases_share_a_program_unless_more_than_numbers_and_losses_differ():
+    def programs(**focal):
+        config = recipe.defaults()
+        config.stages.focal.update({"lr_spread": 1.0} | focal)
+        experiment = experiment_of(config, {"bce": 640, "focal": 1280})
+        experiment.data.prevalence = (0.1,) * 14
+        vars(experiment)["cases"] = None
+        plans = [setup.make_plan(experiment, phase) for phase in experiment.settings.phases]
+        steps = [setup.compile_train_step(experiment, plan, 1e-3) for plan in plans]
+        return [step._step for step in steps], [step._numbers for step in steps]
+
+    (frozen, bce, focal), numbers = programs()
+    assert bce is focal is not frozen
+    assert [int(each.stage) for each in numbers] == [0, 0, 1]
+    assert int(numbers[2].steps_before) > int(numbers[1].steps_before) > 0
+    for other in ({"clip_norm": 1.0}, {"accumulate": 2}, {"lr_spread": 3.0}, {"mixup": 0.2}):
+        (_, bce, focal), numbers = programs(**other)
+        assert bce is not focal
+        assert int(numbers[2].stage) == 0
+
+
 def test_fine_tune_can_be_chosen_for_a_frozen_trunk_and_depth_groups():
     config = recipe.defaults()
     config.stages.focal.schedule, config.stages.focal.frozen_epochs = "fine_tune", 2
@@ -153,6 +180,41 @@ def test_a_summed_loss_is_that_of_a_batch_and_its_min_delta_too(monkeypatch):
     assert of_mean.min_delta == 1e-3
 
 
+def test_class_counts_are_those_of_the_training_split(monkeypatch):
+    """Eight images train, of which two have the first finding; the others only validate."""
+    config = recipe.defaults()
+    config.stages.focal.update(loss="logit_adjusted", batch_size=4)
+    labels = np.zeros((12, 2), np.int8)
+    labels[[0, 1, 8, 9, 10, 11], 0] = 1
+    labels[7] = -1
+    experiment = experiment_of(config, {"bce": 64, "focal": 8}, findings=2, labels=labels)
+    monkeypatch.setattr(setup, "predict_rows", lambda *a, **k: {"logits": np.zeros((12, 2))})
+    scores = setup.validator(experiment, setup.make_plan(experiment, "focal"), print)(EMPTY)
+    odds = np.log([2.5 / 5.5, 0.5 / 7.5])  # half a case of each class is added
+    expected = np.logaddexp(0, np.where(labels == 1, -odds, odds))[labels >= 0].mean()
+    assert scores["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_vote_has_no_shifts_but_the_weights_of_its_stage():
+    counts = class_counts(LABELS)
+    keys = settings.from_dict(recipe.defaults().to_dict()).stages["bce"]
+    keys = dataclasses.replace(keys, loss="logit_adjusted", class_weights="positive")
+    own, vote = build.build_losses(keys, counts, train=True)
+    weighted = make_loss("bce", counts, weights="positive")
+    given = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    assert float(vote(*given)) == float(weighted(*given))
+    assert float(own(*given)) != float(vote(*given))
+
+
+def test_labels_are_smoothed_and_mixed_in_training_alone():
+    keys = settings.from_dict(recipe.defaults().to_dict()).stages["bce"]
+    keys = dataclasses.replace(keys, loss="focal", label_smoothing=0.1, mixup=0.2)
+    given = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    trained, validates = (build.build_losses(keys, None, train=train)[0] for train in (True, False))
+    assert float(trained(*given)) == float(make_loss("focal", smoothing=0.1, mixed=True)(*given))
+    assert validates is LOSSES["focal"]
+
+
 def test_the_min_delta_of_an_auroc_is_not_that_of_a_summed_loss():
     config = recipe.defaults()
     config.stages.focal.update(loss="asymmetric", monitor="auroc")
@@ -167,3 +229,31 @@ def test_a_phase_knows_the_steps_planned_before_it():
     plans = [setup.make_plan(experiment, phase) for phase in experiment.settings.phases]
     assert [plan.steps_before for plan in plans] == [0, 6, 46, 49]
     assert [plan.steps for plan in plans] == [6, 40, 3, 30]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_merged_sets_take_turns_if_asked(equal):
+    config = recipe.defaults()
+    config.data.update(equal_sets=equal, resident=True)
+    config.stages.focal.batch_size = 4
+    experiment = experiment_of(config, {"bce": 64, "focal": 32})
+    merged = merge({"large": small_table(30), "small": small_table(2)})
+    object.__setattr__(experiment.data, "table", merged)
+    batches = setup.training_batches(experiment, setup.make_plan(experiment, "focal"), 0)
+    small = np.array([(batch["case_id"] >= 30).sum() for batch in batches])
+    assert len(small) == 10 * 8  # epochs of 32 images
+    assert (set(small) == {2}) == equal
+    assert equal or small.sum() == 10 * 2
+
+
+def test_a_stage_samples_by_the_labels_of_its_training_rows():
+    config = recipe.defaults()
+    config.data.resident = True
+    config.stages.focal.update(batch_size=4, sampling="class_aware")
+    labels = np.zeros((40, 1), np.int8)
+    labels[[3, 35], 0] = 1  # the second is not in training
+    experiment = experiment_of(config, {"bce": 64, "focal": 32}, findings=1, labels=labels)
+    batches = setup.training_batches(experiment, setup.make_plan(experiment, "focal"), 0)
+    drawn = np.stack([batch["case_id"] for batch in batches])
+    assert ((drawn == 3).sum(axis=1) == 2).all()
+    assert drawn.max() < 32

@@ -25,11 +25,12 @@ from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.backbones.efficientnet_v2 import ConvNormAct, Stage, Trunk
 from charm_jax.models.baseline import Baseline
 from charm_jax.models.charm import Charm, Output
-from charm_jax.models.losses import binary_cross_entropy
+from charm_jax.models.imbalance import class_counts, make_loss
+from charm_jax.models.losses import binary_cross_entropy, focal
 from charm_jax.models.memory_bank import Retrieved
 from charm_jax.train import optim
 from charm_jax.train import step as steps
-from data_pipelines.loading.augment import evaluation_images, training_images
+from data_pipelines.loading.augment import Augmentation, evaluation_images, training_images
 from data_pipelines.loading.resident import ResidentCases
 
 METRICS = {"loss", "grad_norm", "selected", "bank_count", "similarity", "rate", "b1"}
@@ -38,9 +39,10 @@ METRICS = {"loss", "grad_norm", "selected", "bank_count", "similarity", "rate", 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly():
     """Each step runs a few times; trained runs and golden files test the optimized programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def jitted(model):
@@ -50,7 +52,7 @@ def jitted(model):
         optimizer=OPTIMIZER,
         loss=binary_cross_entropy,
         augment=chex.assert_max_traces(training_images, n=1),
-        momentum_decay=DECAY,
+        momentum_step=1 - DECAY,
     )
 
 
@@ -122,10 +124,10 @@ def test_the_metrics_are_finite_scalars_of_their_names(run):
 
 
 def test_the_metrics_follow_the_schedule(run):
-    rate, b1 = optim.one_cycle_rate(2e-3, 40, optim.Cycle()), optim.one_cycle_b1(40, optim.Cycle())
+    schedule = optim.one_cycle(2e-3, 40, optim.Cycle())
     for i, values in enumerate(run[1]):
-        np.testing.assert_allclose(values["rate"], rate(i), rtol=1e-5)
-        np.testing.assert_allclose(values["b1"], b1(i), rtol=1e-5)
+        np.testing.assert_allclose(values["rate"], schedule.rate(i), rtol=1e-5)
+        np.testing.assert_allclose(values["b1"], schedule.b1(i), rtol=1e-5)
 
 
 def test_the_step_counts_and_the_key_stays(run):
@@ -235,9 +237,31 @@ def test_augmentation_and_dropout_draw_anew_in_every_step(monkeypatch):
             optimizer=OPTIMIZER,
             loss=binary_cross_entropy,
             augment=augment,
-            momentum_decay=DECAY,
+            momentum_step=1 - DECAY,
         )
     assert len(drawn) == len(set(drawn)) == 4
+
+
+def test_every_remedy_for_rare_findings_is_one_program(fresh):
+    chex.clear_trace_counter()
+    counts = class_counts(np.asarray(batch_of(0)["labels"]))
+    changes = Augmentation(scale=0.1, translate=0.1, brightness=0.1, noise=0.02, erase=0.5)
+    step = steps.jit_train_step(
+        model=network(),
+        optimizer=OPTIMIZER,
+        loss=make_loss("ldam", counts, weights="effective", smoothing=0.1, mixed=True),
+        augment=functools.partial(chex.assert_max_traces(training_images, n=1), changes=changes),
+        mixup_alpha=0.4,
+        momentum_step=1 - DECAY,
+    )
+    now = copied(fresh)
+    for _ in range(2):
+        now, metrics = step(now, batch_of(0))
+        assert all(np.isfinite(value) for value in metrics.values())
+    stored = np.asarray(now.memory.case_ids)
+    labels = dict(zip(batch_of(0)["case_id"].tolist(), batch_of(0)["labels"].tolist(), strict=True))
+    for case, kept in zip(stored, np.asarray(now.memory.labels), strict=True):
+        assert case < 0 or labels[case] == kept.tolist()  # none is mixed
 
 
 # Evaluation
@@ -381,7 +405,7 @@ def test_a_plain_network_trains_without_bank_and_momentum_branch():
         optimizer=OPTIMIZER,
         loss=binary_cross_entropy,
         augment=training_images,
-        momentum_decay=0.9,
+        momentum_step=1 - 0.9,
     )
     after, losses, batch = before, [], batch_of(0)
     for _ in range(12):
@@ -412,7 +436,7 @@ def test_a_batch_on_the_device_is_gathered_within_the_step(train_step, fresh):
         optimizer=OPTIMIZER,
         loss=binary_cross_entropy,
         augment=chex.assert_max_traces(training_images, n=1),
-        momentum_decay=DECAY,
+        momentum_step=1 - DECAY,
     )
     for _ in range(2):
         gathered, metrics = step(copied(fresh), {"case_id": whole["case_id"]})
@@ -450,23 +474,42 @@ def test_a_frozen_trunk_stays_and_costs_no_backward_pass(fresh):
     assert flops["frozen"] < 0.6 * flops["whole"]
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """The program of two stages, which may be traced once."""
+    chex.clear_trace_counter()
+    schedule = optim.one_cycle(2e-3, 40, optim.Cycle())  # of OPTIMIZER
+    step = steps.jit_phase_step(
+        model=network(),
+        make_optimizer=lambda given: optim.adamw(
+            given.rate, given.b1, share=dict.fromkeys(optim.GROUPS, 1.0)
+        ),
+        losses=[(binary_cross_entropy,) * 2, (focal,) * 2],
+        augment=chex.assert_max_traces(training_images, n=1),
+        average_decay=0.75,
+    )
+
+    def of_phase(stage=0, before=0, over=1.0, decay=DECAY, threshold=0.02):
+        cycle = optim.OneCycle(*[over * rate for rate in schedule[:3]], *schedule[3:])
+        numbers = steps.PhaseNumbers(cycle, stage, before, 1 - decay, threshold)
+        return steps.PhaseStep(step, numbers)
+
+    return of_phase
+
+
+@pytest.fixture(scope="module")
+def begun(fresh):
+    """A state that averages all its weights."""
+    new = fresh.replace(average={"params": {}, "batch_stats": {}})
+    return state.begin_stage(new, OPTIMIZER, jax.random.key(1))
+
+
 @pytest.mark.parametrize(("averaged_steps", "decay"), [(0, 0.1), (8, 0.5), (1000, 0.75)])
 def test_the_average_of_all_weights_follows_them_and_is_evaluated(
-    fresh, eval_step, averaged_steps, decay
+    begun, shared, eval_step, averaged_steps, decay
 ):
-    new = fresh.replace(average={"params": {}, "batch_stats": {}})
-    begun = state.begin_stage(new, OPTIMIZER, jax.random.key(1))
     chex.assert_trees_all_equal(begun.average["params"], begun.params)
-    step = steps.jit_train_step(
-        model=network(),
-        optimizer=OPTIMIZER,
-        loss=binary_cross_entropy,
-        augment=training_images,
-        momentum_decay=DECAY,
-        average_decay=0.75,
-        averaged_steps=averaged_steps,
-    )
-    after, _ = step(copied(begun), batch_of(0))
+    after, _ = shared(before=averaged_steps)(copied(begun), batch_of(0))
     for name, now, before in (
         ("params", after.params, begun.params),
         ("batch_stats", after.batch_stats, begun.batch_stats),
@@ -477,6 +520,30 @@ def test_the_average_of_all_weights_follows_them_and_is_evaluated(
     swapped = after.replace(average=None, **after.average)
     np.testing.assert_allclose(logits, eval_step_of(swapped, batch_of(3)), rtol=1e-5, atol=1e-6)
     assert np.abs(logits - eval_step_of(after.replace(average=None), batch_of(3))).max() > 1e-4
+
+
+def test_stages_with_one_program_differ_in_loss_and_rate(begun, shared, train_step):
+    after, metrics = shared()(copied(begun), batch_of(0))
+    expected, values = train_step(begun.replace(average=None), batch_of(0))
+    chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5, atol=1e-7)
+    assert metrics.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    other, values = shared(stage=1, over=0.5)(copied(begun), batch_of(0))
+    np.testing.assert_allclose(values["rate"], metrics["rate"] / 2, rtol=1e-5)
+    np.testing.assert_allclose(values["b1"], metrics["b1"], rtol=1e-5)
+    assert values["loss"] < 0.8 * metrics["loss"]
+    assert all(changed(other.params, after.params))
+
+
+def test_runs_that_differ_in_momentum_and_threshold_share_a_program(begun, shared, train_step):
+    expected, _ = train_step(begun.replace(average=None), batch_of(0))
+    for decay, threshold, written in ((DECAY, 0.02, 4), (0.0, 0.02, 4), (1.0, 0.0, 0)):
+        after, metrics = shared(decay=decay, threshold=threshold)(copied(begun), batch_of(0))
+        assert metrics["bank_count"] == written
+        copy = {0.0: begun.params["expansion"], 1.0: begun.momentum.params}
+        momentum = copy.get(decay, expected.momentum.params)
+        chex.assert_trees_all_close(after.momentum.params, momentum, rtol=1e-6)
 
 
 def eval_step_of(network_state, batch):
