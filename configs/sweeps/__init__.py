@@ -1,0 +1,1 @@
+"""Sweeps that ``charm-jax sweep`` finds by their names."""
