@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from charm_jax.inference.ensemble import Ensemble
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics import ood
 from charm_jax.metrics.result import EvaluationResult, External, OutOfDistribution, OwnTest
-from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.runs.folder import read_json
 from data_pipelines.errors import InputError
 from data_pipelines.tables.findings import columns_of
@@ -17,7 +17,7 @@ _COPIED = ("source", "simulated", "split_sha256", "n_images", "n_patients", "pat
 
 
 def describe(
-    model: LoadedModel,
+    model: LoadedModel | Ensemble,
     findings: tuple[str, ...],
     outputs: Mapping[str, np.ndarray],
     reference: Mapping[str, Any] | None,
@@ -25,7 +25,7 @@ def describe(
     """Describe an external evaluation.
 
     Args:
-        model: evaluated model of a run.
+        model: evaluated model of a run, or several.
         findings: names that the source labels.
         outputs: of the evaluation, with ``thumbnail``.
         reference: result of ``ood.fit`` on validation; None where nothing was fitted.
@@ -33,26 +33,34 @@ def describe(
     ours = model.pathologies
     shared = tuple(name for name, c in zip(ours, columns_of(ours, findings), strict=True) if c >= 0)
     theirs = zip(findings, columns_of(findings, ours), strict=True)
-    memory = model.provenance.get("memory")
     return External(
         shared=shared,
         lacking=tuple(name for name in ours if name not in shared),
         unknown=tuple(name for name, column in theirs if column < 0),
-        command=f"charm-jax eval --run {model.run} --checkpoint {model.checkpoint}"
-        + (f" --memory {memory}" if memory else ""),
+        command=_command(model),
         own=_own_test(model, shared),
         ood=None if reference is None else _count(reference, outputs),
     )
 
 
-def _own_test(model: LoadedModel, shared: tuple[str, ...]) -> OwnTest | None:
+def _command(model: LoadedModel | Ensemble) -> str:
+    """Return the command that evaluates a model on the run's own test images."""
+    members = model.members if isinstance(model, Ensemble) else (model,)
+    words = [f"--run {member.run}" for member in members]
+    words += [f"--checkpoint {model.checkpoint}"] if isinstance(model, LoadedModel) else []
+    memory, first = members[0].provenance.get("memory"), members[0]
+    words += [f"--memory {memory}"] if memory else []
+    return " ".join(["charm-jax eval", *words, *["--tta"] * first.tta])
+
+
+def _own_test(model: LoadedModel | Ensemble, shared: tuple[str, ...]) -> OwnTest | None:
     """Read the evaluation of the same weights and bank on the run's own test images."""
     path = model.folder / "eval/test/metrics.json"
     try:
         own = EvaluationResult.from_json(read_json(path))
     except (InputError, ValueError):
         return None
-    if own.network_sha256 != network_sha256(model.state):
+    if own.network_sha256 != model.network_sha256:
         return None
     return OwnTest(
         **{name: getattr(own, name) for name in _COPIED},

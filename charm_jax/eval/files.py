@@ -14,8 +14,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
 from charm_jax.config.settings import DataSettings
+from charm_jax.inference.ensemble import Ensemble
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics.result import EvaluationResult
+from charm_jax.runs import portable
 from charm_jax.runs.data import Data
 from charm_jax.runs.folder import read_json, write_json
 from data_pipelines.atomic_files import whole_file
@@ -25,15 +27,19 @@ from data_pipelines.tables.case_table import CaseTable
 from data_pipelines.tables.findings import columns_of
 
 _AGAIN = "evaluate that run again."
+MEMBERS = "members"  # folder of the predictions of an ensemble's members
 # Settings of the data that leave each image that is read as it is.
 _FREE = ("missing", "max_unreadable", "resident", "processes")
 
 
-def find_folder(model: LoadedModel, data: Data, rows: Int[np.ndarray, " n"], split: str) -> Path:
+def find_folder(
+    model: LoadedModel | Ensemble, data: Data, rows: Int[np.ndarray, " n"], split: str
+) -> Path:
     """Return the folder of an evaluation: ``eval/<split>`` for the run's own images alone.
 
     Other images, or the same ones with other labels or read otherwise, have a folder that is named
-    after their source and a digest. A weight file has no images of its own.
+    after their source and a digest. A weight file has no images of its own, and an ensemble those
+    that all its members have.
 
     Args:
         model: evaluated model.
@@ -41,6 +47,10 @@ def find_folder(model: LoadedModel, data: Data, rows: Int[np.ndarray, " n"], spl
         rows: evaluated rows of the table.
         split: evaluated split.
     """
+    if isinstance(model, Ensemble):
+        pairs = zip(model.members, model.data_of(data), strict=True)
+        names = [find_folder(member, own, rows, split).name for member, own in pairs]
+        return model.folder / "eval" / next((name for name in names if name != split), split)
     table, folder = data.table, model.folder / "eval"
     cases = splits.part_summary(table, rows)["cases_sha256"]
     content = [table.source, table.simulated, cases, _read_as(model, data.settings)]
@@ -48,6 +58,8 @@ def find_folder(model: LoadedModel, data: Data, rows: Int[np.ndarray, " n"], spl
         then, stage = model.trained, model.settings.stage_names[-1]
         cases = then["stages"][stage].get(split, {}).get("cases_sha256")
         own = _read_as(model, model.settings.data)
+        if portable.is_portable(model.run):  # it does not tell where its images were
+            own |= {key: content[-1][key] for key in ("dir", "csv")}
         if content == [then["source"], then["simulated"], cases, own]:
             return folder / split
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -70,9 +82,14 @@ def describe_replaced(out: Path, result: EvaluationResult) -> str | None:
     """Return what an evaluation of another model or other images replaces; None for nothing."""
     if not (out / "metrics.json").exists():
         return None
-    before, now = read_json(out / "metrics.json"), result.to_json()
+    try:
+        before, now = read_json(out / "metrics.json"), result.to_json()
+    except InputError:
+        return f"Replaced in {out}: an evaluation that cannot be read."
     for content in (before, now):
-        content["data"] = {k: v for k, v in content.get("data", {}).items() if k not in _FREE}
+        data = content.get("data")
+        data = data if isinstance(data, dict) else {}
+        content["data"] = {k: v for k, v in data.items() if k not in _FREE}
     model, images = ("checkpoint", "network_sha256"), ("source", "split_sha256", "cases_sha256")
     keys = (*model, *images, "data", "reading")
     other = [key.removesuffix("_sha256") for key in keys if before.get(key) != now[key]]
@@ -91,27 +108,52 @@ def write(
     table: CaseTable,
     rows: Int[np.ndarray, " images"],
     outputs: Mapping[str, np.ndarray],
-    model: LoadedModel,
+    model: LoadedModel | Ensemble,
+    each: Sequence[Mapping[str, np.ndarray]],
 ) -> None:
     """Write ``predictions.csv``, ``retrieval.csv`` for a model with a bank, and ``metrics.json``.
 
     The last is missing until all are whole: without it the others do not count. Files of an earlier
-    model are deleted first.
+    model are deleted first. Of an ensemble the first two are also written of each member, in
+    ``members/<name>``.
+
+    Args:
+        outputs: of the model.
+        each: of each member of an ensemble.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.json", "report.html", "retrieval.csv", "localisation.json"):
         (out / name).unlink(missing_ok=True)
-    write_predictions(out / "predictions.csv", table, rows, outputs["logits"])
+    for name in ("predictions.csv", "retrieval.csv"):
+        for path in out.glob(f"{MEMBERS}/*/{name}"):
+            path.unlink()
+    if isinstance(model, Ensemble):
+        write_predictions(out / "predictions.csv", table, rows, outputs["logits"])
+        for name, member, own in zip(model.names, model.members, each, strict=True):
+            (out / MEMBERS / name).mkdir(parents=True, exist_ok=True)
+            _write_outputs(out / MEMBERS / name, table, rows, own, member)
+    else:
+        _write_outputs(out, table, rows, outputs, model)
+    write_json(out / "metrics.json", result.to_json())
+
+
+def _write_outputs(
+    folder: Path,
+    table: CaseTable,
+    rows: Int[np.ndarray, " images"],
+    outputs: Mapping[str, np.ndarray],
+    model: LoadedModel,
+) -> None:
+    write_predictions(folder / "predictions.csv", table, rows, outputs["logits"])
     if "slots" in outputs:
         write_retrieval(
-            out / "retrieval.csv",
+            folder / "retrieval.csv",
             table.images[rows],
             model.bank_cases(),
             np.asarray(model.state.memory.case_ids)[outputs["slots"]],
             outputs["similarities"],
             outputs["valid"],
         )
-    write_json(out / "metrics.json", result.to_json())
 
 
 def write_predictions(

@@ -1,12 +1,14 @@
 """Format an evaluation for the terminal."""
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from charm_jax.metrics.classification import METRICS, mean
 from charm_jax.metrics.result import (
     UNDEFINED,
     Comparison,
+    Conformal,
+    Difference,
     EvaluationResult,
     External,
     FindingResult,
@@ -23,6 +25,7 @@ _METHODS = {
     "bootstrap": "95 % of {unit} bootstraps",
     "delong": "95 % by DeLong, assuming independent images",
 }
+_DIFFERENCES = ["more", "interval", "AP more", "interval"]  # columns: of AUROC, then of AP
 _PAIRED = {
     "bootstrap": "of {unit} bootstraps, the same for both",
     "delong": "by DeLong for AUROC, assuming independent images; of {unit} bootstraps for AP",
@@ -41,8 +44,14 @@ _WIDTH = 100
 
 def table(result: EvaluationResult) -> str:
     """Format the metrics: a line for each finding, means, groups and subgroups."""
-    lines = [*_header(result), "", *_findings(result.findings), "", *_means(result)]
+    lines = [*_header(result), "", *_findings(result.labelled), "", *_means(result)]
     lines += [*_calibrated(result), "", *_groups(result), *_subgroups(result)]
+    if result.members:
+        lines += ["", *_members(result)]
+    if result.single_view is not None:
+        lines += ["", *_comparison(result.single_view, _unit(result))]
+    if result.conformal is not None:
+        lines += ["", *_sets(result, result.conformal)]
     if result.comparison is not None:
         lines += ["", *_comparison(result.comparison, _unit(result))]
     if result.external is not None:
@@ -94,9 +103,14 @@ def localisation_table(result: EvaluationResult, found: Localisation) -> str:
 def _header(result: EvaluationResult) -> list[str]:
     simulated = "SIMULATED images" if result.simulated else "images"
     memory = f" with memory {result.memory}" if result.memory not in (None, TRAINED) else ""
+    refit = f" with its classifier refitted ({result.refit})" if result.refit else ""
+    network = f"checkpoint {result.checkpoint}"
+    if result.members:
+        network = f"mean of {len(result.members)} runs"
+    views = "" if result.single_view is None else " with test-time augmentation"
     lines = [
         f"{result.source}, split '{result.split}' of rule '{result.rule}': {result.n_images:,} "
-        f"{simulated}, {provenance.patients(result)}, checkpoint {result.checkpoint}{memory}, "
+        f"{simulated}, {provenance.patients(result)}, {network}{refit}{memory}{views}, "
         f"sha256 {result.split_sha256[:12]}",
         *provenance.leak(result),
         *provenance.independence(result),
@@ -142,8 +156,11 @@ def _means(result: EvaluationResult) -> list[str]:
         lines.append(
             f"macro {METRICS[metric].label} {value} over {entry.findings} {noun}{interval}"
         )
-    if result.undefined:
-        lines.append(f"without both classes, left out: {', '.join(result.undefined)}")
+    if undefined := [name for name in result.undefined if name in result.labelled]:
+        lines.append(f"without both classes, left out: {', '.join(undefined)}")
+    told = (*result.labelled, *(result.external.lacking if result.external else ()))
+    if unlabelled := [name for name in result.findings if name not in told]:
+        lines.append(f"without a label here, left out: {', '.join(unlabelled)}")
     return lines
 
 
@@ -159,6 +176,8 @@ def _calibrated(result: EvaluationResult) -> list[str]:
         shown.setdefault(METRICS[metric].needs, []).append(text)
     if fitted.on_these_images:
         where = "THESE IMAGES: threshold metrics are optimistic"
+    elif fitted.averaged:
+        where = "the validation split of each run, and averaged"
     else:
         where = f"{provenance.validation(result)}, sha256 {fitted.split_sha256[:12]}"
     lines = [
@@ -167,7 +186,7 @@ def _calibrated(result: EvaluationResult) -> list[str]:
         f"thresholds (Youden) and temperatures were fitted on {where}",
     ]
     for key in ("temperature", "threshold"):
-        without = [name for name, entry in result.findings.items() if getattr(entry, key) is None]
+        without = [name for name, entry in result.labelled.items() if getattr(entry, key) is None]
         if without:
             lines.append(f"validation gives no {key} for {', '.join(without)}")
     return lines
@@ -180,8 +199,8 @@ def _groups(result: EvaluationResult) -> list[str]:
     rows = [
         [
             *(_GROUPS[name], _number(group.auroc), _interval(group.auroc_interval)),
-            *(_number(group.average_precision), str(len(group.findings))),
-            str(len(group.undefined)),
+            _number(group.average_precision),
+            *(_count_in(names, result.labelled) for names in (group.findings, group.undefined)),
         ]
         for name, group in result.groups.items()
     ]
@@ -199,7 +218,7 @@ def _subgroups(result: EvaluationResult) -> list[str]:
             *(f"{attribute} {value}", _number(entry.macro_auroc)),
             *(_interval(entry.macro_auroc_interval), f"{entry.n_images:,}"),
             f"{entry.n_patients:,}" if result.patients_known else "unknown",
-            str(len(entry.undefined)),
+            _count_in(entry.undefined, result.labelled),
             *_gaps(result, attribute, value),
         ]
         for attribute, values in result.subgroups.items()
@@ -226,6 +245,60 @@ def _gaps(result: EvaluationResult, attribute: str, value: str) -> list[str]:
     ]
 
 
+def _differences(auroc: Difference, ap: Difference) -> list[str]:
+    """Return the cells of the columns ``_DIFFERENCES``."""
+    cells = []
+    for more in (auroc, ap):
+        cells += [_signed(more.difference), _interval(more.interval, " to ", _signed)]
+    return cells
+
+
+def _members(result: EvaluationResult) -> list[str]:
+    """Format the ensemble's differences from each member, a line for each."""
+    method = result.members[0].compared.interval_method["auroc"]
+    rows = []
+    for member in result.members:
+        auroc, ap = (member.compared.macro[m] for m in ("auroc", "average_precision"))
+        row = [f"{member.run}{' (best on validation)' * member.best}"]
+        row += [_number(member.validation_auroc), _number(auroc.other)]
+        rows.append([*row, *_differences(auroc, ap)])
+    header = ["run", "val AUROC", "AUROC", *_DIFFERENCES]
+    return [
+        f"Macro metrics of the mean of {len(rows)} runs minus those of each run, on the same "
+        "images,",
+        f"with 95 % {_PAIRED[method].format(unit=_unit(result))}:",
+        *_columns(header, rows),
+    ]
+
+
+def _sets(result: EvaluationResult, found: Conformal) -> list[str]:
+    """Format coverage and sizes of the conformal sets, a line for each finding."""
+    rows = []
+    for name in result.labelled:
+        entry, row = found.findings[name], [name]
+        for share in (entry.present, entry.absent):
+            row += [_number(share.value, 3), _interval(share.interval, "-", _short)]
+        rows.append([*row, *(_number(x, 3) for x in (entry.decided, entry.both, entry.neither))])
+    mean = ["mean"]
+    for share in (found.present, found.absent):
+        mean += [_number(share.value, 3), _interval(share.interval, "-", _short)]
+    header = ["finding", "present", "interval", "absent", "interval", "decided", "both", "neither"]
+    fitted = result.calibration
+    where = "THESE IMAGES" if fitted and fitted.on_these_images else "validation"
+    return [
+        f"Conformal sets for a coverage of {found.coverage:g}, fitted on {where}: share of the "
+        "images with",
+        "a finding whose set has 'present' and of those without it whose set has 'absent', each "
+        f"{_unit(result)} counted once; and of all images whose set has one label, both or "
+        "neither:",
+        *_columns(header, [*rows, [*mean, _number(found.decided, 3), "", ""]]),
+    ]
+
+
+def _short(value: float) -> str:
+    return _number(value, 3)
+
+
 def _comparison(comparison: Comparison, unit: str) -> list[str]:
     """Format the differences from the other run, a line for each finding."""
     intervals = _PAIRED[comparison.interval_method["auroc"]].format(unit=unit)
@@ -233,10 +306,8 @@ def _comparison(comparison: Comparison, unit: str) -> list[str]:
     for name, entry in {**comparison.findings, "macro": comparison.macro}.items():
         auroc, ap = entry["auroc"], entry["average_precision"]
         row = [name, _number(auroc.value), _number(auroc.other)]
-        for more in (auroc, ap):
-            row += [_signed(more.difference), _interval(more.interval, " to ", _signed)]
-        rows.append(row)
-    header = ["finding", "AUROC", "other", "more", "interval", "AP more", "interval"]
+        rows.append([*row, *_differences(auroc, ap)])
+    header = ["finding", "AUROC", "other", *_DIFFERENCES]
     return [
         f"Differences from {comparison.run}, checkpoint {comparison.checkpoint}, on the same "
         "images,",
@@ -268,7 +339,10 @@ def _external(result: EvaluationResult, external: External) -> list[str]:
             f"{_number(after)}, ECE {_number(ece)} -> {_number(ece_after)}"
         )
         if after > brier:
-            lines.append("The correction does harm: these images differ in more than prevalence.")
+            lines.append(
+                "The correction does harm: these images differ in more than prevalence, or "
+                "validation tells too little of the finding."
+            )
     return lines
 
 
@@ -298,6 +372,10 @@ def _columns(header: list[str], rows: list[list[str]]) -> list[str]:
     first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
     line = f"{{:<{max(20, first)}}}" + "".join(f"  {{:>{width}}}" for width in others)
     return [line.format(*row) for row in (header, *rows)]
+
+
+def _count_in(names: Sequence[str], known: Mapping[str, FindingResult]) -> str:
+    return str(sum(name in known for name in names))
 
 
 def _number(value: float | None, digits: int = 4) -> str:

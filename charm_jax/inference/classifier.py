@@ -12,12 +12,15 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from charm_jax.inference import loaded, records
+from charm_jax.inference import ensemble, fitted, loaded, records
+from charm_jax.inference.ensemble import Ensemble
+from charm_jax.inference.fitted import Calibrator, Validation
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.inference.predictor import ATTENTION, BATCH, Predictor
 from charm_jax.inference.records import Record
+from charm_jax.metrics import conformal
 from charm_jax.models import memory_bank
-from charm_jax.runs import folder
+from charm_jax.runs import folder, hub
 from charm_jax.runs.banks import TRAINED
 from charm_jax.weights import files
 from data_pipelines.errors import InputError, did_you_mean
@@ -47,6 +50,8 @@ class Predictions:
         uncalibrated: findings without a temperature.
         warnings: for each image what was ignored or repaired in its file, or that its values use
             little of the range of its format, which makes it out-of-distribution.
+        sets: whether the conformal set of an image and a finding has "absent" and "present"; they
+            do not hold where ``is_ood``. None if none were asked for.
     """
 
     pathologies: tuple[str, ...]
@@ -59,6 +64,7 @@ class Predictions:
     attention: Float[np.ndarray, "n h w"] | None
     uncalibrated: tuple[str, ...]
     warnings: tuple[tuple[str, ...], ...]
+    sets: Bool[np.ndarray, "n findings 2"] | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return the probabilities as a table with ``is_ood`` (NA if masked), a row an image."""
@@ -94,9 +100,7 @@ class Classifier:
     @functools.cached_property
     def thresholds(self) -> dict[str, float | None]:
         """Thresholds on the probabilities, from validation; None where there is none."""
-        limits = self._predictor.calibrator.thresholds()
-        values = [None if np.isnan(limit) else float(limit) for limit in limits]
-        return dict(zip(self.pathologies, values, strict=True))
+        return _thresholds(self._predictor.calibrator)
 
     @property
     def memory(self) -> "Memory":
@@ -109,7 +113,7 @@ class Classifier:
             raise InputError(f"{self.model.description} has no memory: load a model with CHARM.")
         return Memory(self.model)
 
-    def predict(self, images: Images) -> Predictions:
+    def predict(self, images: Images, *, coverage: float | None = None) -> Predictions:
         """Predict images.
 
         The thresholds and the out-of-distribution reference come from the validation split; they
@@ -118,11 +122,26 @@ class Classifier:
         Args:
             images: one or more paths of PNG, JPEG, TIFF or DICOM files, or uint8 grey levels
                 ``[n, height, width]`` of any size.
+            coverage: share of conformal sets that shall hold the label, above 0 and below 1; None
+                for no sets.
 
         Raises:
-            InputError: a file is missing or cannot be read.
-            ValueError: an array is not uint8 of three dimensions.
+            InputError: a file is missing or cannot be read, or sets are asked for and there are no
+                validation images.
+            ValueError: an array is not uint8 of three dimensions, or the coverage is no share.
         """
+        names, whole, made = self._predicted(images)
+        sets = None
+        if coverage is not None:
+            validation = fitted.load_validation(self.model) if self.model.run else None
+            sets = _sets(whole["logits"], validation, coverage, self.model.description)
+        calibrator = self._predictor.calibrator
+        return _predictions(names, whole["logits"], made, calibrator, whole.get(ATTENTION), sets)
+
+    def _predicted(
+        self, images: Images
+    ) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[Record]]:
+        """Return names, outputs and records of images."""
         names, squares, checks = self._read(images)
         ids = None
         if not isinstance(images, np.ndarray):
@@ -132,23 +151,7 @@ class Classifier:
             ids = self._predictor.match(named)
         outputs = [small for _, _, small in self._explain(squares, ids)]
         whole = {name: np.concatenate([small[name] for small in outputs]) for name in outputs[0]}
-        calibrator, made = self._predictor.calibrator, self._predictor.records(whole, checks)
-        found = [set(record["findings"] or ()) for record in made]
-        positive = [[name in names for name in self.pathologies] for names in found]
-        undecided = np.isin(self.pathologies, calibrator.undecided())
-        is_ood = [record["unfamiliar"] for record in made]
-        return Predictions(
-            pathologies=self.pathologies,
-            files=names,
-            probs=calibrator.scores(whole["logits"]),
-            logits=whole["logits"],
-            positive=np.ma.array(positive, bool, mask=np.tile(undecided, (len(made), 1))),
-            is_ood=np.ma.array(is_ood, bool, mask=[value is None for value in is_ood]),
-            evidence=tuple(record.get("evidence", []) for record in made),
-            attention=whole.get(ATTENTION),
-            uncalibrated=tuple(calibrator.uncalibrated()),
-            warnings=tuple(tuple(record["warnings"]) for record in made),
-        )
+        return names, whole, self._predictor.records(whole, checks)
 
     def features(self, images: Images) -> Float[np.ndarray, "n dim"]:
         """Compute the fused feature q of each image; for a bare backbone the pooled features."""
@@ -216,6 +219,109 @@ class Classifier:
         return names, np.stack([square for square, _ in read]), [check for _, check in read]
 
 
+class EnsembleClassifier:
+    """Several loaded models, whose calibrated logits are averaged.
+
+    Research software, not a medical device.
+
+    Attributes:
+        members: classifier of each run.
+    """
+
+    def __init__(self, model: Ensemble):
+        self._model = model
+        self.members = tuple(Classifier(member) for member in model.members)
+
+    @property
+    def pathologies(self) -> tuple[str, ...]:
+        """Names of the findings, in the order of the outputs."""
+        return self._model.pathologies
+
+    @functools.cached_property
+    def _calibrator(self) -> Calibrator:
+        return self._model.calibrator()
+
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """Thresholds on the probabilities, from validation; None where there is none."""
+        return _thresholds(self._calibrator)
+
+    def predict(self, images: Images, *, coverage: float | None = None) -> Predictions:
+        """Predict images, as ``Classifier.predict`` does.
+
+        ``evidence`` has the cases of all members, each with ``run``; ``attention`` is None.
+
+        Args:
+            images: as ``Classifier.predict`` takes them.
+            coverage: of conformal sets, if any.
+
+        Raises:
+            InputError: as ``Classifier.predict``, or sets are asked for and the members share no
+                validation split.
+            ValueError: as ``Classifier.predict``.
+        """
+        predicted = [member._predicted(images) for member in self.members]
+        logits = self._model.average([whole["logits"] for _, whole, _ in predicted])
+        own = dict(zip(self._model.names, (made for _, _, made in predicted), strict=True))
+        made = records.combined(own, logits, self._calibrator)
+        for record in made:
+            record["evidence"] = [
+                {"run": name, **entry}
+                for name, member in record["members"].items()
+                for entry in member.get("evidence", [])
+            ]
+        sets = None
+        if coverage is not None:
+            validation = self._model.validation()
+            sets = _sets(logits, validation, coverage, self._model.description)
+        return _predictions(predicted[0][0], logits, made, self._calibrator, None, sets)
+
+
+def _thresholds(calibrator: Calibrator) -> dict[str, float | None]:
+    limits = [None if np.isnan(limit) else float(limit) for limit in calibrator.thresholds()]
+    return dict(zip(calibrator.findings, limits, strict=True))
+
+
+def _sets(
+    logits: Float[np.ndarray, "n findings"],
+    validation: Validation | None,
+    coverage: float,
+    description: str,
+) -> Bool[np.ndarray, "n findings 2"]:
+    if validation is None:
+        raise InputError(
+            f"{description} has no validation images to fit conformal sets on: leave out coverage."
+        )
+    return conformal.sets(logits, conformal.fit(*validation, coverage))
+
+
+def _predictions(
+    names: tuple[str, ...],
+    logits: Float[np.ndarray, "n findings"],
+    made: Sequence[Record],
+    calibrator: Calibrator,
+    attention: Float[np.ndarray, "n h w"] | None,
+    sets: Bool[np.ndarray, "n findings 2"] | None,
+) -> Predictions:
+    found = [set(record["findings"] or ()) for record in made]
+    positive = [[name in names for name in calibrator.findings] for names in found]
+    undecided = np.isin(calibrator.findings, calibrator.undecided())
+    is_ood = [record["unfamiliar"] for record in made]
+    return Predictions(
+        pathologies=calibrator.findings,
+        files=names,
+        probs=calibrator.scores(logits),
+        logits=logits,
+        positive=np.ma.array(positive, bool, mask=np.tile(undecided, (len(made), 1))),
+        is_ood=np.ma.array(is_ood, bool, mask=[value is None for value in is_ood]),
+        evidence=tuple(record.get("evidence", []) for record in made),
+        attention=attention,
+        uncalibrated=tuple(calibrator.uncalibrated()),
+        warnings=tuple(tuple(record["warnings"]) for record in made),
+        sets=sets,
+    )
+
+
 class Memory:
     """The memory bank of a classifier."""
 
@@ -273,31 +379,58 @@ class Memory:
 
 
 def load(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     checkpoint: str = "best",
     memory: str = TRAINED,
     *,
     pathologies: Sequence[str] | None = None,
     key: str = "",
-) -> Classifier:
-    """Load a trained classifier.
+    tta: bool = False,
+) -> Classifier | EnsembleClassifier:
+    """Load a trained classifier, or several as an ensemble.
 
     Args:
-        run: folder of a run, such as ``runs/demo``, or a weight file, which is not calibrated.
+        run: folder of a run, such as ``runs/demo``, or of a portable model; ``hf://OWNER/NAME`` for
+            one on the Hugging Face hub; or a weight file, which is not calibrated. Several runs
+            are an ensemble, whose calibrated logits are averaged.
         checkpoint: ``best``, ``last`` or ``<stage>/<step>``, of a run.
         memory: label of a memory bank of the run; ``trained`` for the checkpoint's own.
         pathologies: names of the outputs of a weight file that does not tell them.
         key: part of the path to the network in a weight file of several, as ``load_weights`` takes.
+        tta: whether to average over small shifts and sizes of each image.
 
     Raises:
         InputError: there is no such run, checkpoint, memory or file, it is damaged, or an argument
-            does not apply to it.
+            does not apply to it; or several runs that cannot be averaged.
     """
+    if isinstance(run, str | Path):
+        return Classifier(_load(run, checkpoint, memory, pathologies, key, tta=tta))
+    models = [_load(one, checkpoint, memory, pathologies, key, tta=tta) for one in run]
+    if not models:
+        raise InputError("No run is given: name at least one.")
+    if len(models) == 1:
+        return Classifier(models[0])
+    return EnsembleClassifier(ensemble.combine(models, Path(models[0].settings.runs_dir)))
+
+
+def _load(
+    run: str | Path,
+    checkpoint: str,
+    memory: str,
+    pathologies: Sequence[str] | None,
+    key: str,
+    *,
+    tta: bool,
+) -> LoadedModel:
+    if str(run).startswith(hub.PREFIX):
+        run = hub.fetch(str(run))
     run = Path(run).expanduser()
     if run.is_file() or (not run.exists() and run.suffix.casefold() in files.ENDINGS):
         if (checkpoint, memory) != ("best", TRAINED):
             raise InputError(f"{run} is a weight file: leave out checkpoint and memory.")
-        return Classifier(loaded.load_alone(run, pathologies, key))
-    if pathologies or key:
+        model = loaded.load_alone(run, pathologies, key)
+    elif pathologies or key:
         raise InputError(f"{run} is no weight file: leave out pathologies and key.")
-    return Classifier(loaded.load_run(folder.find(run.parent, run.name), checkpoint, memory))
+    else:
+        model = loaded.load_run(folder.find(run.parent, run.name), checkpoint, memory)
+    return model.with_tta() if tta else model

@@ -55,9 +55,8 @@ def explain_step(
             read, output.logits, output.fused, cases, state.memory, output.retrieved
         )
     else:
-        shares, read_ = output.shares, output.retrieved
-        known = (state.memory.labels[read_.indices] >= 0) & read_.valid[..., None]
-        kept["vote"] = jnp.where(known.any(1), shares.sum(1), jnp.nan)
+        shares = output.shares
+        kept["vote"] = jnp.where(output.voted, shares.sum(1), jnp.nan)
     return kept | {
         "fused": output.fused,
         "cases": case_ids_read(state.memory, output.retrieved),
@@ -211,6 +210,27 @@ def read_step(
         "cases": case_ids_read(memory, retrieved),
         "similarities": retrieved.similarities,
     }
+
+
+def read_without(
+    state: TrainState,
+    fused: Float[Array, "batch dim"],
+    forgotten: Int32[Array, " forgotten"],
+    *,
+    model: Charm | Vote,
+) -> dict[str, Array]:
+    """Classify features of images that belong to nobody, with some cases forgotten.
+
+    Args:
+        forgotten: ids of the cases; -1 for none.
+
+    Returns:
+        The outputs of ``read_step``.
+    """
+    nobody = jnp.full(len(fused), -1, jnp.int32)
+    labels = jnp.full((len(fused), state.memory.labels.shape[1]), -1, jnp.int8)
+    memory = memory_bank.forget(state.memory, forgotten)
+    return read_step(state, memory, fused, Cases(labels, nobody, nobody), model=model)
 
 
 def case_ids_read(memory: MemoryBank, retrieved: Retrieved) -> Int32[Array, "batch k"]:

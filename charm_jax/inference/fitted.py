@@ -3,27 +3,30 @@
 import dataclasses
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Int8
 from scipy.special import expit
 
 from charm_jax.inference.loaded import LoadedModel
-from charm_jax.metrics import calibration, ood
-from charm_jax.runs import cases, folder
+from charm_jax.metrics import calibration, conformal, ood
+from charm_jax.metrics.conformal import Limits
+from charm_jax.runs import cases, folder, portable
 from charm_jax.runs import data as run_data
-from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.runs.data import Data
-from data_pipelines.atomic_files import whole_file
-from data_pipelines.errors import InputError
+from data_pipelines.atomic_files import whole_file, whole_path
+from data_pipelines.errors import InputError, listed
 from data_pipelines.tables import splits
 from data_pipelines.tables.case_table import CaseTable
 
 CALIBRATION, REFERENCE = "calibration.json", "novelty.json"
+VALIDATION = "validation.npz"
+_RECORDS = {CALIBRATION: calibration.Calibration, REFERENCE: ood.Reference}
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,11 +38,13 @@ class Calibrator:
         findings: names of the columns.
         calibration: content of ``calibration.json``; None where nothing was fitted.
         reference: content of ``novelty.json``; None where nothing was fitted.
+        limits: of conformal sets; None where none are asked for.
     """
 
     findings: tuple[str, ...]
     calibration: Mapping[str, Any] | None
     reference: Mapping[str, Any] | None
+    limits: Limits | None = None
 
     def scores(self, logits: Float[np.ndarray, "n findings"]) -> Float[np.ndarray, "n findings"]:
         """Return calibrated probabilities; sigmoids where a finding has no temperature."""
@@ -67,6 +72,53 @@ class Calibrator:
         return [name for name, entry in entries if entry["temperature"] is None]
 
 
+class Validation(NamedTuple):
+    """Logits and labels of a validation split, and numbers of the patients."""
+
+    logits: Float[np.ndarray, "n findings"]
+    labels: Int8[np.ndarray, "n findings"]
+    patients: Int[np.ndarray, " n"]
+
+
+def load_validation(model: LoadedModel, given: Data | None = None) -> Validation:
+    """Load logits and labels of a model's validation split, predicting them if none are kept.
+
+    Args:
+        given: as in ``load_calibration``.
+
+    Raises:
+        InputError: none are kept and the validation images are gone or unreadable.
+    """
+    own = json.dumps(identity(model, given), sort_keys=True)
+    try:
+        with np.load(model.folder / VALIDATION) as file:
+            if str(file["identity"]) == own:
+                return Validation(*(file[name] for name in Validation._fields))
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        pass
+    data, rows = validation_rows(model, given)
+    logits = model.predict_rows(data, rows, "reading validation")["logits"]
+    found = _validation(model, data, rows, logits)
+    _keep(model.folder, {VALIDATION: found})
+    return Validation(*(found[name] for name in Validation._fields))
+
+
+def _validation(
+    model: LoadedModel, data: Data, rows: np.ndarray, logits: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the content of ``validation.npz``, in the order of the images' names.
+
+    Rows of a table may be in another order where another run reads the same images.
+    """
+    order = np.argsort(data.table.images[rows], kind="stable")
+    return {
+        "identity": np.array(json.dumps(identity(model, data), sort_keys=True)),
+        "logits": logits[order].astype(np.float32),
+        "labels": data.table.labels[rows[order]].astype(np.int8),
+        "patients": data.table.patients[rows[order]],
+    }
+
+
 def load_calibration(model: LoadedModel, given: Data | None) -> dict[str, Any] | None:
     """Load ``calibration.json`` of a model, fitting it if it is missing or stale.
 
@@ -89,19 +141,31 @@ def load_calibration(model: LoadedModel, given: Data | None) -> dict[str, Any] |
         )
         return None
     fitted = _fit_calibration(model, data, rows, logits)
-    _keep(model.folder, {CALIBRATION: fitted})
+    read = _validation(model, data, rows, logits)
+    _keep(model.folder, {CALIBRATION: fitted, VALIDATION: read})
     return fitted
 
 
-def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator:
+def load_calibrator(
+    model: LoadedModel, given: Data | None = None, coverage: float | None = None
+) -> Calibrator:
     """Load calibration and out-of-distribution reference, fitting both in one pass if needed.
 
     A warning is logged if the validation images are gone or unreadable. A weight file has none.
 
     Args:
         given: as in ``load_calibration``.
+        coverage: of conformal sets, if any.
+
+    Raises:
+        InputError: there are no validation images to fit conformal sets on.
     """
     if model.run is None:
+        if coverage is not None:
+            raise InputError(
+                f"{model.description} has no validation images to fit conformal sets on: leave out "
+                "the coverage."
+            )
         return Calibrator(model.pathologies, None, None)
     own = identity(model)
     fitted, reference = (read_stored(model.folder / name, own) for name in (CALIBRATION, REFERENCE))
@@ -119,8 +183,12 @@ def load_calibrator(model: LoadedModel, given: Data | None = None) -> Calibrator
             made = {REFERENCE: reference}
             if fitted is None or not _is_whole(fitted):
                 fitted = made[CALIBRATION] = _fit_calibration(model, data, rows, outputs["logits"])
+            made[VALIDATION] = _validation(model, data, rows, outputs["logits"])
             _keep(model.folder, made)
-    return Calibrator(model.pathologies, fitted, reference)
+    limits = None
+    if coverage is not None:
+        limits = conformal.fit(*load_validation(model, given), coverage)
+    return Calibrator(model.pathologies, fitted, reference, limits)
 
 
 def _fit_calibration(
@@ -143,14 +211,18 @@ def _keep(directory: Path, made: Mapping[str, Mapping[str, Any]]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in made.items():
+            if name == VALIDATION:
+                with whole_path(directory / name) as draft, draft.open("wb") as arrays:
+                    np.savez(arrays, **content)
+                continue
             with whole_file(directory / name) as file:
                 # The reference has some ten thousand numbers.
                 indent = None if name == REFERENCE else 2
                 file.write(json.dumps(content, indent=indent, allow_nan=False) + "\n")
     except OSError as error:
         _LOG.warning(
-            f"{' and '.join(made)} cannot be kept in {directory} ({error.strerror}): each command "
-            "fits them again until that folder can be written."
+            f"{listed(made)} cannot be kept in {directory} ({error.strerror}): each command fits "
+            "them again until that folder can be written."
         )
 
 
@@ -168,7 +240,7 @@ def identity(model: LoadedModel, given: Data | None = None) -> dict[str, Any]:
         val, data = model.trained["stages"][last]["val"], model.settings.data
     return {
         "checkpoint": model.checkpoint,
-        "network_sha256": network_sha256(model.state),
+        "network_sha256": model.network_sha256,
         "split_sha256": val["sha256"],
         "cases_sha256": val.get("cases_sha256"),
         **model.reading(data),
@@ -182,10 +254,12 @@ def read_stored(path: Path, own: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a fitted file; empty if it is missing or damaged."""
+    """Read a fitted file; empty if it is missing, or damaged in a run, which can fit it again."""
     try:
-        return folder.read_json(path)
+        return folder.read_record(path, _RECORDS[path.name])
     except InputError:
+        if path.exists() and portable.is_portable(path.parent):
+            raise
         return {}
 
 

@@ -12,19 +12,23 @@ import numpy as np
 import pandas as pd
 
 from charm_jax.config import build, cli, validate
+from charm_jax.config.recipe import KEYS
 from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import CompiledStep
+from charm_jax.inference import tta
 from charm_jax.inference.rows import largest_batch, predict_rows
 from charm_jax.inference.steps import eval_step
 from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState
 from charm_jax.models.vote import Vote
-from charm_jax.runs import banks, folder
+from charm_jax.runs import banks, folder, portable
 from charm_jax.runs.arguments import read_settings
 from charm_jax.runs.banks import TRAINED, StoredBank
 from charm_jax.runs.cases import CaseMatch, known_cases, read_cases, unknown_cases
+from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.runs.data import Data
+from charm_jax.runs.records import Split
 from charm_jax.weights import load
 from charm_jax.weights.load import AUTO, Contents
 from data_pipelines.errors import InputError, listed
@@ -54,6 +58,7 @@ class LoadedModel:
         trained: ``split.json`` of the run; None for a weight file.
         provenance: entries of ``metrics.json`` on the origin of the weights.
         bank: stored bank in use; None for the checkpoint's own.
+        tta: whether logits are averaged over views of an image.
         steps: compiled steps, shared with copies of the model that differ in weights or bank.
     """
 
@@ -68,7 +73,32 @@ class LoadedModel:
     trained: dict[str, Any] | None
     provenance: dict[str, Any]
     bank: StoredBank | None = None
+    tta: bool = False
     steps: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def network_sha256(self) -> str:
+        """Digest of weights and bank."""
+        return network_sha256(self.state)
+
+    @property
+    def memory(self) -> str | None:
+        """Label of the memory bank; None for a network without one."""
+        return None if self.state.memory is None else self.provenance.get("memory", TRAINED)
+
+    @property
+    def scoring_step(self) -> Callable:
+        """Step that scores images: ``eval_step``, over views with test-time augmentation."""
+        if not self.tta:
+            return eval_step
+        # Of a weight file it is not known whether training mirrored its images.
+        return tta.views_step(mirrored=self.trained is not None and self.settings.augment.flip)
+
+    def with_tta(self) -> "LoadedModel":
+        """Return the model with test-time augmentation; its results go to ``tta`` in its folder."""
+        described = f"{self.description} with test-time augmentation"
+        folder = self.folder / "tta"
+        return dataclasses.replace(self, tta=True, description=described, folder=folder)
 
     def reading(self, data: DataSettings) -> dict[str, Any]:
         """Describe what changes the scores of images beside weights and bank.
@@ -78,12 +108,14 @@ class LoadedModel:
         """
         keys = self.settings.model
         names = _SCORING + _VOTING * isinstance(self.network, Vote)
+        views = {"tta": True} if self.tta else {}
         return {
             "image_size": data.image_size,
             "value_range": data.value_range,
             "outputs": list(self.pathologies),
             "memory": self.provenance.get("memory"),
             **{name: getattr(keys, name) for name in names},
+            **views,
         }
 
     def compile(self, step: Callable, *, shared: bool = True) -> CompiledStep:
@@ -116,13 +148,13 @@ class LoadedModel:
         step: CompiledStep | None = None,
         large: Collection[str] = (),
     ) -> dict[str, np.ndarray]:
-        """Run the model on rows of a data set, by default its evaluation step.
+        """Run the model on rows of a data set, by default its scoring step.
 
         The ids of the rows are translated to those in the bank. Returns ``[n, ...]`` each; of the
         outputs in ``LARGE`` those named ``large``.
         """
         match = self.match_cases(data.table)
-        step = step or self.compile(eval_step)
+        step = step or self.compile(self.scoring_step)
         size = largest_batch(self.settings)
         return predict_rows(self.state, step, data, rows, size, title, match=match, large=large)
 
@@ -168,7 +200,7 @@ def _held(ids: np.ndarray, stored: Any) -> np.ndarray:
 
 
 def load_run(run: Path, checkpoint: str = "best", memory: str | None = TRAINED) -> LoadedModel:
-    """Load a checkpoint of a run.
+    """Load a checkpoint of a run, or a portable model.
 
     Args:
         checkpoint: ``best``, ``last`` or ``<stage>/<step>``.
@@ -179,15 +211,25 @@ def load_run(run: Path, checkpoint: str = "best", memory: str | None = TRAINED) 
         InputError: there is no such run, checkpoint or bank, or it is damaged.
     """
     settings = read_settings(run)
-    trained = folder.read_json(run / "split.json")
+    trained = folder.read_record(run / "split.json", Split)
+    if settings.stage_names[-1] not in trained["stages"]:
+        raise folder.damaged(run / "split.json", f"it lacks stages.{settings.stage_names[-1]}")
+    try:
+        validate.check(settings)
+    except InputError as error:
+        raise InputError(f"{run / 'config.json'}: {error}") from None
     findings = tuple(trained["findings"])
     network = build.build_network(settings, len(findings), folder.prevalence(run, trained))
     shapes = build.state_shapes(network, settings)
-    state, name = folder.restore(run, checkpoint, lambda _: shapes)
+    if portable.is_portable(run):
+        model = _load_portable(run, checkpoint, settings, network, shapes, trained)
+        return model if memory in (None, TRAINED) else _with_bank(model, memory)
+    state, name, is_refitted = folder.restore(run, checkpoint, lambda _: shapes)
     began = run / "weights.json"
     init_from = folder.read_json(began)["init_from"] if began.exists() else "random"
     provenance = {
         "checkpoint": name,
+        "refit": settings.refit if is_refitted else None,
         "trained_on_simulated": trained["simulated"],
         "began_from": None if init_from in load.NAMED else init_from,
     }
@@ -214,6 +256,37 @@ def load_run(run: Path, checkpoint: str = "best", memory: str | None = TRAINED) 
             "that was filled after training: charm-jax memory RUN refill makes one."
         )
     return model if bank is None else dataclasses.replace(model, state=state.replace(memory=bank))
+
+
+def _load_portable(
+    run: Path,
+    checkpoint: str,
+    settings: Settings,
+    network: Network,
+    shapes: TrainState,
+    trained: dict[str, Any],
+) -> LoadedModel:
+    about = portable.read_about(run)
+    if checkpoint not in ("best", about["checkpoint"]):
+        raise InputError(
+            f"{run} is a portable model of checkpoint {about['checkpoint']} alone: leave out "
+            "--checkpoint."
+        )
+    state = portable.read_weights(run, shapes)
+    return LoadedModel(
+        settings=settings,
+        network=network,
+        state=state,
+        pathologies=tuple(trained["findings"]),
+        description=f"the portable model {run}",
+        checkpoint=about["checkpoint"],
+        folder=run,
+        run=run,
+        trained=trained,
+        provenance=dict.fromkeys(("refit", "trained_on_simulated", "began_from"))
+        | about["provenance"],
+        bank=portable.read_bank(run, state),
+    )
 
 
 def _with_bank(model: LoadedModel, label: str) -> LoadedModel:
@@ -248,6 +321,9 @@ def file_settings(settings: Settings, file: Contents, given: Collection[str] = (
     entries["data.image_size"] = told.image_size
     if told.charm:  # no format holds another form
         entries |= {"model.memory": "published", "model.fusion": True}
+        if settings.model.memory == "vote":  # numbers of that form do not carry over
+            for key in ("model.retrieval_k", "model.bank_size"):
+                entries[key] = KEYS[key].default if entries[key] is None else entries[key]
     if automatic:
         backbone = told.backbone or settings.model.backbone
         entries["model.input_range"] = told.input_range or load.usual_range(backbone)
@@ -324,6 +400,7 @@ def load_file(settings: Settings, contents: Contents, findings: tuple[str, ...])
     load.log(file)
     provenance = {
         "checkpoint": file.file,
+        "refit": None,
         "trained_on_simulated": None,
         "began_from": None,
     }
@@ -344,18 +421,36 @@ def load_file(settings: Settings, contents: Contents, findings: tuple[str, ...])
 
 
 def check_unseen(
-    match: CaseMatch, rows: np.ndarray, rule: str, split: str, model: LoadedModel
+    match: CaseMatch,
+    rows: np.ndarray,
+    rule: str,
+    split: str,
+    model: LoadedModel,
+    *,
+    is_member: bool = False,
 ) -> None:
     """Refuse a test split that should be disjoint from training and is not.
+
+    Args:
+        is_member: whether the model is one of several whose logits are averaged.
 
     Raises:
         InputError: training or validation saw patients or images of the split.
     """
     seen, itself = int(match.patient_seen[rows].sum()), int(match.image_seen[rows].sum())
-    if seen and split == "test" and splits.is_disjoint(rule):
+    if not seen or split != "test" or not splits.is_disjoint(rule):
+        return
+    problem = (
+        f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of patients "
+        f"that the run {model.run} trained or validated on"
+    )
+    if is_member:
         raise InputError(
-            f"{seen:,} of the {len(rows):,} test images under config.data.split={rule} are of "
-            f"patients that the run {model.run} trained or validated on, and it saw {itself:,} "
-            "of these images themselves: evaluate it with the data and split that it was trained "
-            "with, or, where other patients or images only have the same names, rename them."
+            f"{problem}: test an ensemble on patients that none of its runs saw, which folds of "
+            "one data set leave in other data alone, and each fold by itself."
         )
+    raise InputError(
+        f"{problem}, and it saw {itself:,} of these images themselves: evaluate it with the data "
+        "and split that it was trained with, or, where other patients or images only have the "
+        "same names, rename them."
+    )

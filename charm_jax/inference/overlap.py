@@ -99,6 +99,8 @@ def _learned(model: LoadedModel) -> tuple[pd.DataFrame, UInt8[np.ndarray, "m 256
     Raises:
         InputError: the run's own images are gone.
     """
+    if "names_key" in model.trained:
+        raise InputError(f"{model.run} is a portable model, which does not name its images.")
     cases = read_cases(model.run)
     names = (model.run / "trained_on.txt").read_text(encoding="utf-8").splitlines()
     cases = cases[cases["image"].isin(names)]

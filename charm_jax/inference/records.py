@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int8
+from jaxtyping import Float, Int8, Integer
 
 from charm_jax.inference.fitted import Calibrator
-from charm_jax.metrics import ood
+from charm_jax.metrics import conformal, ood
 from data_pipelines.images.decode import Check
 
 Record = dict[str, Any]
-_VOTES = 10  # cases of a vote that are listed
+ATTENTION = "attention"
+SHOWN = 10  # cases of a vote that are listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class StoredCases:
 
     cases: pd.DataFrame
     labels: Mapping[int, Int8[np.ndarray, " findings"]]
+
+    def name(self, case: int) -> str:
+        """Return the name of a case's image; its id where the name is unknown."""
+        return str(self.cases["image"].get(case, case))
 
 
 def stored_cases(memory: Any, cases: pd.DataFrame) -> StoredCases:
@@ -67,17 +72,82 @@ def records(
         record = {
             "findings": None if np.isnan(thresholds).all() else found,
             **judged[row],
-            "scores": _named(calibrator.findings, score),
-            "logits": _named(calibrator.findings, outputs["logits"][row]),
+            "scores": named(calibrator.findings, score),
+            "logits": named(calibrator.findings, outputs["logits"][row]),
+            **_sets(outputs["logits"][row], calibrator, unfamiliar=judged[row]["unfamiliar"]),
         }
+        if "single_view" in outputs:
+            single = calibrator.scores(outputs["single_view"][row : row + 1])[0]
+            record["single_view"] = named(calibrator.findings, single)
         if without is not None:
-            record["without_memory"] = _named(calibrator.findings, without[row])
+            record["without_memory"] = named(calibrator.findings, without[row])
             record["evidence"] = _evidence(outputs, row, calibrator.findings, bank)
             if "vote" in outputs:
-                vote = _named(calibrator.findings, outputs["vote"][row])
+                vote = named(calibrator.findings, outputs["vote"][row])
                 record["vote"] = {k: None if np.isnan(v) else v for k, v in vote.items()}
+        if ATTENTION in outputs:
+            heat = outputs[ATTENTION][row]
+            record["attention_range"] = [round(float(v), 4) for v in (heat.min(), heat.max())]
         made.append(record)
     return made
+
+
+def combined(
+    members: Mapping[str, Sequence[Record]],
+    logits: Float[np.ndarray, "n findings"],
+    calibrator: Calibrator,
+) -> list[Record]:
+    """Return a record for each image of an ensemble, with those of its members.
+
+    An image is unfamiliar if at least half of the members that can judge find it so, for whatever
+    reasons; these are listed.
+
+    Args:
+        members: records of the images by each member, by its name.
+        logits: of the ensemble.
+        calibrator: of the ensemble.
+    """
+    scores, thresholds = calibrator.scores(logits), calibrator.thresholds()
+    made = []
+    for row, images in enumerate(zip(*members.values(), strict=True)):
+        judging = [record for record in images if record["unfamiliar"] is not None]
+        votes = sum(record["unfamiliar"] for record in judging)
+        unfamiliar = 2 * votes >= len(judging) if judging else None
+        given = [reason for record in judging for reason in record["unfamiliar_in"]]
+        reasons = list(dict.fromkeys(given)) if unfamiliar else []
+        above = np.flatnonzero(scores[row] >= thresholds)  # never so for NaN
+        found = [] if unfamiliar else [calibrator.findings[i] for i in above]
+        made.append(
+            {
+                "findings": None if np.isnan(thresholds).all() else found,
+                "unfamiliar": unfamiliar,
+                "unfamiliar_in": reasons,
+                "warnings": images[0]["warnings"],
+                "scores": named(calibrator.findings, scores[row]),
+                "logits": named(calibrator.findings, logits[row]),
+                **_sets(logits[row], calibrator, unfamiliar=unfamiliar),
+                "members": {
+                    name: {key: value for key, value in record.items() if key != "warnings"}
+                    for name, record in zip(members, images, strict=True)
+                },
+            }
+        )
+    return made
+
+
+def _sets(
+    logits: Float[np.ndarray, " findings"], calibrator: Calibrator, *, unfamiliar: bool | None
+) -> Record:
+    """Return the conformal sets of an image, if any: None for an unfamiliar one, as they fail."""
+    limits = calibrator.limits
+    if limits is None:
+        return {}
+    found = conformal.sets(logits[None], limits)[0]
+    labels = np.array(["absent", "present"])
+    sets = {
+        name: labels[held].tolist() for name, held in zip(calibrator.findings, found, strict=True)
+    }
+    return {"coverage": limits.coverage, "sets": None if unfamiliar else sets}
 
 
 def _judged(
@@ -115,24 +185,39 @@ def _evidence(
     outputs: Mapping[str, np.ndarray], row: int, findings: Sequence[str], bank: StoredCases
 ) -> list[Record]:
     """Return an entry for each case that was read, the most similar first; of votes, ten."""
+    ids, shown = outputs["cases"][row], SHOWN if "vote" in outputs else None
+    entries = retrieved(ids[:shown], outputs["similarities"][row, :shown], findings, bank)
+    for case, entry in entries.items():
+        shares = outputs["contributions"][row, ids.tolist().index(case)]
+        entry["contributions"] = named(findings, shares)
+    return list(entries.values())
+
+
+def retrieved(
+    ids: Integer[np.ndarray, " k"],
+    similarities: Float[np.ndarray, " k"],
+    findings: Sequence[str],
+    bank: StoredCases,
+) -> dict[int, Record]:
+    """Describe the cases that an image read, by case id, the most similar first.
+
+    Args:
+        ids: case ids, -1 for none.
+        similarities: their cosines.
+    """
     entries: dict[int, Record] = {}
-    shown = _VOTES if "vote" in outputs else None
-    for rank, case in enumerate(outputs["cases"][row].tolist()[:shown]):
-        if case < 0:
-            continue
+    for case, cosine in zip(ids.tolist(), similarities.tolist(), strict=True):
         if case in entries:
             entries[case]["times"] += 1
-            continue
-        labels = named_labels(findings, bank.labels[case])
-        entries[case] = {
-            "case": str(bank.cases["image"].get(case, case)),
-            "patient": str(bank.cases["patient"].get(case, "")),
-            "labels": labels,
-            "cosine": round(float(outputs["similarities"][row, rank]), 6),
-            "times": 1,
-            "contributions": _named(findings, outputs["contributions"][row, rank]),
-        }
-    return list(entries.values())
+        elif case >= 0:
+            entries[case] = {
+                "case": bank.name(case),
+                "patient": str(bank.cases["patient"].get(case, "")),
+                "labels": named_labels(findings, bank.labels[case]),
+                "cosine": round(cosine, 6),
+                "times": 1,
+            }
+    return entries
 
 
 def named_labels(
@@ -144,5 +229,6 @@ def named_labels(
     return [name for name, label in zip(findings, labels, strict=True) if label == 1]
 
 
-def _named(findings: Sequence[str], values: np.ndarray) -> dict[str, float]:
+def named(findings: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Return the value of each finding, rounded to 6 digits."""
     return {name: round(float(v), 6) for name, v in zip(findings, values, strict=True)}

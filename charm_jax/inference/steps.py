@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from charm_jax.distributed.compiler import CompiledStep
+from charm_jax.metrics import ood
 from charm_jax.models.charm import Cases
 from charm_jax.models.create import Network
 from charm_jax.models.state import TrainState
@@ -19,7 +20,6 @@ Batch = Mapping[str, Array]
 # Outputs of ``eval_step`` that are large and read by few; computed always, so that validation,
 # calibration, banks and evaluation share one compiled program.
 LARGE = ("fused", "stored", "thumbnail")
-_THUMBNAIL = 32  # pixels; coarse enough that every source's images have them
 
 
 def cases_of(batch: Batch) -> Cases:
@@ -67,7 +67,7 @@ def variables_of(state: TrainState) -> PyTree[Array]:
 def thumbnails(images: UInt8[Array, "batch height width 1"]) -> Float[Array, "batch 32 32"]:
     """Shrink images to 32 x 32 without aliasing, 0 ... 255."""
     grey = images[..., 0].astype(jnp.float32)
-    return jax.image.resize(grey, (len(grey), _THUMBNAIL, _THUMBNAIL), "linear")
+    return jax.image.resize(grey, (len(grey), ood.SIDE, ood.SIDE), "linear")
 
 
 def jit_eval_step(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import sparse
 
-from charm_jax.metrics.classification import check_scores
+from charm_jax.metrics.classification import auroc_by_finding, check_scores
 
 RESAMPLES = 1000  # the fewest for a number to be reported
 LEVEL = 0.95
@@ -74,6 +74,20 @@ def resampled(
     ]
     values = np.concatenate(chunks, axis=2)
     return Resampled(values[:, 0].T, values[:, 1].T)
+
+
+def auroc_and_draws(
+    scores: np.ndarray, labels: np.ndarray, patients: np.ndarray
+) -> Float[np.ndarray, "draws findings"]:
+    """Return each finding's AUROC: of the images as they are, then under ``RESAMPLES`` draws.
+
+    The draws are of the same patients for all scores of the same images. NaN where a class is
+    absent.
+    """
+    drawn = resampled(scores, labels, patients).auroc
+    names = [*map(str, range(labels.shape[1]))]
+    entries = auroc_by_finding(scores, labels, names).values()
+    return np.concatenate([np.array([[entry["auroc"] for entry in entries]], float), drawn])
 
 
 def resampled_means(

@@ -1,11 +1,12 @@
 """Fit temperatures, Platt scalings and decision thresholds on validation (NumPy)."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from charm_jax.metrics.classification import check_scores
 
@@ -16,6 +17,42 @@ _TOLERANCE = 1e-8
 OPERATING_POINTS = {"sensitivity_95": 0.95, "specificity_95": 0.95}
 _NO_THRESHOLDS = dict.fromkeys(("threshold", *OPERATING_POINTS))
 _PLATT = ("slope", "intercept", "prior")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The numbers of a finding; early versions wrote the first two alone."""
+
+    temperature: float | None
+    threshold: float | None
+    slope: float | None = None
+    intercept: float | None = None
+    prior: float | None = None
+    sensitivity_95: float | None = None
+    specificity_95: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"a temperature is {self.temperature}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """``calibration.json``: a result of `fit`, and what it was fitted with.
+
+    Raises:
+        ValueError: The findings are not the outputs in their order.
+    """
+
+    checkpoint: str
+    split_sha256: str
+    outputs: tuple[str, ...]
+    findings: dict[str, Fitted]
+    images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if tuple(self.findings) != self.outputs:
+            raise ValueError("its findings are not its outputs in their order")
 
 
 def fit(
@@ -97,6 +134,38 @@ def calibrated(
     return expit(logits.astype(np.float64) / temperatures[None, :])
 
 
+def divided(
+    logits: Num[np.ndarray, "images findings"], calibration: Mapping[str, Any]
+) -> Float[np.ndarray, "images findings"]:
+    """Compute logit / temperature; the logit itself for a finding without a temperature.
+
+    Args:
+        logits: With a column for each finding of the calibration, in its order.
+        calibration: Result of `fit`.
+    """
+    temperatures = _numbers(calibration, "temperature")
+    return logits.astype(np.float64) / np.where(np.isnan(temperatures), 1.0, temperatures)[None, :]
+
+
+def averaged(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return temperature and thresholds for the mean of calibrated logits of several networks.
+
+    The temperature is 1, since each was divided by its own. A threshold is the mean of theirs, as
+    logits. Each is None where one of the networks has none.
+
+    Args:
+        entries: Entries of one finding, of results of `fit`.
+    """
+    found: dict[str, Any] = {}
+    for key in ("temperature", *_NO_THRESHOLDS):
+        values = [entry[key] for entry in entries]
+        mean = None
+        if None not in values:
+            mean = 1.0 if key == "temperature" else float(expit(np.mean(logit(values))))
+        found[key] = mean
+    return found
+
+
 def platt_scaled(
     logits: Num[np.ndarray, "images findings"], calibration: dict[str, Any]
 ) -> tuple[Float[np.ndarray, "images findings"], Float[np.ndarray, " findings"]]:
@@ -122,7 +191,7 @@ def thresholds(
     return _numbers(calibration, point)
 
 
-def _numbers(calibration: dict[str, Any], key: str) -> np.ndarray:
+def _numbers(calibration: Mapping[str, Any], key: str) -> np.ndarray:
     values = [entry[key] for entry in calibration["findings"].values()]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 

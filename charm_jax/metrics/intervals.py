@@ -121,7 +121,10 @@ def spread(drawn: Float[np.ndarray, " resamples"]) -> Interval:
 
 
 def compare(
-    ours: EvalSet, theirs: Float[np.ndarray, "images findings"], method: str = "bootstrap"
+    ours: EvalSet,
+    theirs: Float[np.ndarray, "images findings"],
+    method: str = "bootstrap",
+    drawn: ConfidenceIntervals | None = None,
 ) -> tuple[dict[str, Difference], dict[str, dict[str, Difference]]]:
     """Compute the differences between the metrics of two networks on the same images.
 
@@ -129,27 +132,28 @@ def compare(
         ours: predictions of one network, and the labels.
         theirs: logits of the other.
         method: one of ``METHODS``. ``bootstrap`` draws the same patients for both.
+        drawn: intervals of ``ours`` by that method, where several others are compared with it.
 
     Returns:
         metric → difference of the means; finding → metric → difference.
     """
     other = dataclasses.replace(ours, logits=theirs)
-    intervals = [ConfidenceIntervals(evaluated, method) for evaluated in (ours, other)]
+    intervals = [drawn or ConfidenceIntervals(ours, method), ConfidenceIntervals(other, method)]
     values = [classification.auroc_and_ap(s.logits, s.labels, s.findings) for s in (ours, other)]
     macro, findings = {}, {name: {} for name in ours.findings}
     for metric in RANKED:
         entries = [[entry[metric] for entry in value.values()] for value in values]
-        drawn = intervals[0].drawn[metric] - intervals[1].drawn[metric]
+        gained = intervals[0].drawn[metric] - intervals[1].drawn[metric]
         shares = None
         if metric == "auroc" and method == "delong":
             shares = intervals[0].shares - intervals[1].shares
         for column, name in enumerate(ours.findings):
             pair = [value[column] for value in entries]
             share = None if shares is None else shares[:, column]
-            findings[name][metric] = _difference(*pair, drawn[:, column], share)
+            findings[name][metric] = _difference(*pair, gained[:, column], share)
         means = [classification.mean(value) for value in entries]
         share = None if shares is None else delong.macro(shares)
-        macro[metric] = _difference(*means, bootstrap.macro(drawn), share)
+        macro[metric] = _difference(*means, bootstrap.macro(gained), share)
     return macro, findings
 
 

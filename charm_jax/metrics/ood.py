@@ -9,6 +9,7 @@ Three measures, each as a percentile of the validation split, so that one limit 
   every picture somewhere among its cases, and let photographs pass.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +17,39 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 LIMIT = 99.5  # percentile of validation from which an image counts as out-of-distribution
+SIDE = 32  # of a thumbnail in pixels; every source has images that large
+ENOUGH = 200  # validation images from which that percentile is more than their highest value
 _STEPS = np.linspace(0, 100, 201)  # percentiles that are kept; LIMIT is one of them
 _COMPONENTS = 16
 _IMAGES_EACH = 5  # thumbnails that a component takes, at least
 _FOLDS = 5
 _FLAT = 2.0  # grey levels; an image of a lower SD is nearly constant
 _LEAST = 20  # thumbnails that components are fitted on, at least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """``novelty.json``: a result of ``fit``.
+
+    Raises:
+        ValueError: a list has another length than ``fit`` makes.
+    """
+
+    n_images: int
+    percentiles: dict[str, tuple[float, ...]]
+    mean: tuple[float, ...] = ()
+    components: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kept in self.percentiles.items():
+            if len(kept) != len(_STEPS):
+                raise ValueError(f"its percentiles.{name} has {len(kept)} numbers")
+        fitted, lengths = (
+            "appearance" in self.percentiles,
+            {*map(len, (self.mean, *self.components))},
+        )
+        if lengths != {SIDE**2 * fitted} or bool(self.components) != fitted:
+            raise ValueError("its mean and components do not fit thumbnails")
 
 
 def measures(outputs: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, " n"]]:

@@ -1,10 +1,10 @@
 """The result of an evaluation, as ``metrics.json`` holds it."""
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
+
+from charm_jax.metrics.from_json import build
 
 Interval = tuple[float | None, float | None]
 UNDEFINED: Interval = (None, None)
@@ -48,7 +48,8 @@ class PriorShift:
 
     Attributes:
         prior: prevalence on validation, as ``calibration.fit`` has it.
-        estimated: prevalence here, estimated without labels.
+        estimated: prevalence among the images whose label is known (of all images if none is), told
+            by their scores alone.
         brier: Brier score of the Platt-scaled probabilities; None without known labels.
         brier_corrected: Brier score of these corrected for the estimated prevalence.
         ece: calibration error over bins of equal mass.
@@ -249,11 +250,17 @@ class External:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationSource:
-    """The checkpoint and images that thresholds and temperatures were fitted with."""
+    """The checkpoint and images that thresholds and temperatures were fitted with.
+
+    Attributes:
+        averaged: whether they are those of the members of an ensemble, averaged, because these
+            share no validation split that can be read.
+    """
 
     checkpoint: str
     split_sha256: str
     on_these_images: bool
+    averaged: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,6 +277,64 @@ class BankSource:
     images_sha256: str | None = None
     patients_known: bool | None = None
     images_here: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member:
+    """A run of an ensemble, and what the ensemble gains over it on the same images.
+
+    Attributes:
+        memory: label of its memory bank in place of the checkpoint's own.
+        bank: None for a network without a memory bank.
+        validation_auroc: macro AUROC on its own validation split; None where that cannot be read.
+        best: whether that is the highest of all members; of none where they share no such split.
+        compared: differences of the ensemble from this run.
+    """
+
+    run: str
+    checkpoint: str
+    network_sha256: str
+    image_size: int
+    memory: str | None
+    bank: BankSource | None
+    validation_auroc: float | None
+    best: bool
+    compared: Comparison
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindingSets:
+    """Conformal sets of one finding.
+
+    Attributes:
+        absent: share of the images without the finding whose set has "absent", averaged over
+            patients.
+        present: share of the images with it whose set has "present", averaged over patients.
+        decided: share of all images whose set has one label.
+        both: share of all images whose set has both labels.
+        neither: share of all images whose set is empty: unlike validation's of either label.
+    """
+
+    absent: Estimate
+    present: Estimate
+    decided: float
+    both: float
+    neither: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conformal:
+    """Conformal sets at a wanted coverage; means are over the findings that define them.
+
+    Attributes:
+        decided: share of the sets of labelled findings that have one label; None without any.
+    """
+
+    coverage: float
+    absent: Estimate
+    present: Estimate
+    decided: float | None
+    findings: dict[str, FindingSets]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -316,6 +381,8 @@ class EvaluationResult(Scores):
         leak_of_all: images of such patients; these three are None for weights without a run.
         leak_seen: images that training or validation saw themselves.
         checkpoint: name of the checkpoint or weight file.
+        refit: how the checkpoint's classifier was fitted again, as ``config.refit`` has it; None if
+            it was not, or is not known.
         network_sha256: digest of weights and bank.
         trained_on_simulated: None where unknown.
         began_from: weight file that training began from.
@@ -324,6 +391,9 @@ class EvaluationResult(Scores):
         calibration: None where nothing was fitted.
         bank: None for a network without a memory bank.
         comparison: None without ``--compare``.
+        members: runs whose calibrated logits are averaged; empty for a single run.
+        single_view: differences from the same images unchanged; None without ``--tta``.
+        conformal: None without ``--coverage``.
         external: None for the run's own images, and for weights without a run.
     """
 
@@ -348,13 +418,22 @@ class EvaluationResult(Scores):
     checkpoint: str
     trained_on_simulated: bool | None
     began_from: str | None
+    refit: str | None = None
     network_sha256: str | None = None
     abnormal_only: tuple[str, ...] = ()
     memory: str | None = None
     calibration: CalibrationSource | None = None
     bank: BankSource | None = None
     comparison: Comparison | None = None
+    members: tuple[Member, ...] = ()
+    single_view: Comparison | None = None
+    conformal: Conformal | None = None
     external: External | None = None
+
+    @property
+    def labelled(self) -> dict[str, FindingResult]:
+        """The findings that at least one image has a label of."""
+        return {name: f for name, f in self.findings.items() if f.positives + f.negatives}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``metrics.json``."""
@@ -367,32 +446,4 @@ class EvaluationResult(Scores):
         Raises:
             ValueError: If a key is missing or a value is of another type; it names the key.
         """
-        return _build(cls, content, "")
-
-
-def _build(kind: Any, value: Any, key: str) -> Any:
-    """Build a value of a type from plain JSON."""
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        [known] = [argument for argument in arguments if argument is not type(None)]
-        return None if value is None else _build(known, value, key)
-    outer = origin or kind
-    is_record = dataclasses.is_dataclass(kind)
-    accepted = {tuple: list | tuple, float: float | int}.get(outer, Mapping if is_record else outer)
-    if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
-        raise ValueError(f"its {key or 'content'} is {value!r}")
-    if is_record:
-        hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
-        for field in fields:
-            required = field.default is field.default_factory is dataclasses.MISSING
-            if field.name not in value and required:
-                raise ValueError(f"it lacks {f'{key}.{field.name}'.lstrip('.')}")
-        names = [field.name for field in fields if field.name in value]
-        return kind(**{n: _build(hints[n], value[n], f"{key}.{n}".lstrip(".")) for n in names})
-    if outer is tuple:
-        return tuple(_build(arguments[0], item, key) for item in value)
-    if outer is dict:
-        return {name: _build(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-    return value
+        return build(cls, content)

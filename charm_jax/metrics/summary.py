@@ -115,10 +115,14 @@ def score(
 def _prior_shifts(evaluated: EvalSet, fitted: dict[str, Any]) -> list[PriorShift | None]:
     """Estimate the prevalence of each finding, and score the probabilities corrected for it."""
     probabilities, prior = calibration.platt_scaled(evaluated.logits, fitted)
-    estimated, corrected = prior_shift.correct(probabilities, prior)
+    known = evaluated.labels >= 0
+    # On the images that it is scored on, if any: reports mention a finding where it is likely, so
+    # its prevalence is another among those than among all.
+    counted = known | ~known.any(axis=0)
+    estimated, corrected = prior_shift.correct(probabilities, prior, counted)
     shifts = []
     for column, (p, q) in enumerate(zip(prior, estimated, strict=True)):
-        rows = evaluated.labels[:, column] >= 0
+        rows = known[:, column]
         truth, logits = evaluated.labels[rows, column], evaluated.logits[rows, column]
         before, after = (
             classification.Known(truth=truth, logits=logits, probability=scores[rows, column])
@@ -132,8 +136,8 @@ def _prior_shifts(evaluated: EvalSet, fitted: dict[str, Any]) -> list[PriorShift
                 "ece": classification.ece_equal_mass(before),
                 "ece_corrected": classification.ece_equal_mass(after),
             }
-        known = not np.isnan(q)
-        shifts.append(PriorShift(prior=float(p), estimated=float(q), **scores) if known else None)
+        usable = not np.isnan(q)
+        shifts.append(PriorShift(prior=float(p), estimated=float(q), **scores) if usable else None)
     return shifts
 
 

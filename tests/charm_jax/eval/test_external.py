@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -22,9 +23,12 @@ RUN = "runs/demo"
 
 
 @pytest.fixture(scope="module")
-def elsewhere(finished):
+def elsewhere(finished, tmp_path_factory):
     """The run on a folder with four of its findings in another order and two unknown ones."""
-    data = finished[0] / "elsewhere"
+    home = tmp_path_factory.mktemp("external")
+    for part in ("runs", "data"):  # others read the folder of these
+        shutil.copytree(finished[0] / part, home / part)
+    data = home / "elsewhere"
     data.mkdir()
     (data / "SIMULATED.txt").touch()
     rng = np.random.default_rng(0)
@@ -40,10 +44,10 @@ def elsewhere(finished):
                 [f"{number}.png", f"X{number // 2}", "test", *present.astype(int), 0, 1]
             )
     where = ["--config.data.source=csv_folder", f"--config.data.dir={data}"]
-    done = command_here("eval", "--run=demo", *where, cwd=finished[0])
+    done = command_here("eval", "--run=demo", *where, cwd=home)
     assert done.returncode == 0, done.stderr
-    [folder] = (finished[0] / RUN / "eval").glob("test-csv_folder-*")
-    return done.stdout, folder, finished[0] / RUN
+    [folder] = (home / RUN / "eval").glob("test-csv_folder-*")
+    return done.stdout, folder, home / RUN
 
 
 def test_the_shared_findings_are_scored_and_the_others_named(elsewhere):
@@ -87,12 +91,12 @@ def test_the_report_has_the_section(elsewhere):
     page = (elsewhere[1] / "report.html").read_text(encoding="utf-8")
     assert "<h2>External validation" in page
     assert "out-of-distribution for the run" in page
+    assert "Undefined: 0 of 0 images" not in page
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
+def model(tmp_path):
     """What is asked of a model, with the digest of its weights."""
-    monkeypatch.setattr(external, "network_sha256", lambda state: state)
     return mock.Mock(
         spec=LoadedModel,
         pathologies=NIH_FINDINGS,
@@ -100,7 +104,8 @@ def model(tmp_path, monkeypatch):
         folder=tmp_path,
         checkpoint="focal/9",
         provenance={"memory": None},
-        state="digest",
+        tta=False,
+        network_sha256="digest",
     )
 
 
@@ -116,7 +121,7 @@ def test_without_its_own_evaluation_the_command_for_it_is_given(model):
 def test_an_evaluation_of_another_network_is_not_its_own(change, model, elsewhere):
     saved = read(elsewhere[2] / "eval/test/metrics.json")
     own = EvaluationResult.from_json(saved)
-    model.state = own.network_sha256
+    model.network_sha256 = own.network_sha256
     path = model.folder / "eval/test/metrics.json"
     path.parent.mkdir(parents=True)
     write_json(path, saved)

@@ -146,6 +146,11 @@ def test_what_is_undefined_is_a_dash_and_named():
     assert "without both classes, left out: Hernia" in text
     [tail] = [line for line in text.splitlines() if line.startswith("tail, below 2 %")]
     assert tail.split()[4:] == ["-", "-", "-", "1", "1"]
+    labels[:, 1] = -1
+    text = evaluation_text.table(metrics(labels))
+    assert [line.split()[0] for line in block(text, "finding")] == ["finding", "Mass", "Edema"]
+    assert "without a label here, left out: Hernia" in text
+    assert "without both classes" not in text
     labels[:] = -1
     text = evaluation_text.table(metrics(labels))
     assert "macro AUROC undefined over 0 findings\n" in text

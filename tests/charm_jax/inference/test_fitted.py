@@ -206,23 +206,46 @@ def test_predictions_refuse_other_images_likewise(model, monkeypatch, caplog):
 def test_a_stored_file_of_other_images_is_fitted_anew(model):
     path = model.folder / "calibration.json"
     first = fitted.load_calibration(model, data(OWN))
-    path.write_text(json.dumps(first | {"split_sha256": "0", "findings": {}}))
-    assert fitted.load_calibration(model, data(OWN)) == first
-    path.write_text(json.dumps(first | {"findings": {}}))
-    again = fitted.load_calibration(model, data(OWN))
-    assert again["findings"] == {}
+    [(name, entry)] = first["findings"].items()
+    changed = first | {"findings": {name: entry | {"threshold": 0.125}}}
+    for other in (changed | {"split_sha256": "0"}, first | {"findings": {}}):
+        path.write_text(json.dumps(other))
+        assert fitted.load_calibration(model, data(OWN)) == first
+    path.write_text(json.dumps(changed))
+    assert fitted.load_calibration(model, data(OWN)) == changed
 
 
 def test_a_stored_reference_of_other_images_is_not_read(model, monkeypatch):
     reads(monkeypatch, None)
     own = fitted.identity(model)
-    paths = [model.folder / name for name in ("calibration.json", fitted.REFERENCE)]
-    for path in paths:
-        path.write_text(json.dumps(own))
-    assert both(model) == (own, own)
-    for path in paths:
-        path.write_text(json.dumps(own | {"split_sha256": "0"}))
+    calibration = own | {"findings": {"Mass": {"temperature": 1.0, "threshold": 0.5}}}
+    reference = own | {"n_images": N, "percentiles": {}}
+    stored = {"calibration.json": calibration, fitted.REFERENCE: reference}
+    for name, content in stored.items():
+        (model.folder / name).write_text(json.dumps(content))
+    assert both(model) == (calibration, reference)
+    for name, content in stored.items():
+        (model.folder / name).write_text(json.dumps(content | {"split_sha256": "0"}))
     assert both(model) == (None, None)
+
+
+class Naming(Model):
+    """A model whose logits are the numbers in the images' names."""
+
+    def predict_rows(self, data, rows, title, large=()):
+        return {"logits": np.array([[float(name[:5])] for name in data.table.images[rows]])}
+
+
+def test_validation_is_kept_by_name_so_that_the_members_of_an_ensemble_agree(model):
+    model, there = as_kind(model, Naming), data(OWN)
+    columns = ("images", "labels", "patients")
+    turned = {name: getattr(there.table, name)[::-1] for name in columns}
+    for given in (there, data([N - 1 - row for row in OWN], **turned)):
+        (model.folder / fitted.VALIDATION).unlink(missing_ok=True)
+        found = fitted.load_validation(model, given)
+        assert found.logits[:, 0].tolist() == [*OWN]
+        np.testing.assert_array_equal(found.labels, there.table.labels[list(OWN)])
+        np.testing.assert_array_equal(found.patients, there.table.patients[list(OWN)])
 
 
 def test_an_unreadable_image_costs_the_thresholds_alone(model, monkeypatch, caplog):
@@ -246,7 +269,7 @@ def test_a_run_that_cannot_be_written_is_fitted_for_each_command(model, monkeypa
         found, reference = both(model)
         [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
         alone = fitted.load_calibration(model, data(OWN))
-    assert "novelty.json and calibration.json cannot be kept in" in record.message
+    assert "novelty.json, calibration.json, validation.npz cannot be kept in" in record.message
     assert "(Read-only file system)" in record.message
     assert not (model.folder / "calibration.json").exists()
     assert found == alone == fitted.load_calibration(model, data(OWN))

@@ -116,6 +116,16 @@ def test_a_file_ranks_above_the_config_and_the_command_line_above_the_file(caplo
     assert found.model.bank_size == SETTINGS.model.bank_size  # not told
 
 
+def test_numbers_of_a_vote_do_not_carry_over_to_a_file_of_the_published_network():
+    config = SETTINGS.replace(
+        model_memory="vote", model_fusion=False, model_retrieval_k=100, model_bank_size=2048
+    )
+    found = loaded.file_settings(config, file(charm=True, bank_size=64)).model
+    assert (found.memory, found.fusion, found.retrieval_k, found.bank_size) == (
+        *("published", True, 5, 64),
+    )
+
+
 @pytest.mark.parametrize("given", [[], ["model.input_range"]])
 @pytest.mark.parametrize(
     ("backbone", "told", "expected"),

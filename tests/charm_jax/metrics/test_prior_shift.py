@@ -86,6 +86,21 @@ def test_each_finding_is_alone():
         np.testing.assert_array_equal(corrected[:, column], scores)
 
 
+def test_images_that_do_not_count_are_corrected_alike():
+    rng = np.random.default_rng(1)
+    _, s = simulated(rng, 400, 0.3, 0.1)
+    counted = rng.random(400) < 0.5
+    estimated, corrected = prior_shift.correct(s[:, None], np.array([0.1]), counted[:, None])
+    alone, scores = correct_one(s[counted], 0.1)
+    assert estimated[0] == pytest.approx(alone)
+    np.testing.assert_allclose(corrected[counted, 0], scores)
+    assert np.isfinite(corrected).all()
+    counted[:] = s == s[0]
+    s[~counted] = 0.9
+    s[0] = 0.1
+    assert prior_shift.correct(s[:, None], np.array([0.1]), counted[:, None])[0] == [0.1]
+
+
 @pytest.mark.parametrize(
     ("s", "prior"),
     [([np.nan, np.nan], 0.1), ([0.2, 0.3], 0.0), ([0.2, 0.3], 1.0), ([0.2, 0.3], np.nan)],

@@ -45,6 +45,8 @@ def test_users_find_the_numbers_under_their_keys():
         (("simulated",), 0, "its simulated is 0"),
         (("findings", "Mass", "auroc"), True, "its findings.Mass.auroc is True"),
         (("findings",), [], r"its findings is \[\]"),
+        (("findings", "Mass", "auroc"), float("inf"), "auroc is inf, not a finite number"),
+        (("macro_auroc",), 10**400, r"its macro_auroc is 1000.*, not a finite number"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_key(path, value, said):

@@ -152,3 +152,16 @@ def test_a_subgroup_of_one_image_is_undefined():
     assert alone.macro_auroc is None
     assert alone.macro_auroc_interval == (None, None)
     assert alone.undefined == NAMES
+
+
+def test_the_prevalence_is_told_by_the_images_that_are_labelled():
+    evaluated = scored()
+    evaluated.labels[:100, 0] = -1
+    evaluated.labels[:, 1] = -1
+    shifts = [entry.prior_shift for entry in score(evaluated).findings.values()]
+    half = EvalSet(
+        *(x[100:] for x in (evaluated.logits, evaluated.labels, evaluated.patients)), NAMES
+    )
+    assert shifts[0] == score(half).findings["Mass"].prior_shift
+    assert 0 <= shifts[1].estimated <= 1
+    assert shifts[1].brier is None
