@@ -5,7 +5,8 @@ usage: charm-jax convert FILE [--run RUN] [--to KIND] [options]
     charm-jax convert weights.pth --run demo --to torch
 
 FILE gets the names and layouts of the reference's state dict; for a baseline, which the reference
-does not have, torchvision's. exit codes: 0 done; 2 bad input.
+does not have, torchvision's. So does a network whose stored cases vote: FILE holds it without them
+and without the vote. exit codes: 0 done; 2 bad input.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
@@ -29,6 +30,7 @@ from charm_jax.models.momentum import Momentum
 from charm_jax.models.state import TrainState
 from charm_jax.runs import folder
 from charm_jax.runs.arguments import CHECKPOINT, RUN, find_run, read_settings
+from charm_jax.runs.records import Split
 from charm_jax.weights import files, load
 from charm_jax.weights.card import Card, beside
 from data_pipelines.atomic_files import check_writable
@@ -46,12 +48,17 @@ def main(argv: list[str]) -> int:
     target, values, run = _parse(argv)
     _check_target(target, values.to)
     config = read_settings(run)
-    state, name = folder.restore(run, values.checkpoint, _shapes)
+    state, name, _ = folder.restore(run, values.checkpoint, _shapes)
     try:
         tensors = load.to_reference(state, BACKBONES[config.model.backbone])
     except ValueError as error:
         raise InputError(f"{run} has no such file ({error}): choose another run.") from None
     files.write(target, tensors, _card(run, config, state))
+    if config.model.charm and config.model.memory == "vote":
+        say(
+            f"warning: {target} gives other scores than {run}: no file holds the stored cases and "
+            "their vote, which the run's checkpoint has."
+        )
     say(f"Wrote {len(tensors)} tensors of checkpoint {name} of {run} to {target}.")
     return 0
 
@@ -61,11 +68,11 @@ def _card(run: Path, config: Settings, state: TrainState) -> Card:
     return load.card(
         state,
         config.model.backbone,
-        folder.read_json(run / "split.json")["findings"],
+        folder.read_record(run / "split.json", Split)["findings"],
         image_size=config.data.image_size,
         channels=config.model.channels,
         input_range=config.model.input_range,
-        retrieval_k=config.model.retrieval_k if config.model.charm else None,
+        retrieval_k=None if load.is_plain(state) else config.model.retrieval_k,
     )
 
 

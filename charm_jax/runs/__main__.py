@@ -31,7 +31,9 @@ def _parser() -> CommandParser:
         "exit codes: 0 done; 2 bad input",
     )
     parser.add_argument("command", metavar="COMMAND", help=f"{', '.join(_COMMANDS)}")
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="name or folder of a run")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="*", default=[], help="name or folder of a run"
+    )
     parser.add_argument(
         "--runs_dir",
         "--config.runs_dir",
@@ -62,7 +64,8 @@ def _run(options: argparse.Namespace) -> int:
             f"{len(options.runs)}: see charm-jax runs --help."
         )
     # All are found before the first is touched.
-    work([overview.find(options.runs_dir, name) for name in options.runs], options)
+    found = [overview.find(options.runs_dir, name) for name in options.runs]
+    work(list({folder.resolve(): folder for folder in found}.values()), options)
     return 0
 
 
@@ -77,10 +80,17 @@ def _list(folders: list[Path], options: argparse.Namespace) -> None:
     print(overview.table(runs))
 
 
+def _read(folder: Path) -> overview.Run:
+    run = overview.read(folder)
+    if not run.config:
+        raise InputError(f"{folder} has no readable config.json: name the folder of a run.")
+    return run
+
+
 def _show(folders: list[Path], options: argparse.Namespace) -> None:
     from charm_jax.config import recipe  # imports the networks, which `list` does without
 
-    run = overview.read(folders[0])
+    run = _read(folders[0])
     defaults = {name: key.default for name, key in recipe.KEYS.items()}
     own = {key: value for key, value in run.config.items() if defaults.get(key) != value}
     print(f"{run.folder}: {run.state}")
@@ -95,7 +105,9 @@ def _show(folders: list[Path], options: argparse.Namespace) -> None:
 
 
 def _diff(folders: list[Path], options: argparse.Namespace) -> None:
-    one, other = map(overview.read, folders)
+    if len(folders) == 1:
+        raise InputError(f"Both names are of {folders[0]}: name two runs.")
+    one, other = map(_read, folders)
     titles = ["key", str(one.folder), str(other.folder)]
     rows = [
         ("macro AUROC, test", one.score or "-", other.score or "-"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from charm_jax.config.settings import DataSettings, Settings
 from charm_jax.distributed import mesh, processes
+from charm_jax.models import imbalance
 from charm_jax.runs.cases import cases_sha256
 from data_pipelines import sources
 from data_pipelines.errors import InputError, listed
@@ -68,7 +69,13 @@ def load_data(config: Settings) -> Data:
     """
     data = config.data
     table = sources.load(
-        data.source, Path(data.dir), data.csv, data.value_range, data.uncertain, **data.options
+        data.source,
+        Path(data.dir),
+        data.csv,
+        data.value_range,
+        data.uncertain,
+        data.views,
+        **data.options,
     )
     table.store.check_size(data.image_size)
     images, note = _stage_images(config, table)
@@ -230,6 +237,14 @@ def describe_split(config: Settings, data: Data, parameters: int) -> dict[str, A
     for stage, summary in stages.items():
         batch = config.stages[stage].batch_size
         summary["steps_per_epoch"] = loader.steps_per_epoch(summary["train"]["images"], batch)
+        keys, rows = config.stages[stage], data.split.rows(stage, "train")
+        if keys.sampling != "uniform":
+            classes = loader.rows_by_finding(data.table.labels, rows)
+            summary["class_images"] = [len(own) for own in classes]
+        if imbalance.needs_counts(keys.loss, keys.class_weights):
+            labels = data.table.labels[rows]
+            counts = imbalance.class_counts(labels)
+            summary["loss"] = imbalance.describe(keys.loss, keys.class_weights, counts)
     present = int(data.table.present.sum())
     return {
         **data.table.origin,
@@ -261,6 +276,11 @@ def split_identity(data: Data, description: dict[str, Any]) -> dict[str, Any]:
             f"{stage}/{split}": splits[split]["sha256"]
             for stage, splits in description["stages"].items()
             for split in data.split.stages[stage]
+        },
+        "labels": {
+            f"{stage}/{split}": splits[split]["cases_sha256"]
+            for stage, splits in description["stages"].items()
+            for split in ("train", "val")
         },
         "cases": cases_sha256(data.table, data.seen),
     }

@@ -11,28 +11,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from filelock import FileLock, Timeout
 
 from charm_jax.config.settings import PHASES, Settings
+from charm_jax.metrics.from_json import build
 from charm_jax.models.state import TrainState
-from charm_jax.runs import refitted
+from charm_jax.runs import overview, refitted
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
 from charm_jax.runs.overview import flat
 from data_pipelines.atomic_files import whole_file
-from data_pipelines.errors import InputError, did_you_mean, listed
+from data_pipelines.errors import InputError, listed
 from data_pipelines.tables.case_table import CaseTable
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _LOG = logging.getLogger(__name__)
 # Keys that may differ when a run continues: they do not change its results.
-_FREE_KEYS = (
-    *("name", "preset", "runs_dir", "resume", "data.dir", "data.resident", "data.processes"),
-    *("log.", "checkpoint."),
-)
+_FREE_KEYS = (*overview.PLACES, "preset", "checkpoint.")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -48,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file is missing or holds no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise InputError(
             f"There is no {path}: name a run with --run, or train one first."
@@ -56,8 +54,33 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object: the run is damaged, train it again.")
+        raise damaged(path, "it holds no JSON object")
     return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def read_record(path: Path, kind: type) -> dict[str, Any]:
+    """Read a JSON file that must fit a record, such as those of ``runs.records``.
+
+    Raises:
+        InputError: it is missing or damaged; with the key.
+    """
+    content = read_json(path)
+    try:
+        build(kind, content)
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    return content
+
+
+def damaged(path: Path, fault: str) -> InputError:
+    """Return the error for a file that is not as it was written."""
+    return InputError(
+        f"{path} is damaged ({fault}): copy the folder again, or train the run again."
+    )
 
 
 def check_findings(directory: Path, learned: Sequence[str], table: CaseTable) -> None:
@@ -153,8 +176,8 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # A refused command leaves no run behind.
-            if os.listdir(directory) == ["lock"]:
+            # A refused command leaves no run behind, and `runs delete` no folder.
+            if directory.exists() and os.listdir(directory) == ["lock"]:
                 shutil.rmtree(directory)
 
 
@@ -195,7 +218,8 @@ def is_finished(directory: Path, began: Settings, config: Settings) -> bool:
     before, wanted = phase_epochs(began.raw), phase_epochs(config.raw)
     last = list(began.phases)[-1]
     check_epochs(directory, before, wanted, last, before[last])
-    return before == wanted and began.refit == config.refit
+    done = config.refit == "none" or "refit" in read_json(directory / "summary.json")
+    return before == wanted and began.refit == config.refit and done
 
 
 def phase_epochs(config: Mapping[str, Any]) -> dict[str, int]:
@@ -251,12 +275,7 @@ def find(runs_dir: Path, run: str) -> Path:
         InputError: there is no such run.
     """
     if run:
-        for path in (runs_dir / run, Path(run)):
-            if (path / "config.json").is_file():
-                return path
-        names = [path.parent.name for path in runs_dir.glob("*/config.json")]
-        hint = did_you_mean(run, names) if names else "train one with charm-jax train."
-        raise InputError(f"There is no run {run!r} in {runs_dir}: {hint}")
+        return overview.find(runs_dir, run)
     ages = {
         path.parent: max((step.stat().st_mtime for step in _complete(path.parent)), default=0.0)
         for path in runs_dir.glob("*/config.json")
@@ -275,7 +294,8 @@ def find_evaluated(runs_dir: Path, name: str) -> Path:
     Raises:
         InputError: there is none of that name.
     """
-    for path in (runs_dir / name, runs_dir / "weights" / name, Path(name)):
+    places = (runs_dir, runs_dir / "weights", runs_dir / "ensembles", Path())
+    for path in (place / name for place in places):
         if (path / "eval").is_dir():
             return path
     return find(runs_dir, name)
@@ -317,18 +337,29 @@ def resolve_checkpoint(checkpoints: Checkpoints, name: str) -> tuple[str, int]:
     )
 
 
-def restore(
-    run: Path, name: str, like: Callable[[dict[str, Any]], TrainState]
-) -> tuple[TrainState, str]:
-    """Restore a checkpoint, with its refitted classifier if it has one.
+class Restored(NamedTuple):
+    """A checkpoint's state.
 
-    Returns:
-        Its state and its name ``<stage>/<step>``.
+    Attributes:
+        name: ``<stage>/<step>``.
+        is_refitted: whether a refitted classifier replaced the checkpoint's.
+    """
+
+    state: TrainState
+    name: str
+    is_refitted: bool
+
+
+def restore(
+    run: Path, name: str, like: Callable[[dict[str, Any]], TrainState], *, refit: bool = True
+) -> Restored:
+    """Restore a checkpoint, with its refitted classifier if it has one.
 
     Args:
         name: see ``resolve_checkpoint``.
         like: maps the checkpoint's JSON to a state, or the shapes of one, for
             ``Checkpoints.restore``.
+        refit: whether a refitted classifier replaces the checkpoint's.
 
     Raises:
         InputError: there is no such checkpoint, or it is damaged or of another architecture.
@@ -344,4 +375,5 @@ def restore(
     finally:
         checkpoints.close()
     name = f"{stage}/{step}"
-    return refitted.replace_layer(run, name, state), name
+    used = refitted.replace_layer(run, name, state) if refit else state
+    return Restored(used, name, is_refitted=used is not state)

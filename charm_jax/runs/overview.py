@@ -1,7 +1,9 @@
 """Describe runs by the JSON files in their folders, without reading a checkpoint."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from filelock import FileLock, Timeout
 from data_pipelines.errors import InputError, did_you_mean
 
 # Keys that say where a run is, not what it is.
-_PLACES = ("name", "runs_dir", "resume", "data.dir", "data.processes", "data.resident", "log.")
+PLACES = ("name", "runs_dir", "resume", "data.dir", "data.processes", "data.resident", "log.")
 _SHOWN = 4  # differing keys of a run in the table
 
 
@@ -40,17 +42,14 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Whether it is training, finished or stopped, and where."""
+        """Whether it is training, finished, stopped or damaged, and where."""
+        if not self.config:
+            return "damaged: config.json"
         if self.summary and not self.busy:
             return "finished"
         last = self.epochs[-1] if self.epochs else None
         at = f" after {last['stage']} epoch {last['epoch']}" if last else ""
         return ("training" if self.busy else "stopped") + at
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
     def age(self) -> float:
@@ -64,26 +63,23 @@ class Run:
         return score(self.evaluations.get("test", {}))
 
 
-def read(folder: Path) -> Run:
-    """Read the files of a run.
+def epochs(folder: Path) -> list[Mapping[str, Any]]:
+    """Return the lines of ``metrics.jsonl`` for whole epochs; none where a run has no such file."""
+    if not (folder / "metrics.jsonl").exists():
+        return []
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    return [line for line in map(_parsed, text.splitlines()) if line.get("kind") == "epoch"]
 
-    Raises:
-        InputError: it has no readable ``config.json``.
-    """
-    config = _json(folder / "config.json")
-    if not config:
-        raise InputError(f"{folder} has no readable config.json: name the folder of a run.")
-    lines = []
-    if (folder / "metrics.jsonl").exists():
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-        lines = [line for line in map(_parsed, text.splitlines()) if line.get("kind") == "epoch"]
+
+def read(folder: Path) -> Run:
+    """Read the files of a run."""
     found = sorted(folder.glob("eval/*/metrics.json"))
     return Run(
         folder=folder,
-        config=flat(config),
+        config=flat(_json(folder / "config.json")),
         split=_json(folder / "split.json"),
         summary=_json(folder / "summary.json"),
-        epochs=lines,
+        epochs=epochs(folder),
         evaluations={path.parent.name: _json(path) for path in found},
         busy=is_busy(folder),
     )
@@ -116,19 +112,29 @@ def is_busy(folder: Path) -> bool:
         return False
 
 
+def size(folder: Path) -> int:
+    """Return the bytes of all files in a folder, which may lose some meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
 def table(runs: Sequence[Run]) -> str:
     """Return a line for each run: state, score, what its config has of its own, size and age."""
     common = shared(run.config for run in runs)
     lines = {}
     for run in runs:
         own = {key: value for key, value in run.config.items() if common.get(key) != value}
-        own = {key: value for key, value in own.items() if not key.startswith(_PLACES)}
+        own = {key: value for key, value in own.items() if not key.startswith(PLACES)}
         lines[run.folder.name] = {
             "state": run.state,
             "data": run.split.get("source", run.config.get("data.source", ""))
             + (" (SIMULATED)" if run.split.get("simulated") else ""),
             "macro AUROC, test": run.score or "-",
-            "MB": f"{run.size / 1e6:,.0f}",
+            "MB": f"{size(run.folder) / 1e6:,.0f}",
             "age": _age(run.age),
             "differs in": _listed(own),
         }
@@ -153,18 +159,25 @@ def difference(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
 
     Keys that only say where a run is are left out.
     """
-    keys = [key for key in {**one.config, **other.config} if not key.startswith(_PLACES)]
+    keys = [key for key in {**one.config, **other.config} if not key.startswith(PLACES)]
     pairs = [(key, one.config.get(key), other.config.get(key)) for key in keys]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def score(metrics: Mapping[str, Any]) -> str:
-    """Return ``0.9553 (0.9455-0.9644)`` from the content of ``metrics.json``; empty without it."""
+    """Return ``0.9553 (0.9455-0.9644)`` from the content of ``metrics.json``; empty without it.
+
+    ``SIMULATED`` follows where a program drew the images.
+    """
     value, interval = metrics.get("macro_auroc"), metrics.get("macro_auroc_interval")
     if value is None:
         return ""
     known = interval and None not in interval
-    return f"{value:.4f}" + (f" ({interval[0]:.4f}-{interval[1]:.4f})" if known else "")
+    return (
+        f"{value:.4f}"
+        + (f" ({interval[0]:.4f}-{interval[1]:.4f})" if known else "")
+        + (" SIMULATED" if metrics.get("simulated") else "")
+    )
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

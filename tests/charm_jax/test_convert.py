@@ -25,7 +25,8 @@ def make_run(folder, state):
     config = recipe.defaults()
     config.model.backbone = NANO
     runs.write_json(run / "config.json", config.to_dict())
-    runs.write_json(run / "split.json", {"findings": list(NIH_FINDINGS)})
+    split = {"source": "phantom", "simulated": True, "patients_known": True, "rule": "official"}
+    runs.write_json(run / "split.json", split | {"findings": list(NIH_FINDINGS), "stages": {}})
     checkpoints = Checkpoints(run / "checkpoints", PHASES, keep=2)
     checkpoints.save("bce", state, {"progress": {"best_step": 0}}, 0)
     checkpoints.close()

@@ -8,6 +8,7 @@ import pytest
 from tables import small_table
 
 from charm_jax.runs import cases
+from charm_jax.runs.pseudonyms import names_of
 from data_pipelines import sources
 from data_pipelines.errors import InputError
 from data_pipelines.sources import merged
@@ -36,8 +37,17 @@ def run(tmp_path):
 
 
 def known(run, other, **trained):
+    """Match with the names and with their digests, which have to agree."""
     described = {"source": "test", "simulated": False, "patients_known": True} | trained
-    return cases.known_cases(run, other, described)
+    found = cases.known_cases(run, other, described)
+    coded = run / "coded"
+    coded.mkdir(exist_ok=True)
+    for kept in ({}, {"images_named": True}):
+        again = described | {"names_key": "c0de"} | kept
+        cases.write_coded(coded, cases.read_cases(run), cases.trained_on(run), *names_of(again))
+        for name, values in vars(cases.known_cases(coded, other, again)).items():
+            np.testing.assert_array_equal(values, getattr(found, name), name)
+    return found
 
 
 def test_the_own_table_comes_back_with_its_ids(run):

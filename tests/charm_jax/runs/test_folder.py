@@ -62,12 +62,14 @@ def test_a_run_that_was_cut_off_takes_the_epochs_that_training_would_bring_about
 
 
 def test_a_finished_run_that_is_to_be_refitted_is_not_finished(tmp_path):
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "summary.json").write_text('{"refit": {}}')
     began = SETTINGS[1, 1, 1, 1]
     refitted = settings.from_dict(began.raw | {"refit": "plain"})
     assert folder.is_finished(tmp_path, refitted, refitted)
     assert not folder.is_finished(tmp_path, began, refitted)
     assert not folder.is_finished(tmp_path, refitted, began)
+    (tmp_path / "summary.json").write_text("{}")  # its checkpoint could not be read
+    assert not folder.is_finished(tmp_path, refitted, refitted)
 
 
 def test_epochs_that_cannot_be_trained_are_named_with_those_that_can(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from filelock import FileLock
+from running import train_here
 
 import charm_jax
 from charm_jax.runs import overview
@@ -58,6 +59,24 @@ def test_the_list_has_a_line_a_run(runs, capsys):
     assert "seed" not in lines["one"] + lines["three"]
 
 
+def test_a_damaged_run_is_listed_and_can_be_deleted(runs, capsys):
+    (runs / "two/config.json").write_text("{")
+    code, out, _ = called(capsys, "list", "--runs_dir", runs)
+    assert code == 0
+    assert "damaged: config.json" in next(line for line in out.splitlines() if "two" in line)
+    assert called(capsys, "delete", "two", "two", runs / "two", "--yes", "--runs_dir", runs)[0] == 0
+    assert {path.name for path in runs.iterdir()} == {"one", "three"}
+
+
+def test_files_that_go_meanwhile_are_not_counted(runs):
+    (runs / "one/gone").symlink_to(runs / "nowhere")
+    assert overview.size(runs / "one") > 0
+
+
+def test_scores_of_simulated_images_say_so():
+    assert overview.score({"macro_auroc": 0.9, "simulated": True}) == "0.9000 SIMULATED"
+
+
 def test_a_run_in_training_is_called_so(runs):
     with FileLock(runs / "two/lock"):
         assert overview.read(runs / "two").state == "training after bce epoch 3"
@@ -90,15 +109,29 @@ def test_damaged_files_are_absent_ones(runs):
         (["delete", "one", "two"], ["one", "two", "--yes"]),
         (["delete", "one", "zzz", "--yes"], ["no run 'zzz'"]),
         (["list", "--runs_dir", "none"], ["no run in none"]),
+        (["diff", "one", "one/"], ["Both names", "name two runs"]),
+        (["delete", "other", "--yes"], ["other has no split.json", "by hand"]),
+        (["delete", "link", "--yes"], ["is a link to", "delete that run"]),
+        (["delete", ".", "--yes"], ["holds another run", "move that away"]),
+        (["show", "damaged"], ["damaged has no readable config.json"]),
+        (["slim", "damaged"], ["damaged", "no JSON object"]),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_lost(runs, capsys, arguments, words):
+    (runs / "other").mkdir()
+    (runs / "other/config.json").write_text("{}")  # a model of another program
+    (runs / "link").symlink_to(runs / "one")
+    shutil.copytree(runs / "one", runs / "damaged")
+    (runs / "damaged/config.json").write_text("{")
+    for name in ("config.json", "split.json"):  # a run with others in its folder
+        shutil.copyfile(runs / "one" / name, runs / name)
+    before = sorted(runs.rglob("*"))
     given = arguments if "--runs_dir" in arguments else [*arguments, "--runs_dir", runs]
     code, _, err = called(capsys, *given)
     assert code == 2
     for word in words:
         assert word in err
-    assert {path.name for path in runs.iterdir()} == {"one", "two", "three"}
+    assert sorted(path for path in runs.rglob("*") if path.name != "lock") == before
 
 
 @pytest.mark.parametrize("command", ["slim", "delete"])
@@ -121,11 +154,27 @@ def test_a_slim_run_predicts_as_before_and_a_deleted_one_is_gone(finished, tmp_p
     shutil.copytree(finished[0] / "runs/demo", tmp_path / "runs/demo")
     images = np.random.default_rng(0).integers(0, 255, (3, 32, 32), dtype=np.uint8)
     before = charm_jax.load("runs/demo").predict(images).logits
+    bank = tmp_path / "runs/demo/memory/late/memory.json"
+    bank.parent.mkdir(parents=True)
+    bank.write_text('{"checkpoint": "focal/1"}')
+    assert "focal/1 and only" in called(capsys, "slim", "demo")[2]
+    shutil.rmtree(bank.parent)
+    old, aside = (
+        tmp_path / "runs/demo" / name for name in ("checkpoints", "checkpoints.before-slim")
+    )
+    old.rename(aside)  # as a call that was cut off left it
     assert called(capsys, "slim", "demo")[0] == 0
+    assert not aside.exists()
+    shutil.copytree(old, aside)  # another that was cut off later
     kept = sorted(path.name for path in (tmp_path / "runs/demo/checkpoints").glob("*/*"))
     assert len(kept) == 1
     np.testing.assert_array_equal(charm_jax.load("runs/demo").predict(images).logits, before)
     assert called(capsys, "slim", "demo")[0] == 0  # again: nothing is left to do
+    assert not aside.exists()
+    (tmp_path / "data").symlink_to(finished[0] / "data")
+    more = train_here("--config.stages.focal.epochs=3", "--config.resume=force", cwd=tmp_path)
+    assert more.returncode == 2
+    assert "reduced by charm-jax runs slim" in more.stderr
     code, out, _ = called(capsys, "show", "demo")
     assert code == 0
     assert "stage focal: train" in out
