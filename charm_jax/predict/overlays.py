@@ -53,7 +53,7 @@ class Overlays:
         for title, heat in heats.items():
             target = self._path(stem, plain[title])
             target.parent.mkdir(parents=True, exist_ok=True)
-            heat = stretched(heat, FLAT if title == ATTENTION else 0.0)
+            heat = stretched(heat, FLAT if title.endswith(ATTENTION) else 0.0)
             picture = Image.fromarray(attention_overlay(image, heat))
             with whole_path(target) as draft:
                 picture.save(draft, format="PNG", pnginfo=info)

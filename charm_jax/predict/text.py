@@ -12,12 +12,19 @@ def describe(record: Mapping[str, Any], thresholds: Mapping[str, float | None]) 
     """Format the record of an image as a few lines, given the thresholds on its scores."""
     if "error" in record:
         return f"{record['file']}\n  not read: {record['error']}"
-    lines = [record["file"], f"  {_verdict(record, thresholds)}", *_evidence(record)]
+    lines = [record["file"], f"  {_verdict(record, thresholds)}", *_sets(record)]
     if record.get("seen_in_training"):
         lines.append("  training or validation saw this patient")
-    lines.append(f"  {_familiar(record)}")
+    if "members" in record:
+        for name, member in record["members"].items():
+            lines += [f"  {name}: highest scores {_highest(member['scores'])}"]
+            lines += [f"  {line}" for line in (*_evidence(member), f"  {_familiar(member)}")]
+    else:
+        lines += [*_evidence(record), f"  {_familiar(record)}"]
     lines += [f"  warning: {text}" for text in record.get("warnings", [])]
     lines += [f"  {title}: {path}" for title, path in record.get("overlays", {}).items()]
+    lines += [f"  DICOM {kind}: {path}" for kind, path in record.get("dicom", {}).items()]
+    lines += [f"  stored {kind}: {uid}" for kind, uid in record.get("stored", {}).items()]
     return "\n".join(lines)
 
 
@@ -45,6 +52,24 @@ def _highest(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {values[name]:.3f}" for name in names)
 
 
+def _sets(record: Mapping[str, Any]) -> list[str]:
+    """Format the conformal sets on one line; most findings have "absent" alone, and are counted."""
+    sets = record.get("sets")
+    if sets is None:
+        return []
+    parts = []
+    for words, labels in (
+        ("present", ["present"]),
+        ("present or absent", ["absent", "present"]),
+        ("neither", []),
+    ):
+        names = [name for name, held in sets.items() if held == labels]
+        parts += [f"{words}: {', '.join(names)}"] * bool(names)
+    absent = sum(held == ["absent"] for held in sets.values())
+    parts.append(f"absent: {'all' if absent == len(sets) else absent}")
+    return [f"  at a coverage of {record['coverage']:g} {'; '.join(parts)}"]
+
+
 def _evidence(record: Mapping[str, Any]) -> list[str]:
     lines = []
     if "vote" in record:
@@ -59,7 +84,7 @@ def _evidence(record: Mapping[str, Any]) -> list[str]:
         end = f": {moved}" if moved else ""
         lines.append(f"  leaned on {entry['case']} ({labels}), cosine {entry['cosine']:.3f}{end}")
     if "without_memory" in record:
-        without, scores = record["without_memory"], record["scores"]
+        without, scores = record["without_memory"], record.get("single_view", record["scores"])
         largest = sorted(scores, key=lambda name: -abs(scores[name] - without[name]))[:_SHOWN]
         moved = ", ".join(f"{name} {without[name]:.3f}, not {scores[name]:.3f}" for name in largest)
         lines.append(f"  without memory: {moved}")

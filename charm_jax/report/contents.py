@@ -9,12 +9,14 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, Int8, UInt8
 
 from charm_jax.config.settings import Settings
+from charm_jax.inference.ensemble import Ensemble
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.metrics.localisation import LocalisationResult, Located, Truth
 from charm_jax.report import curves
 from charm_jax.runs import folder
 from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
+from charm_jax.runs.records import Environment
 from data_pipelines.loading import loader
 
 UNDEFINED = "\N{EN DASH}"
@@ -122,7 +124,7 @@ class Contents:
 
 
 def collect(
-    model: LoadedModel,
+    model: LoadedModel | Ensemble,
     config: Settings,
     data: Data,
     rows: Int[np.ndarray, " n"],
@@ -151,12 +153,17 @@ def collect(
     fields = {field.name for field in dataclasses.fields(Evaluated)}
     environments = {"Evaluated": folder.environment()}
     log, summary = [], None
-    if model.run is not None:
-        trained = folder.read_json(model.run / "environment.json")
+    if isinstance(model, Ensemble):
+        for name, member in zip(model.names, model.members, strict=True):
+            trained = folder.read_record(member.run / "environment.json", Environment)
+            environments = {f"{name} was trained": trained, **environments}
+    elif model.run is not None:
+        trained = folder.read_record(model.run / "environment.json", Environment)
         environments = {"Trained": trained, **environments}
         logged, ended = model.run / "metrics.jsonl", model.run / "summary.json"
         log = curves.read_log(logged) if logged.exists() else []
         summary = folder.read_json(ended) if ended.exists() else None
+    without_bank = isinstance(model, Ensemble) or model.state.memory is None
     return Contents(
         evaluated=Evaluated(
             findings=table.findings,
@@ -170,7 +177,7 @@ def collect(
         environments=environments,
         summary=summary,
         log=log,
-        bank=None if model.state.memory is None else _bank(model, data, match, rows),
+        bank=None if without_bank else _bank(model, data, match, rows),
         localisation=localisation,
     )
 

@@ -52,7 +52,9 @@ def tiles(found: Localisation, evaluated: Evaluated, read: Read) -> list[Tile]:
             drawn = _marked(overlays.attention_overlay(large, heat), boxes, peak)
             pictures.append(picture(drawn, f"{name} with {METHODS[method]} for {finding}"))
             inside = ((boxes[:, :2] <= peak) & (peak <= boxes[:, 2:])).all(axis=1).any()
-            hits.append(f"{METHODS[method]}: peak {'inside' if inside else 'outside'}")
+            place = "inside" if inside else "outside"
+            place = f"peak {place}" if found.maps[method][pair].any() else "0 everywhere"
+            hits.append(f"{METHODS[method]}: {place}")
         made.append(
             Tile(finding, pictures, [*hits, f"score {number(float(expit(logits[pair])))}", name])
         )

@@ -9,7 +9,7 @@ import jinja2
 
 from charm_jax.config.settings import PHASES
 from charm_jax.metrics.classification import METRICS
-from charm_jax.metrics.result import EvaluationResult
+from charm_jax.metrics.result import EvaluationResult, Member
 from charm_jax.models.selection import SELECTION_RULES
 from charm_jax.report import cases, curves, localisation, provenance, published
 from charm_jax.report.contents import UNDEFINED, Contents, Evaluated, Json, number, shown
@@ -72,6 +72,9 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
         "Decisions": True,
         "External validation": result.external,
         "Subgroups": subgroups,
+        "Ensemble": result.members,
+        "Test-time augmentation": result.single_view,
+        "Conformal sets": result.conformal,
         "Compared": result.comparison,
         "Published numbers": tuple(findings) == NIH_FINDINGS,
         "Each finding": True,
@@ -85,7 +88,7 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
     }
     grouped = {name for group in (result.groups or {}).values() for name in group.findings}
     text = _templates().render(
-        name=contents.config["name"] or result.checkpoint,
+        name=_name(result, contents),
         result=result,
         config=contents.config,
         flat_config=flat(contents.config),
@@ -116,6 +119,13 @@ def write(path: Path, result: EvaluationResult, contents: Contents) -> None:
         file.write(text)
 
 
+def _name(result: EvaluationResult, contents: Contents) -> str:
+    """Return the name of what was evaluated."""
+    if result.members:
+        return " + ".join(Path(member.run).name for member in result.members)
+    return contents.config["name"] or result.checkpoint
+
+
 def _columns() -> dict[str, dict[str, str]]:
     """Return titles of the metrics that have no bars, by need and metric."""
     columns: dict[str, dict[str, str]] = {"order": {}, "threshold": {}, "probabilities": {}}
@@ -144,7 +154,7 @@ def _templates() -> jinja2.Template:
         "signed": lambda value: UNDEFINED if value is None else f"{value:+.3f}",
         "span": span,
     }
-    environment.globals["scale_start"] = scale_start
+    environment.globals |= {"scale_start": scale_start, "reach": reach}
     return environment.get_template("report.html")
 
 
@@ -165,15 +175,24 @@ def scale_start(entries: Iterable[Any], metric: str) -> float:
     return min([0.5, *(math.floor(10 * x) / 10 for xs in every for x in xs if x is not None)])
 
 
+def reach(members: Iterable[Member]) -> float:
+    """Return where the scale of differences in AUROC ends: at the farthest end of an interval."""
+    entries = [member.compared.macro["auroc"] for member in members]
+    every = [x for entry in entries for x in (entry.difference, *entry.interval) if x is not None]
+    return max(map(abs, every), default=0.0) or 1.0
+
+
 def _place(value: float, start: float) -> str:
     """Return the abscissa of a value on a bar from ``start`` to 1."""
     return f"{4 + 112 * (min(max(value, start), 1.0) - start) / (1 - start):.1f}"
 
 
 def _cards(result: EvaluationResult, evaluated: Evaluated) -> list[dict[str, str | Plot | None]]:
-    """Draw the curves of each finding."""
+    """Draw the curves of each finding that is labelled."""
     cards = []
     for column, (name, entry) in enumerate(result.findings.items()):
+        if name not in result.labelled:
+            continue
         known = evaluated.labels[:, column] >= 0
         logits, labels = evaluated.logits[known, column], evaluated.labels[known, column]
         title, plot = shown(name), None

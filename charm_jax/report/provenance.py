@@ -38,13 +38,14 @@ def leak(result: EvaluationResult) -> list[str]:
 
 def bank(result: EvaluationResult) -> list[str]:
     """Return whether the memory bank holds evaluated images."""
-    held = result.bank
-    if held is None or not held.images_here:
-        return []
+    banks = {"the memory bank": result.bank}
+    banks |= {f"the memory bank of {member.run}": member.bank for member in result.members}
     return [
         f"BANK: {held.images_here:,} of the {result.n_images:,} images here, or others of their "
-        f"patients, are in the memory bank ({held.source}, split '{held.split}'), which gives "
-        "their labels to the other images.",
+        f"patients, are in {name} ({held.source}, split '{held.split}'), which gives their labels "
+        "to the other images."
+        for name, held in banks.items()
+        if held is not None and held.images_here
     ]
 
 
@@ -64,8 +65,9 @@ def patients(result: EvaluationResult) -> str:
 
 def validation(result: EvaluationResult) -> str:
     """Return whose validation split was fitted on: weights without a run have none of their own."""
-    owner = "the data's" if result.trained_on_simulated is None else "the run's"
-    return f"{owner} validation split"
+    if result.trained_on_simulated is None:
+        return "the data's validation split"
+    return "the runs' validation split" if result.members else "the run's validation split"
 
 
 def external(result: EvaluationResult) -> list[str]:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pydicom
 import pytest
+from dicom_files import make_dicom, save
+from dicomweb_server import serving
 from PIL import Image
 from running import command, read
 
@@ -171,6 +174,53 @@ def test_every_line_says_where_it_is_from(predicted):
             assert "not a medical device" in record["note"]
 
 
+def test_dicom_files_get_dicom_results(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    original = next((folder / "in").glob("0*.png"))
+    shutil.copy(original, given)
+    for number in (1, 2):
+        tags = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "PatientName": "A^B"}
+        tags["SOPInstanceUID"] = "1.4.1"  # of both
+        dataset = make_dicom(np.asarray(Image.open(original).convert("L")), **tags)
+        save(dataset, given / f"{number}.dcm")
+    options = ["--nooverlays", "--dicom_out", str(out)]
+    assert guarded(predict.main, [str(given), *options]) == 1
+    shown = capfd.readouterr()
+    records = {Path(r["file"]).name: r for r in map(json.loads, shown.out.splitlines())}
+    assert "1 of 3 images are no DICOM files" in shown.err
+    assert "1 of 3 images got no DICOM results" in shown.err
+    assert "another image has its SOPInstanceUID" in records["2.dcm"]["warnings"][-1]
+    assert [name for name, record in records.items() if "dicom" in record] == ["1.dcm"]
+    files = records["1.dcm"]["dicom"]
+    assert {*files.values()} == {str(path) for path in out.iterdir()}
+    report, capture = pydicom.dcmread(files["report"]), pydicom.dcmread(files["overlay"])
+    assert report.PatientName == capture.PatientName == "A^B"
+    [measured] = [item for item in report.ContentSequence if len(item.get("ContentSequence", []))]
+    assert len(measured.ContentSequence) == len(NIH_FINDINGS)
+    assert "SIMULATED" in report.ContentSequence[-1].TextValue
+
+
+def test_a_study_of_a_server_gets_its_results(folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    uids = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.4"}
+    grey = np.asarray(Image.open(next((folder / "in").glob("0*.png"))).convert("L"))
+    with serving() as server:
+        server.instances.append(make_dicom(grey, Modality="DX", **uids))
+        url = f"{server.url}/studies/1.2"
+        assert guarded(predict.main, ["--dicomweb", url, "--nooverlays"]) == 0
+        record = json.loads(capfd.readouterr().out)
+        assert record["file"] == f"{url}/series/1.3/instances/1.4"
+        assert "dicom" not in record  # the files are on the server alone
+        stored = {d.SOPInstanceUID: d.Modality for d in server.instances[1:]}
+        assert stored == {record["stored"]["report"]: "SR", record["stored"]["overlay"]: "OT"}
+        server.refused = 409
+        assert guarded(predict.main, ["--dicomweb", url, "--nooverlays"]) == 1
+        [warning] = json.loads(capfd.readouterr().out)["warnings"]
+        assert "409" in warning
+
+
 @pytest.mark.daily
 def test_forgetting_a_case_changes_logits_by_its_contribution(folder, predicted):
     """The whole way: forget it by the command, predict again by the other bank."""
@@ -215,6 +265,10 @@ def test_without_the_run_s_data_nothing_is_calibrated_and_that_is_said(folder, t
         (["none.png"], ["no file or folder none.png"]),
         (["in", "empty"], ["The folder empty has no image"]),
         (["in", "--out", "in/pictures"], ["inside the image folder in", "--out"]),
+        (["in", "--dicom_out", "in/out"], ["inside the image folder in", "--dicom_out"]),
+        (["in", "--dicom_out", "out"], ["None of the images is a DICOM file"]),
+        (["in", "--dicomweb", "http://127.0.0.1/studies/1"], ["--dicomweb", "leave out in"]),
+        (["--dicomweb", "http://127.0.0.1/"], ["give a study or a series"]),
         (["in", "--run", "dmo"], ["'dmo'", "'demo'"]),
         (["in", "--checkpoint", "focal/7"], ["There is no checkpoint 'focal/7'"]),
         (["in", "--memory", "traind"], ["no memory 'traind'", "'trained'"]),

@@ -9,6 +9,7 @@ from charm_jax.config import recipe, settings
 from charm_jax.inference.loaded import LoadedModel
 from charm_jax.models import memory_bank
 from charm_jax.report import contents
+from charm_jax.runs import folder
 from charm_jax.runs.cases import CaseMatch
 from charm_jax.runs.data import Data
 
@@ -92,12 +93,13 @@ def test_weights_without_a_run_have_neither_summary_nor_log(collect):
 
 
 def test_an_unfinished_run_has_a_log_but_no_summary(collect, tmp_path):
-    (tmp_path / "environment.json").write_text(json.dumps({"commit": "c0ffee"}))
+    environment = folder.environment() | {"commit": "c0ffee"}
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
     (tmp_path / "metrics.jsonl").write_text('{"stage": "bce", "step": 1}\n{"stage": "b')
     parts = collect(_model(None, None, tmp_path), _known([-1] * 5))
     assert parts.summary is None
     assert parts.log == [{"stage": "bce", "step": 1}]
-    assert parts.environments["Trained"] == {"commit": "c0ffee"}
+    assert parts.environments["Trained"] == environment
 
 
 def test_the_split_is_given_row_by_row(collect):
