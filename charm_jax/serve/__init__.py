@@ -1,0 +1,1 @@
+"""Serve a model as a web page and an HTTP interface."""
