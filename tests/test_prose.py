@@ -54,8 +54,9 @@ def faults(parts):
 
 
 def test_no_phrase_is_stilted():
-    files = [path for room in ("charm_jax", "data_pipelines", "configs") for path in walk(room)]
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    rooms = ("charm_jax", "data_pipelines", "configs", "docs")
+    files = [path for room in rooms for path in walk(room)]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = []
     for path in [*files, *pages]:
         name = path.relative_to(ROOT).as_posix()
