@@ -10,7 +10,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Programs that run a few times compile in two thirds of the time; CI compiles as users do.
+# Programs that run a few times compile in two thirds of the time; .ci/run has those that do not.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 # A shell starts background jobs with Ctrl-C ignored, which the commands under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,9 +25,11 @@ import pytest
 
 jaxtyping.install_import_hook(("charm_jax", "data_pipelines"), "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# How long an example takes says nothing here: others may share the machine.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# How long an example takes says nothing here: others may share the machine. Each run draws the same
+# examples, so that a change is judged by what it changed; --hypothesis-profile=explore draws others.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 def pytest_xdist_auto_num_workers(config):
