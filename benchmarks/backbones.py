@@ -107,7 +107,7 @@ def prepared(
         optimizer=optimizer,
         loss=LOSSES["bce"],
         augment=training_images,
-        momentum_decay=0.99,
+        momentum_step=1 - 0.99,
     )
     start = time.perf_counter()
     compiled = step.lower(first, batch(args)).compile()

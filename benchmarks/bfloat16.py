@@ -30,7 +30,7 @@ SHORT = {
     "data.phantom.test_images": 320,
     "data.image_size": 32,
     "stages.bce.epochs": 1,
-    "stages.focal.epochs": 1,
+    "stages.focal.epochs": 0,
 }
 
 

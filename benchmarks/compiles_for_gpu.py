@@ -112,7 +112,7 @@ def lowered(name: str) -> tuple[Any, str]:
         optimizer=optimizer,
         loss=LOSSES[stage.loss],
         augment=augment.training_images,
-        momentum_decay=keys.model.momentum,
+        momentum_step=1 - keys.model.momentum,
     )
     evaluate = partial(eval_step, model=model, prepare=augment.evaluation_images)
     step, donated = (evaluate, ()) if kind == "eval" else (train, 0)

@@ -104,7 +104,7 @@ class Ours:
             optimizer=self.optimizer,
             loss=LOSSES[self.case["loss"]],
             augment=training_images,
-            momentum_decay=0.99,
+            momentum_step=1 - 0.99,
         )
         batch, holder = self._batch(), [state]
         self.compiled = jitted.lower(state, batch).compile()

@@ -45,12 +45,13 @@ tests() {
 
 # A run that is killed and continued ends with the parameters of one that is not, bit for bit.
 resume() {
-    local process
+    local process size=--config.stages.focal.epochs=1
+    [ -n "$short" ] && size="--config.stages.focal.epochs=0 --config.data.image_size=32"
     cd "$work" || return 1
     train() { # in the place of the shell that calls it, so that this is what gets killed
         exec "$python" -m charm_jax.train --config.deterministic \
             --config.data.phantom.{train,test}_images=320 \
-            --config.stages.bce.epochs=2 --config.stages.focal.epochs=1 \
+            --config.stages.bce.epochs=2 $size \
             --config.checkpoint.every_steps=4 "--config.name=$1"
     }
     (train whole) || return 1
@@ -89,7 +90,7 @@ if [ -n "$short" ]; then
     part depthwise 60 "$python" benchmarks/depthwise.py --batch 2 --shapes 1 \
         --out "$out/depthwise.json"
     part recipe 300 "$python" benchmarks/recipe_time.py --net efficientnet_v2_nano --side 32 \
-        --resident 256 --steps 2 --out "$out/recipe.json"
+        --batch 8 --resident 4096 --steps 2 --out "$out/recipe.json"
 else
     part speed_train 900 bash -c "speed speed_train train"
     part kernels 400 "$python" benchmarks/kernels.py --out "$out/kernels.json"

@@ -19,6 +19,7 @@ import paired
 import pandas as pd
 from one_run import train_and_evaluate
 
+from charm_jax.metrics import bootstrap
 from data_pipelines.phantom import draw as phantom
 from data_pipelines.tables.findings import NIH_FINDINGS
 
@@ -58,7 +59,7 @@ def resampled(folder: Path) -> dict[str, np.ndarray]:
     table = pd.read_csv(folder / "predictions.csv")
     labels = table[[f"{name}_label" for name in NIH_FINDINGS]].to_numpy(np.int8)
     logits = table[[f"{name}_logit" for name in NIH_FINDINGS]].to_numpy(np.float32)
-    values = paired.auroc_and_draws(logits, labels, table["patient"].to_numpy())
+    values = bootstrap.auroc_and_draws(logits, labels, table["patient"].to_numpy())
     rare = [NIH_FINDINGS.index(name) for name in RAREST]
     return {"macro": values.mean(1), "rarest": values[:, rare].mean(1)}
 

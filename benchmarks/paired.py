@@ -2,21 +2,7 @@
 
 import numpy as np
 
-from charm_jax.metrics import bootstrap
-from charm_jax.metrics.classification import auroc_by_finding
-
 Values = dict[str, np.ndarray]
-
-
-def auroc_and_draws(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Return each finding's AUROC, ``[1 + resamples, findings]``: as it is, then drawn.
-
-    The draws are of the same patients for all runs on the same images. NaN where a class is absent.
-    """
-    drawn = bootstrap.resampled(logits, labels, patients, seed=0).auroc
-    names = [*map(str, range(labels.shape[1]))]
-    entries = auroc_by_finding(logits, labels, names).values()
-    return np.concatenate([np.array([[entry["auroc"] for entry in entries]], float), drawn])
 
 
 def row(name: str, values: list[Values], plain: list[Values]) -> str:

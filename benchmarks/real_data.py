@@ -15,9 +15,10 @@ some folds without any), over the three most frequent and over the three rarest 
 over the seeds; and differences to the plain backbone with 95 % intervals of a paired bootstrap of
 patients, the seeds averaged under each draw.
 
-Finished runs are appended to --out and not trained again; --table prints the table of what is
-there. The first runs of the variants fill the compile cache, one after the other; then --workers
-processes share the rest.
+Finished runs are appended to --out, with their scores on validation, and not trained again; --table
+prints the table of what is there. A variant that differs in its refitted classifier alone is made
+from the run without it. The first runs of the variants fill the compile cache, one after the other;
+then --workers processes share the rest.
 """
 
 import argparse
@@ -40,6 +41,7 @@ import paired
 
 from charm_jax.metrics import bootstrap
 from data_pipelines import sources
+from data_pipelines.atomic_files import whole_path
 
 SIZES = {"nih_1539": 64, "nih_224": 224}
 BATCH = 32
@@ -51,11 +53,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published": {"preset": "published"},
     "vote": VOTE,
     "vote, keys of the main branch": VOTE | {"model.momentum_branch": False},
-    "refit": {"model.charm": False, "refit": "plain"},
-    "vote, refit": VOTE | {"refit": "plain"},
 }
+REFITTED = {"refit": PLAIN, "vote, refit": "vote"}  # made from runs of another variant
 FLOORS = ("40 principal components", "frozen features")
+REFIT = ["--config.refit=plain", "--config.resume=force"]
 Job = tuple[str, int, int]  # variant, seed, fold
+Made = tuple[np.ndarray, np.ndarray, dict[str, Any]]  # images, logits, more for the entry
 
 
 def arguments() -> argparse.Namespace:
@@ -70,7 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10, help="at most, of each stage")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    rows = [*VARIANTS, *FLOORS]
+    rows = [*VARIANTS, *REFITTED, *FLOORS]
     parser.add_argument("--variants", nargs="+", default=rows, choices=rows)
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="train nothing")
@@ -107,23 +110,25 @@ def begin_worker(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def run(job: Job, args: argparse.Namespace) -> dict[str, Any]:
-    """Do a job in this process; return its entry."""
+def run(job: Job, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Do a job in this process; return its entry, and that of its refitted variant if asked for."""
     began = time.monotonic()
-    images, logits = (floor if job[0] in FLOORS else train)(job, args)
-    return {
-        **dict(zip(("variant", "seed", "fold"), job, strict=True)),
-        "settings": args.settings,
-        "seconds": round(time.monotonic() - began, 1),
-        "images": images.tolist(),
-        "logits": logits.astype(float).round(5).tolist(),
-    }
+    made = {job[0]: floor(job, args)} if job[0] in FLOORS else train(job, args)
+    return [
+        {
+            **dict(zip(("variant", "seed", "fold"), (variant, *job[1:]), strict=True)),
+            "settings": args.settings,
+            "seconds": round(time.monotonic() - began, 1),
+            "images": images.tolist(),
+            "logits": logits.astype(float).round(5).tolist(),
+            **more,
+        }
+        for variant, (images, logits, more) in made.items()
+    ]
 
 
-def train(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Train a network on a fold; return images and logits of its test part."""
-    from charm_jax.inference import loaded
-    from charm_jax.runs import data as run_data
+def train(job: Job, args: argparse.Namespace) -> dict[str, Made]:
+    """Train a network on a fold; return what it gives, refitted too if that is asked for."""
     from charm_jax.train.__main__ import main as train_main
 
     variant, seed, fold = job
@@ -144,19 +149,31 @@ def train(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     for stage in ("bce", "focal"):
         keys |= {f"stages.{stage}.epochs": args.epochs, f"stages.{stage}.batch_size": BATCH}
     flags = [f"--config.{key}={value}" for key, value in (keys | VARIANTS[variant]).items()]
-    if code := train_main(["--config", args.config, *flags, *args.overrides]):
-        raise RuntimeError(f"training ended with exit code {code}")
-    folder = keys["runs_dir"] / name
+    refits = [new for new, old in REFITTED.items() if old == variant and new in args.variants]
+    made = {}
+    for title, more in ({variant: []} | dict.fromkeys(refits, REFIT)).items():
+        if code := train_main(["--config", args.config, *flags, *args.overrides, *more]):
+            raise RuntimeError(f"training ended with exit code {code}")
+        made[title] = score(args.folder / name)
+    shutil.rmtree(args.folder / name)
+    return made
+
+
+def score(folder: Path) -> Made:
+    """Return images and logits of a run's test part, and what its validation reached."""
+    from charm_jax.inference import loaded
+    from charm_jax.runs import data as run_data
+
     model = loaded.load_run(folder)
     data = run_data.load_data(model.settings)
     rows = data.split.rows(model.settings.stage_names[-1], "test")
     loaded.check_unseen(model.match_cases(data.table), rows, data.split.rule, "test", model)
-    logits = model.predict_rows(data, rows, "test")["logits"]
-    shutil.rmtree(folder)
-    return data.table.images[rows], logits
+    summary = json.loads((folder / "summary.json").read_text())
+    more = {key: summary[key] for key in ("stages", "refit") if key in summary}
+    return data.table.images[rows], model.predict_rows(data, rows, "test")["logits"], more
 
 
-def floor(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def floor(job: Job, args: argparse.Namespace) -> Made:
     """Fit logistic regressions on a fold; return images and scores of its test part."""
     import linear_floors
 
@@ -176,8 +193,9 @@ def floor(job: Job, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     else:
         findings = table.findings
         features = linear_floors.frozen_features(images, args.backbone, args.init_from, findings)
-        np.save(kept, features)
-    return table.images[part == "test"], linear_floors.logits(features, table.labels, part)
+        with whole_path(kept) as draft, draft.open("wb") as file:  # a name would get .npy
+            np.save(file, features)
+    return table.images[part == "test"], linear_floors.logits(features, table.labels, part), {}
 
 
 def work(jobs: list[Job], args: argparse.Namespace) -> int:
@@ -200,10 +218,10 @@ def work(jobs: list[Job], args: argparse.Namespace) -> int:
                     failed += 1
                     print(f"{title}: FAILED: {error}", file=sys.stderr, flush=True)
                     continue
-                entry = future.result()
+                entries = future.result()
                 with args.out.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                print(f"{title}: {entry['seconds']} s", file=sys.stderr, flush=True)
+                    file.writelines(json.dumps(entry) + "\n" for entry in entries)
+                print(f"{title}: {entries[-1]['seconds']} s", file=sys.stderr, flush=True)
     return failed
 
 
@@ -272,15 +290,16 @@ def main() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.work / "xla"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        jobs = [
-            (variant, seed, fold)
+        done = finished(args)
+        missing = [
+            (REFITTED.get(variant, variant), seed, fold)
             for seed in args.seeds
             for fold in range(args.folds)
             for variant in args.variants
-            if variant not in FLOORS or seed == args.seeds[0]
+            if (variant not in FLOORS or seed == args.seeds[0])
+            and (variant, seed, fold) not in done
         ]
-        done = finished(args)
-        failed = work([job for job in jobs if job not in done], args)
+        failed = work([*dict.fromkeys(missing)], args)
     print("\n".join(table(args, images, labels, patients, parts, cases.findings)))
     sys.exit(failed > 0)
 

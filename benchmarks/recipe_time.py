@@ -45,11 +45,13 @@ def main() -> None:
     parser.add_argument("--net", default="efficientnet_v2_s")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--resident", type=int, default=112_120, help="images on the device")
+    parser.add_argument("--batch", type=int, help="images, in place of the recipe's")
     args = parser.parse_args()
     stages = recipe.defaults().stages.items()
+    sizes = {name: args.batch or stage.batch_size for name, stage in stages}
     cases = {}
     for name, stage in stages:
-        case = {"net": args.net, "side": args.side, "batch": stage.batch_size}
+        case = {"net": args.net, "side": args.side, "batch": sizes[name]}
         step = case | {"kind": "train", "loss": stage.loss, "resident": args.resident}
         cases[name, "evaluation"] = case | {"kind": "eval"}
         if stage.frozen_epochs:
@@ -59,15 +61,16 @@ def main() -> None:
     rows, total = [], 0.0
     for name, stage in stages:
         train, validation = IMAGES[stage.images]
+        batch = sizes[name]
         for kind, epochs in {"frozen": stage.frozen_epochs, "whole": stage.epochs}.items():
             if not epochs:
                 continue
             step, evaluation = each[name, kind], each[name, "evaluation"]
-            epoch = train // stage.batch_size * step
-            epoch += math.ceil(validation / stage.batch_size) * evaluation
+            epoch = train // batch * step
+            epoch += math.ceil(validation / batch) * evaluation
             total += epochs * epoch
             row = {"stage": name, "trunk": kind, "epochs": epochs, "ms": 1e3 * step}
-            row |= {"images_s": stage.batch_size / step, "evaluation_ms": 1e3 * evaluation}
+            row |= {"images_s": batch / step, "evaluation_ms": 1e3 * evaluation}
             rows.append(row | {"minutes": epochs * epoch / 60})
             print(json.dumps(rows[-1]), flush=True)
     device = jax.devices()[0].device_kind

@@ -10,10 +10,11 @@ The public API, imported when it is used:
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 _API = {
     "Classifier": "charm_jax.inference.classifier",
+    "EnsembleClassifier": "charm_jax.inference.classifier",
     "Predictions": "charm_jax.inference.classifier",
     "load": "charm_jax.inference.classifier",
     "create_model": "charm_jax.api",

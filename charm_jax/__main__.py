@@ -13,6 +13,13 @@ _COMMANDS = {
     "predict": ("charm_jax.predict.__main__", "predict image files"),
     "memory": ("charm_jax.memory.__main__", "list, edit or refill the memory bank of a run"),
     "runs": ("charm_jax.runs.__main__", "list, compare, reduce and delete runs"),
+    "sweep": ("charm_jax.sweep.__main__", "train and compare the rows of a table"),
+    "export": (
+        "charm_jax.export.__main__",
+        "write a model as a portable folder, ONNX or StableHLO",
+    ),
+    "serve": ("charm_jax.serve.__main__", "serve a model as a web page and an HTTP interface"),
+    "push": ("charm_jax.export.push", "send a portable model to the Hugging Face hub"),
     "convert": ("charm_jax.convert", "write a run's weights for PyTorch or as safetensors"),
     "prepare": ("data_pipelines.prepare.__main__", "write a data set as shards of small images"),
     "inspect": ("data_pipelines.inspect.__main__", "describe a data set before training on it"),

@@ -197,6 +197,7 @@ def load_dataset(
     max_unreadable: float = 0.001,
     value_range: str | int = "container",
     uncertain: str = "ignore",
+    views: str = "frontal",
     **options: int,
 ) -> Data:
     """Load a data set: its table, its splits and where its images are.
@@ -212,6 +213,7 @@ def load_dataset(
         max_unreadable: share of the image files that may be unreadable.
         value_range: value of ``config.data.value_range``, such as 4095.
         uncertain: value of ``config.data.uncertain``, for labels that a report calls possible.
+        views: ``all`` for the lateral images of a set, too.
         **options: what this source alone takes, such as ``train_images`` of ``phantom``.
 
     Returns:
@@ -235,5 +237,6 @@ def load_dataset(
         "max_unreadable": max_unreadable,
         "value_range": value_range,
         "uncertain": uncertain,
+        "views": views,
     }
     return load_or_draw(_settings({"data": data | ({source: options} if options else {})}))

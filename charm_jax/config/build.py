@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from charm_jax.config.settings import ModelSettings, Settings
+from charm_jax.config.settings import ModelSettings, Settings, StageSettings
 from charm_jax.distributed import device
-from charm_jax.models import state
+from charm_jax.models import imbalance, state
 from charm_jax.models.create import Network, Voting, compute_type, create_network, empty_bank
+from charm_jax.models.imbalance import ClassCounts
+from charm_jax.models.losses import Loss
 from charm_jax.models.state import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +57,26 @@ def _voting(keys: ModelSettings) -> Voting | None:
         training_temperature=keys.vote_training_temperature,
         loss_share=keys.vote_loss_share,
     )
+
+
+def build_losses(
+    keys: StageSettings, counts: ClassCounts | None, *, train: bool
+) -> tuple[Loss, Loss]:
+    """Return the loss of a stage's logits and that of its vote.
+
+    The vote has no shifts: what it adds to a prediction is measured from the prevalence.
+
+    Args:
+        keys: of the stage.
+        counts: of its training split; None where the loss needs none.
+        train: whether labels are smoothed, and may be mixed.
+    """
+    names = keys.loss, imbalance.unshifted(keys.loss)
+    options = {"smoothing": keys.label_smoothing, "mixed": keys.mixup > 0} if train else {}
+    own, vote = (
+        imbalance.make_loss(name, counts, weights=keys.class_weights, **options) for name in names
+    )
+    return own, vote
 
 
 def new_state(model: Network, config: Settings) -> TrainState:

@@ -26,8 +26,9 @@ from data_pipelines import command_line
 from data_pipelines.cache import cache_folder
 from data_pipelines.errors import InputError, did_you_mean
 
-# Beside this package in a clone and in an installation; a folder of the user's cannot shadow it.
-_PACKAGED = Path(__file__).resolve().parents[2] / "configs"
+# In the package where it is installed, beside it in a clone; a user's folder cannot shadow it.
+_, _PACKAGE, _CLONE, *_ = Path(__file__).resolve().parents
+CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _CLONE) / "configs"
 _EXAMPLE = "see --config=list, or configs/effv2s.py for an example"
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 _WIDTH, _COLUMN = 100, 34  # of the help
@@ -173,7 +174,7 @@ def load_config(name: str | Path, preset: str | None = None) -> ConfigDict:
 def _find_config(name: str) -> tuple[Path, str]:
     """Return the file of a config and the variant after its colon."""
     for stem, variant in ((name, ""), name.rpartition(":")[::2]):
-        packaged = _PACKAGED / f"{stem}.py"
+        packaged = CONFIGS / f"{stem}.py"
         if "/" not in stem and stem != "__init__" and packaged.is_file():
             return packaged, variant
         if Path(stem).is_file():
@@ -187,7 +188,7 @@ def _packaged() -> dict[str, str]:
     """Return the packaged configs with the first lines of their docstrings."""
     return {
         path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
-        for path in sorted(_PACKAGED.glob("[!_]*.py"))
+        for path in sorted(CONFIGS.glob("[!_]*.py"))
     }
 
 
@@ -330,6 +331,8 @@ def _define(command: Command) -> flags.FlagValues:
             flags.DEFINE_enum(name, default, choices, text, flag_values=values)
         elif isinstance(default, bool):
             flags.DEFINE_bool(name, default, text, flag_values=values)
+        elif isinstance(default, list):
+            flags.DEFINE_multi_string(name, default, text, flag_values=values)
         else:
             flags.DEFINE_string(name, default, text, flag_values=values)
     text = "show warnings and errors only"
@@ -438,7 +441,7 @@ def _explained(key: recipe.Key) -> str:
 
 
 def _default(value: object) -> str:
-    return "" if value in ("", None) else f" (default: {value})"
+    return "" if value in ("", None, []) else f" (default: {value})"
 
 
 def _entry(name: str, text: str) -> list[str]:
@@ -454,6 +457,21 @@ def load_settings(arguments: Arguments, name: str | Path) -> Settings:
     config = load_config(name, arguments.overrides.get("preset"))
     config.update_from_flattened_dict(arguments.overrides)
     logging.getLogger("charm_jax").debug("Config %s", _find_config(str(name))[0])
+    return settings.from_dict(config.to_dict())
+
+
+def settings_with(name: str | Path, keys: Mapping[str, Any], where: str) -> Settings:
+    """Return the settings of a config with values by ``a.b.c``, which ``where`` names in errors.
+
+    Raises:
+        InputError: an unknown key, or a value of another type.
+    """
+    config = load_config(name, keys.get("preset"))
+    for path, value in keys.items():
+        nested = value
+        for part in reversed(path.split(".")):
+            nested = {part: nested}
+        merge(config, nested, where)
     return settings.from_dict(config.to_dict())
 
 

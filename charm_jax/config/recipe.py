@@ -5,20 +5,24 @@ import difflib
 import math
 import os
 import re
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from charm_jax.models.backbones import BACKBONES
+from charm_jax.models.imbalance import CLASS_WEIGHTS, SHIFTED_LOSSES
 from charm_jax.models.losses import LOSSES
 from charm_jax.models.selection import SELECTION_RULES
 from data_pipelines.images.decode import VALUE_RANGES, valid_value_range
 from data_pipelines.loading import augment
-from data_pipelines.sources import SOURCES, UNCERTAIN_POLICIES
-from data_pipelines.tables.splits import IMAGES, RULES, is_rule
+from data_pipelines.sources import SOURCES, UNCERTAIN_POLICIES, VIEWS
+from data_pipelines.tables.splits import FOLD_FORM, IMAGES, RULES, is_rule
 
 STAGES = ("bce", "focal")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+SAMPLING = ("uniform", "class_balanced", "class_aware")
 
 # Applied before a config file and the command line.
 PRESETS = {
@@ -85,7 +89,33 @@ def _or_zero(meaning: str) -> tuple[str, Callable[[float], bool]]:
 # Values of the stages "bce" and "focal", then the explanation.
 _STAGE_KEYS = {
     "images": (("abnormal", "all"), "images to train on", IMAGES, None),
-    "loss": (("bce", "focal"), "loss function", LOSSES, None),
+    "loss": (("bce", "focal"), "loss function", ChainMap(SHIFTED_LOSSES, LOSSES), None),
+    "class_weights": (
+        ("none", "none"),
+        "weights in the loss: absent over present labels for a finding's positives (positive), or "
+        "one of each finding by its effective number of positives (effective)",
+        CLASS_WEIGHTS,
+        None,
+    ),
+    "label_smoothing": (
+        (0.0, 0.0),
+        "ε, the share of each target that is taken from both classes alike",
+        (),
+        _BELOW_ONE,
+    ),
+    "mixup": (
+        (0.0, 0.0),
+        "parameter of the beta distribution by which images and labels are mixed in pairs",
+        (),
+        _or_zero("none"),
+    ),
+    "sampling": (
+        ("uniform", "uniform"),
+        "training images of an epoch: each once (uniform), those of a random finding or of none "
+        "(class_balanced), or of each finding and of none in turn (class_aware)",
+        SAMPLING,
+        None,
+    ),
     "epochs": ((20, 10), "maximum number of epochs after the frozen ones", (), _at_least(0)),
     "frozen_epochs": ((3, 0), "initial epochs with the trunk frozen", (), _at_least(0)),
     "freeze_trunk": ((True, True), "False trains the trunk in frozen_epochs, too", (), None),
@@ -156,7 +186,7 @@ KEYS: dict[str, Key] = {
     "data.split": Key(
         "official",
         "split rule; kfold:i/n tests fold i of n (from 0), grouped by patient",
-        valid=(f"{', '.join(RULES)} or kfold:i/n such as kfold:0/5", is_rule),
+        valid=(f"{', '.join(RULES)}, or {FOLD_FORM}", is_rule),
     ),
     "data.split_seed": Key(0, "seed of random splits, independent of seed", valid=_SEED),
     "data.image_size": Key(224, "height and width of the images in pixels", valid=_at_least(32)),
@@ -180,6 +210,10 @@ KEYS: dict[str, Key] = {
         "(ones), or as the CheXpert paper chose for each finding (chexpert)",
         UNCERTAIN_POLICIES,
     ),
+    "data.views": Key("frontal", "images of a set that also has lateral ones to use", VIEWS),
+    "data.equal_sets": Key(
+        False, "train on as many images of each merged set, however many it has"
+    ),
     "data.resident": Key(False, "keep all images in the device's memory"),
     "data.processes": Key(
         0, "processes that decode images; 0 for threads, faster on few cores", valid=_at_least(0)
@@ -188,6 +222,30 @@ KEYS: dict[str, Key] = {
     "data.phantom.test_images": Key(800, "simulated images to draw for testing"),
     "data.phantom.image_size": Key(64, "height and width of simulated images in pixels"),
     "data.phantom.seed": Key(0, "seed of simulated images"),
+    "augment.flip": Key(True, "mirror half of the training images; False keeps left and right"),
+    "augment.rotate": Key(
+        10.0,
+        "largest angle of rotation in degrees, of half of the images; 0 for none",
+        valid=("a number from 0 to 180", lambda value: 0 <= value <= 180),
+    ),
+    "augment.scale": Key(0.0, "largest relative change of size; 0 for none", valid=_BELOW_ONE),
+    "augment.translate": Key(
+        0.0, "largest shift as a share of the side; 0 for none", valid=_BELOW_ONE
+    ),
+    "augment.brightness": Key(
+        0.0, "largest change of brightness as a share of white; 0 for none", valid=_FRACTION
+    ),
+    "augment.contrast": Key(
+        0.0, "largest relative change of contrast; 0 for none", valid=_BELOW_ONE
+    ),
+    "augment.noise": Key(
+        0.0,
+        "standard deviation of Gaussian noise as a share of white; 0 for none",
+        valid=_FRACTION,
+    ),
+    "augment.erase": Key(
+        0.0, "probability that a rectangle is filled with random grey levels", valid=_FRACTION
+    ),
     "model.backbone": Key("efficientnet_v2_s", "backbone", BACKBONES),
     "model.init_from": Key(
         "random",
@@ -264,6 +322,14 @@ KEYS: dict[str, Key] = {
         2, "newest checkpoints to keep of each phase, beside the best", valid=_at_least(1)
     ),
     "log.every_steps": Key(20, "steps between lines of metrics", valid=_at_least(1)),
+    "log.trackers": Key(
+        "tensorboard",
+        "experiment trackers beside metrics.jsonl; wandb and mlflow send metrics and config away",
+        valid=(
+            f"some of {', '.join(TRACKERS)}, with commas between them, or empty",
+            lambda value: {*value.split(",")} <= {"", *TRACKERS},
+        ),
+    ),
     "log.trace_steps": Key(
         0, "steps of each stage to profile, after the first ten", valid=_at_least(0)
     ),
@@ -311,6 +377,12 @@ _SYNONYMS = {
     "random_seed": "seed",
     "grad_clip": "clip_norm",
     "criterion": "loss",
+    "pos_weight": "class_weights",
+    "sampler": "sampling",
+    "smoothing": "label_smoothing",
+    "mixup_alpha": "mixup",
+    "rotation": "rotate",
+    "random_erasing": "erase",
     "metric": "monitor",
     "early_stopping": "patience",
 }

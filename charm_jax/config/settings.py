@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.loading.augment import Augmentation
+
 # In the order of training. The frozen phase of a stage has its own cycle, optimizer, patience and
 # checkpoints.
 PHASES = ("bce_frozen", "bce", "focal_frozen", "focal")
@@ -24,6 +26,8 @@ class DataSettings:
     max_unreadable: float
     value_range: str
     uncertain: str
+    views: str
+    equal_sets: bool
     resident: bool
     processes: int
     options: Mapping[str, int]  # the keys of ``config.data.<source>``, which that source alone has
@@ -61,6 +65,10 @@ class StageSettings:
 
     images: str
     loss: str
+    class_weights: str
+    label_smoothing: float
+    mixup: float
+    sampling: str
     epochs: int
     frozen_epochs: int
     freeze_trunk: bool
@@ -87,10 +95,16 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    """``config.log``: how often to log, and how many steps to profile."""
+    """``config.log``: how often to log and where, and how many steps to profile."""
 
     every_steps: int
+    trackers: str
     trace_steps: int
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers, each once."""
+        return tuple(dict.fromkeys(filter(None, self.trackers.split(","))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +123,7 @@ class Settings:
     deterministic: bool
     refit: str
     data: DataSettings
+    augment: Augmentation
     model: ModelSettings
     stages: Mapping[str, StageSettings]
     checkpoint: CheckpointSettings
@@ -160,6 +175,7 @@ def from_dict(raw: Mapping[str, Any]) -> Settings:
     return Settings(
         **{key: value for key, value in raw.items() if not isinstance(value, Mapping)},
         data=DataSettings(**data, options=options if isinstance(options, Mapping) else {}),
+        augment=Augmentation(**raw["augment"]),
         model=ModelSettings(**raw["model"]),
         stages={name: StageSettings(**stage) for name, stage in raw["stages"].items()},
         checkpoint=CheckpointSettings(**raw["checkpoint"]),

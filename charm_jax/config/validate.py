@@ -5,6 +5,8 @@ import operator
 
 from charm_jax.config import recipe
 from charm_jax.config.settings import Settings
+from charm_jax.models.imbalance import needs_counts, unshifted
+from charm_jax.models.losses import ENTRY_LOSSES
 from charm_jax.models.selection import resolve_threshold
 from data_pipelines.errors import InputError, did_you_mean
 
@@ -29,3 +31,32 @@ def check(settings: Settings) -> None:
         raise InputError(f"config.model.rarity_threshold: {error}.") from None
     if not settings.stage_names:
         raise InputError("config.stages: no stage has an epoch: set config.stages.bce.epochs.")
+    _check_imbalance(settings)
+
+
+def _check_imbalance(settings: Settings) -> None:
+    """Check that the remedies for rare findings can be combined.
+
+    Raises:
+        InputError: with the keys.
+    """
+    for name, keys in settings.stages.items():
+        if keys.sampling != "uniform" and settings.data.equal_sets:
+            raise InputError(
+                f"config.stages.{name}.sampling is {keys.sampling!r} and config.data.equal_sets "
+                "is True, which both choose the images: set one to its default."
+            )
+        by_entry = keys.class_weights != "none" or keys.label_smoothing or keys.mixup
+        if by_entry and unshifted(keys.loss) not in ENTRY_LOSSES:
+            raise InputError(
+                f"config.stages.{name}.loss {keys.loss!r} is not in ENTRY_LOSSES, which its "
+                "class_weights, label_smoothing and mixup need: add it, or leave them out."
+            )
+    if settings.refit != "none":
+        last = settings.stage_names[-1]
+        keys = settings.stages[last]
+        if needs_counts(keys.loss, keys.class_weights):
+            raise InputError(
+                f"config.refit is {settings.refit!r}, which would fit the last layer without the "
+                f"class weights or shifts of stage {last}: set config.refit=none."
+            )

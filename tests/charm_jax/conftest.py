@@ -56,7 +56,11 @@ def finished(tmp_path_factory):
             outputs.write_bytes(pickle.dumps((trained, evaluated)))
     copy = tmp_path_factory.mktemp("worker") / "finished"
     shutil.copytree(folder, copy)
-    return copy, *pickle.loads(outputs.read_bytes())
+    yield copy, *pickle.loads(outputs.read_bytes())
+    # The last run that was written is the one that a command without --run takes, and tests look
+    # for the evaluation on other data that they made.
+    assert [path.name for path in (copy / "runs").iterdir()] == ["demo"]
+    assert not list((copy / "runs/demo/eval").glob("*-*"))
 
 
 @pytest.fixture

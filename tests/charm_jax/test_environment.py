@@ -16,7 +16,10 @@ from data_pipelines.errors import InputError
     [
         (lambda path: banks.check_label(path, "mine"), "copy the run to a folder"),
         (lambda path: convert._check_target(path / "a.pth", "torch"), "choose another folder"),
-        (lambda path: predict._check_out(path / "out", []), "--out, or draw nothing with --noov"),
+        (
+            lambda path: predict._check_out(path / "out", [], "name another with --out"),
+            "with --out",
+        ),
     ],
     ids=["memory", "convert", "predict"],
 )

@@ -70,7 +70,7 @@ def test_two_bfloat16_steps_are_finite_and_traced_once():
         optimizer=optimizer,
         loss=focal,
         augment=chex.assert_max_traces(training_images, n=1),
-        momentum_decay=0.99,
+        momentum_step=1 - 0.99,
     )
     ids = np.arange(8, dtype=np.int32)
     batch = {

@@ -63,20 +63,24 @@ def train(model=CHARM, loss="bce", cases=None, optimizer=OPTIMIZER, averaged=Fal
         optimizer=optimizer,
         loss=LOSSES[loss],
         augment=training_images,
-        momentum_decay=DECAY,
+        momentum_step=1 - DECAY,
         average_decay=0.9 if averaged else 0.0,
     )
-    return step.lower(shapes(model, optimizer, averaged, frozen), batch_of(0), "cuda").as_text()
+    return step.lower(
+        shapes(model, optimizer, averaged, frozen), batch_of(0), platform="cuda"
+    ).as_text()
 
 
 def evaluate(model=CHARM, cases=None, averaged=False):
     step = jit_eval_step(cases, model=model, prepare=evaluation_images)
-    return step.lower(shapes(model, averaged=averaged), batch_of(0), "cuda").as_text()
+    return step.lower(shapes(model, averaged=averaged), batch_of(0), platform="cuda").as_text()
 
 
 def explain():
     step = functools.partial(explain_step, model=CHARM, prepare=evaluation_images)
-    return CompiledStep(step, None, None).lower(shapes(CHARM), batch_of(0), "cuda").as_text()
+    return (
+        CompiledStep(step, None, None).lower(shapes(CHARM), batch_of(0), platform="cuda").as_text()
+    )
 
 
 def baseline(trunk=None, expansion=None):

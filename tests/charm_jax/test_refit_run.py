@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from running import read, train_here
+from running import command_here, read, train_here
 from safetensors.numpy import load_file
 
 import charm_jax
@@ -18,6 +18,7 @@ from charm_jax.models.losses import LOSSES
 from charm_jax.runs import data as run_data
 from charm_jax.runs import refitted
 from charm_jax.runs.arguments import read_settings
+from charm_jax.runs.checkpoints import network_sha256
 from charm_jax.train import __main__ as command
 from charm_jax.train import trainer
 from data_pipelines.errors import InputError
@@ -96,6 +97,41 @@ def test_a_layer_that_is_no_better_on_validation_is_not_used(folder, monkeypatch
     assert not run.refitted["replaced"]
     assert run.refitted["val_loss"] > run.refitted["val_loss_before"]
     assert not (tmp_path / "copy" / RUN / refitted.FILE).exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_keeps_the_classifier_of_training(
+    folder, tmp_path, capsys
+):
+    shutil.copytree(folder, tmp_path / "copy")
+    with training(tmp_path / "copy") as run:
+
+        def damaged(memory):
+            raise InputError("focal/9 is damaged.")
+
+        run._load = damaged
+        trainer.Training._refit(run)
+    assert "focal/9 is damaged. The classifier of training is kept" in capsys.readouterr().err
+    assert not (tmp_path / "copy" / RUN / refitted.FILE).exists()
+
+
+def test_an_evaluation_says_that_the_classifier_was_refitted(finished, folder):
+    done = command_here("eval", "--run", "demo", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "with its classifier refitted (plain)" in done.stdout
+    assert read(folder / RUN / "eval/test/metrics.json")["refit"] == "plain"
+    report = (folder / RUN / "eval/test/report.html").read_text()
+    assert "<dt>Classifier refitted</dt><dd>plain</dd>" in report
+    assert read(finished[0] / RUN / "eval/test/metrics.json")["refit"] is None
+
+
+def test_another_run_trains_on_from_the_layer_of_training(finished, folder):
+    """A refitted one fits running statistics: with those of batches its logits may be any."""
+    keys = ("--config.name=next", "--config.stages.bce.epochs=0", "--config.stages.focal.epochs=1")
+    done = train_here("--from=demo", *keys, "--config.stages.bce.frozen_epochs=0", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "other images" not in done.stderr  # stage focal has those of stage bce, too
+    state = load_run(finished[0] / RUN).state
+    assert read(folder / "runs/next/weights.json")["sha256"] == network_sha256(state)
 
 
 def test_several_processes_are_told_that_they_cannot_refit(monkeypatch):

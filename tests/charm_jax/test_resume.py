@@ -154,6 +154,20 @@ def test_a_resume_with_other_images_is_refused(finished, tmp_path, refused):
     refused(train_command.main, arguments, "The images of", "runs/demo", cwd=folder)
 
 
+def test_a_resume_with_other_labels_is_refused(finished, tmp_path, refused):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "runs/demo/summary.json").unlink()
+    table = folder / "data/phantom/Data_Entry_2017_v2020.csv"
+    names = (folder / "runs/demo/trained_on.txt").read_text().split()
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    own = next(line for line in lines if line[0] in names and line[1] != "No Finding")
+    own[1] = "Nodule" if own[1] == "Mass" else "Mass"
+    table.write_text("".join(",".join(line) + "\n" for line in lines))
+    words = ["The labels of", "/train", "runs/demo", "--config.resume=force"]
+    refused(train_command.main, SMALL, *words, cwd=folder)
+
+
 @pytest.mark.daily
 def test_a_damaged_best_checkpoint_of_the_first_stage_is_replaced(finished, tmp_path):
     folder = tmp_path / "copy"
@@ -246,7 +260,8 @@ def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refus
     traces.clear()  # a refused command may have created a network, too
     result = train_here(*new, "--from=demo:last", cwd=folder)
     assert result.returncode == 0, result.stderr
-    steps = "train_step", "eval_step", "jit(create)"
+    assert re.search(r"runs/demo saw \d+ other images", result.stderr)  # those of stage focal
+    steps = "phase_step", "eval_step", "jit(create)"
     assert {step: traces[step] for step in steps} == dict.fromkeys(steps, 1)
     assert "restarts" in read(left / "environment.json")
     assert not any((left / name).exists() for name in leftovers[1:])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,11 @@ import charm_jax
 from charm_jax import convert
 from charm_jax.config import build
 from charm_jax.config.cli import guarded
+from charm_jax.export import verified
+from charm_jax.inference import loaded
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.folder import restore
+from charm_jax.weights import card
 
 pytestmark = pytest.mark.daily
 
@@ -149,9 +153,11 @@ def test_the_report_says_how_the_bank_was_filled(folder):
     assert "reads the 20 most similar ones" in page
 
 
-def test_a_file_holds_the_network_without_its_vote(folder, model, monkeypatch):
+def test_a_file_holds_the_network_without_its_vote(folder, model, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     assert guarded(convert.main, ["w.safetensors", "--run", "vote"]) == 0
+    assert "w.safetensors gives other scores than runs/vote" in capfd.readouterr().err
+    assert card.read(Path("w.safetensors")).retrieval_k is None
     plain = charm_jax.load("w.safetensors")
     images = np.random.default_rng(0).integers(0, 255, (3, 32, 32), dtype=np.uint8)
     empty = model.memory.forget(model.memory.cases["image"].tolist())
@@ -181,3 +187,11 @@ def test_a_run_with_another_memory_is_refused_with_the_key(folder):
     assert refused.returncode == 2
     assert "--config.model.memory=vote" in refused.stderr
     assert not (folder / "runs/other").exists()
+
+
+@pytest.mark.daily
+def test_it_is_written_as_onnx(folder, tmp_path):
+    for package in ("onnx", "onnxruntime", "jax2onnx"):
+        pytest.importorskip(package)
+    differences = verified.write(loaded.load_run(folder / RUN), tmp_path / "vote.onnx", "onnx")
+    assert max(differences.values()) < 1e-4

@@ -72,5 +72,14 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def copy_with_earlier(finished, folder):
+    """Copy the run `demo` with its data, and once more as `other`, as it was after stage 1."""
+    for part in ("runs", "data"):
+        shutil.copytree(finished[0] / part, folder / part)
+    shutil.copytree(folder / "runs/demo", folder / "runs/other")
+    shutil.rmtree(folder / "runs/other/checkpoints/focal")
+    return folder
+
+
 def copy_data(finished, folder):
     shutil.copytree(finished[0] / "data", folder / "data")

@@ -191,6 +191,16 @@ def test_stored_cases_vote_unless_the_published_memory_is_asked_for(name):
     assert published.model.retrieval_k == 5
 
 
+def test_lite0_has_a_variant_for_small_sets():
+    small = cli.load_config("lite0:small")
+    assert (small.refit, small.stages.bce.frozen_epochs) == ("plain", 20)
+    assert small.stages.bce.batch_size == small.stages.focal.batch_size == 32
+    validate.check(settings.from_dict(small.to_dict()))
+    assert cli.load_config("lite0:large") == cli.load_config("lite0")
+    with pytest.raises(InputError, match="its variants are large and small, not tiny"):
+        cli.load_config("lite0:tiny")
+
+
 @pytest.mark.parametrize("backbone", recipe.BACKBONES)
 def test_every_backbone_is_a_variant(backbone):
     config = cli.load_config(f"effv2s:{backbone}")
