@@ -25,8 +25,8 @@ import pytest
 
 jaxtyping.install_import_hook(("charm_jax", "data_pipelines"), "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# How long an example takes says nothing here: others may share the machine. Each run draws the same
-# examples, so that a change is judged by what it changed; --hypothesis-profile=explore draws others.
+# How long an example takes says nothing here: others may share the machine. All runs draw the same
+# examples, so that a failure belongs to a change; --hypothesis-profile=explore draws new ones.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("fixed")
