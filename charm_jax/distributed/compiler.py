@@ -14,6 +14,7 @@ from charm_jax.distributed import mesh
 from data_pipelines.loading.resident import ResidentCases
 
 Batch = Mapping[str, Array | np.ndarray]
+BatchShapes = Mapping[str, Array | np.ndarray | jax.ShapeDtypeStruct]
 
 # XLA's default on a CPU orders a program for concurrency, which keeps more intermediate results in
 # memory: EfficientNetV2-S at 224 pixels and a batch of 16 takes 3.4 GB, which the system zeroes in
@@ -70,9 +71,9 @@ class CompiledStep:
         return self._on_devices(self._jitted, state, batch, others)
 
     def lower(
-        self, state: PyTree, batch: Batch, *others: PyTree, platform: str | None = None
+        self, state: PyTree, batch: BatchShapes, *others: PyTree, platform: str | None = None
     ) -> Any:
-        """Lower the step, as ``jax.jit(step).lower`` does.
+        """Lower the step, as ``jax.jit(step).lower`` does; on one device shapes are enough.
 
         Args:
             platform: to lower for, such as ``cuda``; it need not be there. By default JAX's.
@@ -85,7 +86,7 @@ class CompiledStep:
         return self._on_devices(lowered, state, batch, others)
 
     def _on_devices(
-        self, function: Callable, state: PyTree, batch: Batch, others: tuple[PyTree, ...]
+        self, function: Callable, state: PyTree, batch: BatchShapes, others: tuple[PyTree, ...]
     ) -> Any:
         cases = ()
         if self._cases is not None:

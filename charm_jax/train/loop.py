@@ -37,6 +37,7 @@ class Hooks:
 
     Attributes:
         train_step: compiled; the state is donated to it.
+        begun: receives the state after the first step of an epoch, and its batch.
         batches: stream that starts at the state's step.
         validate: returns the validation scores of a state by name: ``loss``, ``auroc`` and ``ap``
             (None where undefined).
@@ -49,6 +50,7 @@ class Hooks:
     """
 
     train_step: TrainStep
+    begun: Callable[[TrainState, dict[str, np.ndarray]], None]
     batches: Iterator[dict[str, np.ndarray]]
     validate: Callable[[TrainState], dict[str, float | None]]
     log: RunLog | None
@@ -94,6 +96,7 @@ def run_phase(
             state, metrics = hooks.train_step(state, batch)
             pending.append((step, metrics, batch["case_id"]))
             if step == first + 1:  # all is compiled
+                hooks.begun(state, batch)
                 # Each step makes the thousands of containers of a new state; scans of the whole
                 # heap, modules and traces included, would take as long as everything else here.
                 gc.collect()  # garbage that is frozen would stay

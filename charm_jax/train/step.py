@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from charm_jax.distributed import mesh
 from charm_jax.distributed.compiler import Batch as HostBatch
-from charm_jax.distributed.compiler import CompiledStep
+from charm_jax.distributed.compiler import BatchShapes, CompiledStep
 from charm_jax.inference.steps import Batch, cases_of
 from charm_jax.models import momentum as momentum_branch
 from charm_jax.models.charm import Charm, Output
@@ -198,7 +198,7 @@ class PhaseStep:
         """Take a step."""
         return self._step(state, batch, self._numbers)
 
-    def lower(self, state: TrainState, batch: HostBatch) -> Any:
+    def lower(self, state: TrainState, batch: BatchShapes) -> Any:
         """Lower the step, as ``jax.jit(step).lower`` does."""
         return self._step.lower(state, batch, self._numbers)
 

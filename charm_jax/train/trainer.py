@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from charm_jax.config.settings import PHASES, Settings
 from charm_jax.distributed import mesh, processes
 from charm_jax.inference import changes, fitted, loaded, refill, refit
 from charm_jax.inference.loaded import LoadedModel
+from charm_jax.inference.rows import largest_batch
 from charm_jax.inference.steps import eval_step
 from charm_jax.models.state import TrainState, averaged, begin_stage
 from charm_jax.models.vote import Vote
@@ -26,12 +28,13 @@ from charm_jax.runs import data as run_data
 from charm_jax.runs.banks import TRAINED
 from charm_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint, tree_sha256
 from charm_jax.train import lr_finder, optim, setup
+from charm_jax.train.ahead import Ahead, batch_shapes, shapes
 from charm_jax.train.estimate import estimate
 from charm_jax.train.first_weights import first_weights
 from charm_jax.train.log import RunLog
 from charm_jax.train.loop import Hooks, Interrupted, NonFiniteLoss, TrainStep, run_phase
 from charm_jax.train.memory import check_memory
-from charm_jax.train.plan import VALIDATION_SCORES, Progress
+from charm_jax.train.plan import VALIDATION_SCORES, Plan, Progress
 from charm_jax.train.setup import Experiment
 from charm_jax.train.trackers import open_trackers
 from charm_jax.weights.load import WeightFile
@@ -78,6 +81,9 @@ class Training:
         self.signals: list[int] = []
         self.refitted: dict[str, Any] | None = None
         self.steps: dict[Any, Callable] = {}
+        # A GPU would time kernels beside the steps; several devices share a batch by its arrays.
+        is_one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+        self.ahead = Ahead(enabled=is_one_cpu)
 
     def begin(self, source: str = "") -> Beginning:
         """Read the newest readable checkpoint, or create a state with its first weights.
@@ -140,6 +146,7 @@ class Training:
         else:
             return self._calibrate()
         finally:
+            self.ahead.close()
             self.checkpoints.close()
 
     def _train_phases(self, state: TrainState, progress: Progress) -> TrainState:
@@ -174,22 +181,51 @@ class Training:
         peak = lr_finder.peak_rate(self.experiment, plan, self.range_tests[plan.phase])
         self.peaks[plan.phase] = peak
         step = setup.compile_train_step(self.experiment, plan, peak)
+        validate = setup.validator(self.experiment, plan, self.eval_step)
+
+        def validated(network: TrainState) -> dict[str, float | None]:
+            self.ahead.wait("evaluation step")
+            return validate(network)
+
         traces = self.settings.log.trace_steps if processes.is_first() else 0
         batches = setup.training_batches(self.experiment, plan, int(state.step))
         with (
             contextlib.closing(batches),
             traced(step, self.directory / "trace" / plan.phase, traces) as train_step,
         ):
+            self.ahead.wait(f"step of stage {plan.phase}")
             hooks = Hooks(
                 train_step=train_step,
+                begun=partial(self._compile_ahead, plan),
                 batches=batches,
-                validate=setup.validator(self.experiment, plan, self.eval_step),
+                validate=validated,
                 log=log,
                 save=self._save,
                 asked_to_stop=lambda: bool(self.signals),
                 agree=agree,
             )
             return run_phase(state, progress, plan, hooks)
+
+    def _compile_ahead(
+        self, plan: Plan, state: TrainState, batch: Mapping[str, np.ndarray]
+    ) -> None:
+        """Compile the evaluation step and the next phase's training step while this one trains."""
+        now = shapes(state)
+
+        def evaluation() -> jax.stages.Lowered:
+            images = batch_shapes(batch, largest_batch(self.settings))
+            return self.eval_step.lower(now.replace(opt_state=()), images)
+
+        def training(phase: str) -> jax.stages.Lowered:
+            later = self.plans[phase]
+            peak = self.settings.stages[later.stage].peak_lr
+            step = setup.compile_train_step(self.experiment, later, peak)
+            first = jax.eval_shape(lambda last: self._begin_phase(phase, averaged(last)), now)
+            return step.lower(first, batch_shapes(batch, later.batch_size))
+
+        self.ahead.compile("evaluation step", evaluation)
+        for phase in self.phases[self.phases.index(plan.phase) + 1 :][:1]:
+            self.ahead.compile(f"step of stage {phase}", partial(training, phase))
 
     def _test_rate(self, state: TrainState, phase: str) -> None:
         """Run the range test of a phase once."""

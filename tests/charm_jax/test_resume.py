@@ -263,6 +263,7 @@ def test_a_new_run_starts_from_a_checkpoint_of_another(finished, tmp_path, refus
     assert re.search(r"runs/demo saw \d+ other images", result.stderr)  # those of stage focal
     steps = "phase_step", "eval_step", "jit(create)"
     assert {step: traces[step] for step in steps} == dict.fromkeys(steps, 1)
+    assert "compiled while training" not in result.stderr
     assert "restarts" in read(left / "environment.json")
     assert not any((left / name).exists() for name in leftovers[1:])
     weights = read(folder / "runs/new/weights.json")

@@ -88,6 +88,7 @@ class World(RunLog):
 
         return Hooks(
             train_step=train_step,
+            begun=lambda state, batch: None,
             batches=({"case_id": ids} for ids in case_ids),
             validate=lambda state: scores(next(values), 0.5 + int(state.step) / 1000),
             log=self,
