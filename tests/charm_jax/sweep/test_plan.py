@@ -59,7 +59,10 @@ def test_the_published_table_is_whole():
 
 def test_the_other_packaged_tables_are_sweeps():
     assert len(plans.read("ablation", {}).rows) == 12
-    assert len(plans.read("tail", {}).rows) == 14
+    tail, folds = plans.read("tail", {}), plans.read("tail_folds", {})
+    assert len(tail.rows) == 14
+    assert folds.rows == tail.rows
+    assert len(folds.points) == 5 * 14
 
 
 def test_other_rows_keys_and_options_have_another_digest(sweep):

@@ -1,0 +1,21 @@
+"""Compare the remedies of the sweep ``tail`` on real images, by patient folds.
+
+    charm-jax sweep tail_folds --config.data.dir=DIR
+    charm-jax sweep report tail_folds --config.data.dir=DIR
+
+DIR holds tables of ChestX-ray14 and all or some of its images, which are divided into folds: those
+of both official lists. Both stages have the same batches, so that they share a compiled step.
+"""
+
+import runpy
+from pathlib import Path
+
+
+def get_sweep() -> dict:
+    """Return the rows of ``tail``; the first one is compared with all others."""
+    tail = runpy.run_path(str(Path(__file__).with_name("tail.py")))["get_sweep"]()
+    return tail | {
+        "keys": {"data.source": "nih_chest_xray14", "stages.focal.batch_size": 32},
+        "seeds": [0],
+        "folds": 5,
+    }
