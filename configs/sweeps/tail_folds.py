@@ -15,7 +15,11 @@ def get_sweep() -> dict:
     """Return the rows of ``tail``; the first one is compared with all others."""
     tail = runpy.run_path(str(Path(__file__).with_name("tail.py")))["get_sweep"]()
     return tail | {
-        "keys": {"data.source": "nih_chest_xray14", "stages.focal.batch_size": 32},
+        "keys": {
+            "data.source": "nih_chest_xray14",
+            "data.missing": "skip",
+            "stages.focal.batch_size": 32,
+        },
         "seeds": [0],
         "folds": 5,
     }
