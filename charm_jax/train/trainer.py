@@ -146,8 +146,8 @@ class Training:
         else:
             return self._calibrate()
         finally:
-            self.ahead.close()
             self.checkpoints.close()
+            self.ahead.close()  # last: it may take as long as a program compiles
 
     def _train_phases(self, state: TrainState, progress: Progress) -> TrainState:
         """Train the phases that are left and return the last state."""
