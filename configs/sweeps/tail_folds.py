@@ -12,9 +12,11 @@ from pathlib import Path
 
 
 def get_sweep() -> dict:
-    """Return the rows of ``tail``; the first one is compared with all others."""
+    """Return the rows of ``tail`` but its augmentations; the first is compared with all others."""
     tail = runpy.run_path(str(Path(__file__).with_name("tail.py")))["get_sweep"]()
+    augmentations = [row for row in tail["rows"] if "augment" in "".join(row.get("keys", {}))]
     return tail | {
+        "rows": [row for row in tail["rows"] if row not in augmentations],
         "keys": {
             "data.source": "nih_chest_xray14",
             "data.missing": "skip",

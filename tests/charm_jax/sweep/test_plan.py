@@ -61,8 +61,8 @@ def test_the_other_packaged_tables_are_sweeps():
     assert len(plans.read("ablation", {}).rows) == 12
     tail, folds = plans.read("tail", {}), plans.read("tail_folds", {})
     assert len(tail.rows) == 14
-    assert folds.rows == tail.rows
-    assert len(folds.points) == 5 * 14
+    assert folds.rows == tail.rows[:9]
+    assert len(folds.points) == 5 * 9
 
 
 def test_other_rows_keys_and_options_have_another_digest(sweep):
