@@ -1,4 +1,4 @@
-"""What rounding the stored keys to bfloat16 would change in the predictions of a run that votes.
+"""Compare predictions of a run that votes with those from keys rounded to bfloat16.
 
     python benchmarks/key_precision.py RUN
 

@@ -156,7 +156,7 @@ TRACKERS: dict[str, Callable[[Path, tuple[str, int], Mapping[str, Any]], Tracker
 
 
 class _Optional:
-    """A tracker whose first failure is said, after which training goes on without it."""
+    """Write to a tracker until its first failure; report that and train on without it."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]):
         self._name, self._tracker = name, None

@@ -389,7 +389,7 @@ def test_the_tutorials_run(finished, tmp_path, monkeypatch):
     [external] = (tmp_path / "runs/demo/eval").glob("test-csv_folder-*")
     assert read(external / "metrics.json")["n_images"] == 60
 
-    # The table without splits is evaluated in part, which is said.
+    # Without splits a part of the table is evaluated; a warning says so.
     where = ["--config.data.source=csv_folder", "--config.data.dir=hospital"]
     part = command_here("eval", "--run=demo", *where, cwd=tmp_path)
     assert "warning: 48 of 60 images are not evaluated, because labels.csv" in part.stderr

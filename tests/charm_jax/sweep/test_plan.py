@@ -1,4 +1,4 @@
-"""What a sweep's file says, and what is refused in it."""
+"""Read sweep files and refuse bad ones."""
 
 import textwrap
 

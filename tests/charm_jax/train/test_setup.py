@@ -181,7 +181,7 @@ def test_a_summed_loss_is_that_of_a_batch_and_its_min_delta_too(monkeypatch):
 
 
 def test_class_counts_are_those_of_the_training_split(monkeypatch):
-    """Eight images train, of which two have the first finding; the others only validate."""
+    """Train on eight images, two with the first finding; validate on all twelve."""
     config = recipe.defaults()
     config.stages.focal.update(loss="logit_adjusted", batch_size=4)
     labels = np.zeros((12, 2), np.int8)
