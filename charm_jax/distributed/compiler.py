@@ -20,21 +20,18 @@ BatchShapes = Mapping[str, Array | np.ndarray | jax.ShapeDtypeStruct]
 # memory: EfficientNetV2-S at 224 pixels and a batch of 16 takes 3.4 GB, which the system zeroes in
 # every step, rather than 2.1.
 _FOR_CPU = {
-    # By default XLA leaves convolutions, products and sums to YNN, which runs many shapes of a
-    # convolution on one core alone (112x112, 24 channels; 56x56, 192 to 48 channels).
-    "xla_cpu_experimental_ynn_fusion_type": "",
     "xla_cpu_enable_concurrency_optimized_scheduler": False,
     "xla_cpu_prefer_vector_width": 512,  # by default 256, even where the CPU has 512
 }
 
 
 @functools.cache
-def options(platform: str) -> dict[str, bool | int | str]:
+def options(platform: str) -> dict[str, bool | int]:
     """Return the ``compiler_options`` of ``jax.jit`` that this XLA knows, for a platform.
 
     They change the speed of a program and its order of summation.
     """
-    known: dict[str, bool | int | str] = {}
+    known: dict[str, bool | int] = {}
     if platform == "cpu":
         for name, value in _FOR_CPU.items():
             with contextlib.suppress(jax.errors.JaxRuntimeError):
